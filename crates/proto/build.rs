@@ -1,0 +1,23 @@
+//! Generates the messages and service traits from `proto/`, with a protobuf compiler in Rust: no `protoc` needed.
+
+use std::path::PathBuf;
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let root = PathBuf::from(std::env::var("CARGO_MANIFEST_DIR")?).join("../../proto");
+    println!("cargo:rerun-if-changed={}", root.display());
+    let files = [
+        "modelyard/registry/v1/runs.proto",
+        "modelyard/registry/v1/datasets.proto",
+        "modelyard/registry/v1/models.proto",
+        "modelyard/registry/v1/endpoints.proto",
+        "modelyard/orchestrator/v1/triggers.proto",
+        "modelyard/monitoring/v1/segments.proto",
+        "inference/inference.proto",
+    ];
+    let descriptors = protox::compile(files, [&root])?;
+    tonic_prost_build::configure()
+        .bytes(".inference.ModelInferRequest.raw_input_contents")
+        .bytes(".inference.ModelInferResponse.raw_output_contents")
+        .compile_fds(descriptors)?;
+    Ok(())
+}

@@ -1,0 +1,33 @@
+//! The contracts between the services and the Open Inference Protocol, generated from `proto/`. Nothing here is
+//! written by hand.
+
+#![expect(missing_docs, clippy::all, clippy::pedantic, reason = "generated code")]
+
+/// What the registry offers to the other services.
+pub mod registry {
+    /// Version 1.
+    pub mod v1 {
+        tonic::include_proto!("modelyard.registry.v1");
+    }
+}
+
+/// What the orchestrator offers to the other services.
+pub mod orchestrator {
+    /// Version 1.
+    pub mod v1 {
+        tonic::include_proto!("modelyard.orchestrator.v1");
+    }
+}
+
+/// What monitoring offers to the other services.
+pub mod monitoring {
+    /// Version 1.
+    pub mod v1 {
+        tonic::include_proto!("modelyard.monitoring.v1");
+    }
+}
+
+/// The Open Inference Protocol over gRPC.
+pub mod inference {
+    tonic::include_proto!("inference");
+}
