@@ -1,0 +1,148 @@
+//! Reading with verification.
+
+use std::{
+    fs::File,
+    os::unix::fs::FileExt as _,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+};
+
+use bytes::Bytes;
+use futures::{
+    Stream, StreamExt as _,
+    stream::{self, BoxStream},
+};
+use object_store::{GetResult, GetResultPayload};
+use tokio::task::spawn_blocking;
+
+use crate::{
+    digest::{Digest, DigestBuilder},
+    error::{Error, Result},
+};
+
+/// How much of a local file is read at once, in bytes.
+pub(crate) const BLOCK_BYTES: usize = 1024 * 1024;
+
+/// The content of a blob in pieces, verified while it is read. The last piece comes only after the whole content was found
+/// to be right, so that nobody who reads to the end has read altered content.
+pub struct BlobStream {
+    digest: Digest,
+    size_bytes: u64,
+    inner: BoxStream<'static, Result<Bytes>>,
+}
+
+impl BlobStream {
+    pub(crate) fn new(digest: Digest, place: Arc<str>, result: GetResult) -> Self {
+        let size_bytes = result.meta.size;
+        let blocks = match result.payload {
+            GetResultPayload::File(file, _) => file_blocks(file),
+            GetResultPayload::Stream(_) => result.into_stream(),
+        };
+        let blocks = blocks.map(move |block| block.map_err(|error| Error::of_store(&place, error)));
+        Self {
+            digest,
+            size_bytes,
+            inner: verified(digest, size_bytes, blocks.boxed()),
+        }
+    }
+
+    /// The blob's name.
+    #[must_use]
+    pub const fn digest(&self) -> Digest {
+        self.digest
+    }
+
+    /// The size of the stored content in bytes.
+    #[must_use]
+    pub const fn size_bytes(&self) -> u64 {
+        self.size_bytes
+    }
+}
+
+impl Stream for BlobStream {
+    type Item = Result<Bytes>;
+
+    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        self.inner.poll_next_unpin(context)
+    }
+}
+
+/// The blocks of a local file. The store's own stream takes 8 KiB at a time, each on another thread.
+fn file_blocks(file: File) -> BoxStream<'static, object_store::Result<Bytes>> {
+    let file = Arc::new(file);
+    stream::try_unfold((file, 0_u64), |(file, offset)| async move {
+        let reader = Arc::clone(&file);
+        let block = spawn_blocking(move || read_block(&reader, offset)).await?;
+        let block = block.map_err(|error| object_store::Error::Generic {
+            store: "local folder",
+            source: error.into(),
+        })?;
+        let next = offset + block.len() as u64;
+        Ok((!block.is_empty()).then_some((block, (file, next))))
+    })
+    .boxed()
+}
+
+fn read_block(file: &File, offset: u64) -> std::io::Result<Bytes> {
+    let mut block = vec![0; BLOCK_BYTES];
+    let mut length = 0;
+    while length < block.len() {
+        match file.read_at(&mut block[length..], offset + length as u64)? {
+            0 => break,
+            read => length += read,
+        }
+    }
+    block.truncate(length);
+    Ok(Bytes::from(block))
+}
+
+struct Verification {
+    blocks: BoxStream<'static, Result<Bytes>>,
+    hash: DigestBuilder,
+    held: Option<Bytes>,
+    verified: bool,
+}
+
+/// Passes the blocks on one behind, and the last one only if all together have the digest.
+fn verified(
+    digest: Digest,
+    size_bytes: u64,
+    blocks: BoxStream<'static, Result<Bytes>>,
+) -> BoxStream<'static, Result<Bytes>> {
+    let start = Verification {
+        blocks,
+        hash: DigestBuilder::default(),
+        held: None,
+        verified: false,
+    };
+    stream::try_unfold(start, move |mut state| async move {
+        while !state.verified {
+            let Some(block) = state.blocks.next().await.transpose()? else {
+                check(digest, size_bytes, std::mem::take(&mut state.hash))?;
+                state.verified = true;
+                break;
+            };
+            state.hash.update(&block);
+            if let Some(before) = state.held.replace(block).filter(|before| !before.is_empty()) {
+                return Ok(Some((before, state)));
+            }
+        }
+        Ok(state.held.take().map(|last| (last, state)))
+    })
+    .boxed()
+}
+
+fn check(digest: Digest, size_bytes: u64, hash: DigestBuilder) -> Result<()> {
+    let read = hash.size_bytes();
+    let problem = if read == size_bytes {
+        let actual = hash.finish();
+        if actual == digest {
+            return Ok(());
+        }
+        format!("its {size_bytes} bytes have the digest {actual}")
+    } else {
+        format!("{read} of its {size_bytes} bytes could be read")
+    };
+    Err(Error::Corrupt { digest, problem })
+}
