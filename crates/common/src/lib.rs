@@ -1,1 +1,19 @@
-//! modelyard-common
+//! What every crate of Modelyard shares: errors, time, ids, configuration, telemetry, lifecycle, readiness and the RPC
+//! channel. It knows no word of the domain and no SQL; what is about models, runs or endpoints lives with its owner.
+
+pub mod clock;
+pub mod config;
+pub mod context;
+pub mod error;
+pub mod http;
+pub mod id;
+pub mod lifecycle;
+pub mod name;
+pub mod readiness;
+pub mod rpc;
+pub mod telemetry;
+pub mod time;
+
+pub use context::Context;
+pub use error::{ErrorKind, Fault};
+pub use time::Timestamp;
