@@ -1,1 +1,42 @@
-//! modelyard-inference
+//! ONNX models as the rest of the platform sees them: tensors in, tensors out.
+//!
+//! This crate owns ONNX Runtime (finding its library, its threads and its sessions), the tensor types of the Open
+//! Inference Protocol, and the batcher that merges concurrent requests. It knows no network, no database and no
+//! protocol's wire form. It refuses what it cannot carry exactly: a wrong datatype or shape is an error that says what
+//! was expected, never a silent conversion, and a model whose outputs are not tensors does not load.
+//!
+//! Three layers, each usable alone: [`Tensor`] is checked when it is made and stays consistent; [`Model`] checks
+//! tensors against the graph's [`Signature`] and runs them on one of its sessions; [`Predictor`] puts a bounded queue
+//! and worker threads before a model and answers each caller with the rows that are its own.
+
+mod batcher;
+mod columns;
+mod datatype;
+mod element;
+mod error;
+mod instance;
+mod model;
+mod probe;
+mod queue;
+mod runtime;
+mod signature;
+mod statistics;
+mod tensor;
+
+pub use batcher::{Prediction, Predictor};
+pub use columns::{Probabilities, probabilities, tensors_from_batch, to_f32, to_f64};
+pub use datatype::DataType;
+pub use element::{Element, TensorData};
+pub use error::{Error, Result};
+pub use half::f16;
+pub use model::{LARGE_MODEL_BYTES, MAX_MODEL_BYTES, Model, ModelOptions};
+pub use probe::Batching;
+pub use queue::BatcherOptions;
+pub use runtime::Runtime;
+pub use signature::{Signature, TensorSpec};
+pub use statistics::Statistics;
+pub use tensor::{MAX_ELEMENTS, MAX_RANK, Tensor};
+
+// Received bytes are little endian and are read in place.
+#[cfg(target_endian = "big")]
+compile_error!("modelyard-inference reads tensors in place and needs a little-endian machine");

@@ -1,0 +1,213 @@
+//! The elements of a tensor: the Rust types behind the datatypes, and the storage that holds them.
+
+use std::fmt;
+
+use bytes::Bytes;
+use half::f16;
+use ort::value::PrimitiveTensorElementType;
+use zerocopy::{Immutable, IntoBytes, TryFromBytes};
+
+use crate::datatype::DataType;
+
+/// A tensor's elements, in row-major order.
+#[derive(Debug, Clone, PartialEq)]
+pub enum TensorData {
+    /// Elements of `BOOL`.
+    Bool(Vec<bool>),
+    /// Elements of `UINT8`.
+    Uint8(Vec<u8>),
+    /// Elements of `UINT16`.
+    Uint16(Vec<u16>),
+    /// Elements of `UINT32`.
+    Uint32(Vec<u32>),
+    /// Elements of `UINT64`.
+    Uint64(Vec<u64>),
+    /// Elements of `INT8`.
+    Int8(Vec<i8>),
+    /// Elements of `INT16`.
+    Int16(Vec<i16>),
+    /// Elements of `INT32`.
+    Int32(Vec<i32>),
+    /// Elements of `INT64`.
+    Int64(Vec<i64>),
+    /// Elements of `FP16`.
+    Fp16(Vec<f16>),
+    /// Elements of `FP32`.
+    Fp32(Vec<f32>),
+    /// Elements of `FP64`.
+    Fp64(Vec<f64>),
+    /// Elements of `BYTES`.
+    Text(Vec<String>),
+    /// Elements of any datatype but `BYTES`, little endian, as they were received. A run borrows them where they are
+    /// aligned for their type, and copies them once where they are not.
+    Raw(Bytes),
+}
+
+impl TensorData {
+    /// The datatype; `None` for raw bytes, which do not know theirs.
+    pub const fn datatype(&self) -> Option<DataType> {
+        Some(match self {
+            Self::Bool(_) => DataType::Bool,
+            Self::Uint8(_) => DataType::Uint8,
+            Self::Uint16(_) => DataType::Uint16,
+            Self::Uint32(_) => DataType::Uint32,
+            Self::Uint64(_) => DataType::Uint64,
+            Self::Int8(_) => DataType::Int8,
+            Self::Int16(_) => DataType::Int16,
+            Self::Int32(_) => DataType::Int32,
+            Self::Int64(_) => DataType::Int64,
+            Self::Fp16(_) => DataType::Fp16,
+            Self::Fp32(_) => DataType::Fp32,
+            Self::Fp64(_) => DataType::Fp64,
+            Self::Text(_) => DataType::Bytes,
+            Self::Raw(_) => return None,
+        })
+    }
+}
+
+mod sealed {
+    use super::TensorData;
+
+    /// What this crate needs of an element; closed, because the set of datatypes is.
+    pub trait Storage: Sized {
+        /// Elements as storage.
+        fn wrap(values: Vec<Self>) -> TensorData;
+        /// The elements, where the storage is of this type.
+        fn typed(data: &TensorData) -> Option<&[Self]>;
+        /// One element of little-endian bytes, exactly as many as it has.
+        fn from_le(bytes: &[u8]) -> Option<Self>;
+    }
+}
+pub(crate) use sealed::Storage;
+
+/// A Rust type that a tensor can hold: `bool`, the integers, [`f16`](crate::f16), `f32` and `f64`.
+pub trait Element:
+    Storage
+    + Copy
+    + Default
+    + fmt::Debug
+    + Send
+    + Sync
+    + 'static
+    + PrimitiveTensorElementType
+    + TryFromBytes
+    + IntoBytes
+    + Immutable
+{
+    /// The datatype of this type.
+    const DATATYPE: DataType;
+}
+
+macro_rules! element {
+    ($type:ty, $variant:ident, $bytes:ident => $from_le:expr) => {
+        impl Storage for $type {
+            fn wrap(values: Vec<Self>) -> TensorData {
+                TensorData::$variant(values)
+            }
+            fn typed(data: &TensorData) -> Option<&[Self]> {
+                match data {
+                    TensorData::$variant(values) => Some(values),
+                    _ => None,
+                }
+            }
+            fn from_le($bytes: &[u8]) -> Option<Self> {
+                $from_le
+            }
+        }
+        impl Element for $type {
+            const DATATYPE: DataType = DataType::$variant;
+        }
+    };
+    ($type:ty, $variant:ident) => {
+        element!($type, $variant, bytes => bytes.try_into().ok().map(<$type>::from_le_bytes));
+    };
+}
+
+element!(bool, Bool, bytes => match bytes { [0] => Some(false), [1] => Some(true), _ => None });
+element!(u8, Uint8);
+element!(u16, Uint16);
+element!(u32, Uint32);
+element!(u64, Uint64);
+element!(i8, Int8);
+element!(i16, Int16);
+element!(i32, Int32);
+element!(i64, Int64);
+element!(f16, Fp16);
+element!(f32, Fp32);
+element!(f64, Fp64);
+
+/// Evaluates the first expression with `$T` as the Rust type of the datatype, or the second for `BYTES`.
+macro_rules! with_element {
+    ($datatype:expr, $T:ident => $numbers:expr, text => $text:expr $(,)?) => {
+        match $datatype {
+            $crate::datatype::DataType::Bool => {
+                type $T = bool;
+                $numbers
+            }
+            $crate::datatype::DataType::Uint8 => {
+                type $T = u8;
+                $numbers
+            }
+            $crate::datatype::DataType::Uint16 => {
+                type $T = u16;
+                $numbers
+            }
+            $crate::datatype::DataType::Uint32 => {
+                type $T = u32;
+                $numbers
+            }
+            $crate::datatype::DataType::Uint64 => {
+                type $T = u64;
+                $numbers
+            }
+            $crate::datatype::DataType::Int8 => {
+                type $T = i8;
+                $numbers
+            }
+            $crate::datatype::DataType::Int16 => {
+                type $T = i16;
+                $numbers
+            }
+            $crate::datatype::DataType::Int32 => {
+                type $T = i32;
+                $numbers
+            }
+            $crate::datatype::DataType::Int64 => {
+                type $T = i64;
+                $numbers
+            }
+            $crate::datatype::DataType::Fp16 => {
+                type $T = half::f16;
+                $numbers
+            }
+            $crate::datatype::DataType::Fp32 => {
+                type $T = f32;
+                $numbers
+            }
+            $crate::datatype::DataType::Fp64 => {
+                type $T = f64;
+                $numbers
+            }
+            $crate::datatype::DataType::Bytes => $text,
+        }
+    };
+}
+pub(crate) use with_element;
+
+/// The elements of little-endian bytes in place; `None` where they are not aligned for the type (or, for `bool`, not
+/// 0 or 1).
+pub(crate) fn in_place<T: Element>(bytes: &[u8]) -> Option<&[T]> {
+    <[T]>::try_ref_from_bytes(bytes).ok()
+}
+
+/// Appends the elements of storage to `out`; bytes that are no element are left out, which a checked tensor has none of.
+pub(crate) fn append<T: Element>(out: &mut Vec<T>, data: &TensorData) {
+    if let Some(values) = T::typed(data) {
+        out.extend_from_slice(values);
+    } else if let TensorData::Raw(bytes) = data {
+        match in_place::<T>(bytes) {
+            Some(values) => out.extend_from_slice(values),
+            None => out.extend(bytes.chunks_exact(size_of::<T>()).filter_map(T::from_le)),
+        }
+    }
+}

@@ -1,0 +1,297 @@
+//! One session of a model, and running requests on it.
+
+use std::{
+    fmt,
+    panic::{AssertUnwindSafe, catch_unwind},
+    time::{Duration, Instant},
+};
+
+use ort::{
+    session::{RunOptions, Session, SessionInputValue, SessionOutputs},
+    value::{DynValue, TensorRef},
+};
+
+use crate::{
+    datatype::DataType,
+    element::{Element, Storage, TensorData, in_place, with_element},
+    error::{Error, Result},
+    signature::Signature,
+    tensor::{Tensor, concat_data, concat_shape, element_count, texts},
+};
+
+/// Above this many input elements the session gives its memory back after the run: its arena only ever grows, and one
+/// outlier would otherwise keep its size for good.
+const SHRINK_ABOVE_ELEMENTS: usize = 1 << 20;
+
+/// What a run gave, and how long its parts took.
+#[derive(Debug)]
+pub(crate) struct Run {
+    /// The outputs of each request, in the order of the requests.
+    pub outputs: Vec<Vec<Tensor>>,
+    /// Merging and handing over the inputs.
+    pub input_time: Duration,
+    /// The graph.
+    pub infer_time: Duration,
+    /// Copying the outputs out, each request's own rows.
+    pub output_time: Duration,
+}
+
+impl Run {
+    /// All of it.
+    pub(crate) fn total(&self) -> Duration {
+        self.input_time + self.infer_time + self.output_time
+    }
+}
+
+/// A session, owned by one thread at a time, because ONNX Runtime's run is not safe to call concurrently.
+pub(crate) struct Instance {
+    session: Session,
+    shrink: RunOptions,
+}
+
+impl Instance {
+    pub(crate) fn new(session: Session) -> Result<Self, ort::Error> {
+        let mut shrink = RunOptions::new()?;
+        shrink.set("memory.enable_memory_arena_shrinkage", "cpu:0")?;
+        Ok(Self { session, shrink })
+    }
+
+    /// Runs requests whose inputs are arranged by the signature. Several are merged along the first dimension and
+    /// their outputs taken apart again; one runs on its own bytes, and its outputs are whatever the model gives.
+    ///
+    /// # Errors
+    /// `RunFailed` if the graph fails, `InvalidOutput` if an output cannot be carried, `NotSplittable` if the outputs
+    /// of a merged run are not by row, `Broken` if the binding panics.
+    pub(crate) fn run(&mut self, signature: &Signature, requests: &[&[Tensor]]) -> Result<Run> {
+        // A panic in the binding must answer the callers instead of ending the thread that serves them.
+        catch_unwind(AssertUnwindSafe(|| self.run_unguarded(signature, requests))).unwrap_or_else(|panic| {
+            let detail = panic
+                .downcast_ref::<String>()
+                .map(String::as_str)
+                .or_else(|| panic.downcast_ref::<&str>().copied())
+                .unwrap_or("it panicked");
+            Err(Error::Broken {
+                detail: detail.to_owned(),
+            })
+        })
+    }
+
+    fn run_unguarded(&mut self, signature: &Signature, requests: &[&[Tensor]]) -> Result<Run> {
+        let started = Instant::now();
+        let inputs = signature
+            .inputs
+            .iter()
+            .enumerate()
+            .map(|(index, _)| Input::new(requests.iter().filter_map(|request| request.get(index)).collect()))
+            .collect::<Result<Vec<_>>>()?;
+        let values = inputs.iter().map(Input::value).collect::<Result<Vec<_>>>()?;
+        let elements: usize = inputs.iter().map(|input| input.count).sum();
+        let prepared = Instant::now();
+        let outputs = if elements > SHRINK_ABOVE_ELEMENTS {
+            self.session.run_with_options(values.as_slice(), &self.shrink)
+        } else {
+            self.session.run(values.as_slice())
+        }
+        .map_err(|error| Error::run(&error))?;
+        let ran = Instant::now();
+        let outputs = take_outputs(signature, &outputs, requests)?;
+        Ok(Run {
+            outputs,
+            input_time: prepared - started,
+            infer_time: ran - prepared,
+            output_time: ran.elapsed(),
+        })
+    }
+}
+
+impl fmt::Debug for Instance {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Instance").finish_non_exhaustive()
+    }
+}
+
+/// One input of a run: the same input of all requests.
+struct Input<'a> {
+    parts: Vec<&'a Tensor>,
+    shape: Vec<i64>,
+    count: usize,
+    /// The elements, where they had to be copied: merged, or moved to an aligned address.
+    copied: Option<TensorData>,
+}
+
+impl<'a> Input<'a> {
+    fn new(parts: Vec<&'a Tensor>) -> Result<Self> {
+        let (shape, copied) = match parts.as_slice() {
+            [only] => (only.shape().to_vec(), misaligned(only).then(|| only.aligned_copy())),
+            [first, ..] => {
+                let shape = concat_shape(&parts)?;
+                let count = element_count(first.name(), &shape)?;
+                (shape, Some(concat_data(first.datatype(), count, &parts)))
+            }
+            [] => (Vec::new(), None),
+        };
+        Ok(Self {
+            count: parts.iter().map(|part| part.elements()).sum(),
+            parts,
+            shape,
+            copied,
+        })
+    }
+
+    /// The value that the session borrows.
+    fn value(&self) -> Result<SessionInputValue<'_>> {
+        let Some(first) = self.parts.first() else {
+            return Err(Error::Broken {
+                detail: "a run without requests".to_owned(),
+            });
+        };
+        let data = self.copied.as_ref().unwrap_or_else(|| first.data());
+        with_element!(
+            first.datatype(),
+            T => {
+                let values = borrowed::<T>(data).ok_or_else(|| Error::tensor(first.name(), "its elements are not aligned"))?;
+                TensorRef::from_array_view((self.shape.as_slice(), values))
+                    .map(SessionInputValue::from)
+                    .map_err(|error| Error::run(&error))
+            },
+            // Strings are always copied, because ONNX Runtime keeps its own.
+            text => ort::value::Tensor::from_string_array((self.shape.as_slice(), texts(data)))
+                .map(SessionInputValue::from)
+                .map_err(|error| Error::tensor(first.name(), error.message())),
+        )
+    }
+}
+
+/// Checks that strings can be handed to ONNX Runtime, whose interface ends them at a NUL.
+///
+/// # Errors
+/// `InvalidTensor` naming the element with a NUL.
+pub(crate) fn check_strings(tensor: &Tensor) -> Result<()> {
+    match texts(tensor.data())
+        .iter()
+        .position(|text| text.as_bytes().contains(&0))
+    {
+        None => Ok(()),
+        Some(index) => Err(Error::tensor(
+            tensor.name(),
+            format!("element {index} contains a NUL, which a model's strings cannot carry: remove it"),
+        )),
+    }
+}
+
+/// Typed elements, borrowed from typed storage or from aligned bytes.
+fn borrowed<T: Element>(data: &TensorData) -> Option<&[T]> {
+    match data {
+        TensorData::Raw(bytes) => in_place(bytes),
+        _ => T::typed(data),
+    }
+}
+
+/// Whether the elements are bytes at an address that their type cannot be read from.
+fn misaligned(tensor: &Tensor) -> bool {
+    match tensor.data() {
+        TensorData::Raw(bytes) => with_element!(
+            tensor.datatype(),
+            T => in_place::<T>(bytes).is_none(),
+            text => false,
+        ),
+        _ => false,
+    }
+}
+
+/// The outputs of each request, copied out of the session's memory once.
+fn take_outputs(
+    signature: &Signature,
+    outputs: &SessionOutputs<'_>,
+    requests: &[&[Tensor]],
+) -> Result<Vec<Vec<Tensor>>> {
+    let rows: Option<Vec<usize>> = (requests.len() > 1).then(|| {
+        requests
+            .iter()
+            .map(|request| request.first().and_then(Tensor::rows).unwrap_or(0))
+            .collect()
+    });
+    let mut taken: Vec<Vec<Tensor>> = requests
+        .iter()
+        .map(|_| Vec::with_capacity(signature.outputs.len()))
+        .collect();
+    for (index, spec) in signature.outputs.iter().enumerate() {
+        let tensors = read_output(&spec.name, &outputs[index], rows.as_deref())?;
+        for (request, tensor) in taken.iter_mut().zip(tensors) {
+            request.push(tensor);
+        }
+    }
+    Ok(taken)
+}
+
+/// One output, whole or by the rows of each request.
+fn read_output(name: &str, value: &DynValue, rows: Option<&[usize]>) -> Result<Vec<Tensor>> {
+    let datatype = value
+        .dtype()
+        .tensor_type()
+        .and_then(DataType::from_onnx)
+        .ok_or_else(|| Error::output(name, format!("it came out as {}", value.dtype())))?;
+    let invalid = |error: ort::Error| Error::output(name, error.message());
+    with_element!(
+        datatype,
+        T => {
+            let (shape, values) = value.try_extract_tensor::<T>().map_err(invalid)?;
+            split(name, shape, values, rows, |values| T::wrap(values.to_vec()))
+        },
+        text => {
+            let (shape, values) = read_strings(value).map_err(invalid)?;
+            split(name, &shape, &values, rows, |values| TensorData::Text(values.to_vec()))
+        },
+    )
+}
+
+fn read_strings(value: &DynValue) -> Result<(Vec<i64>, Vec<String>), ort::Error> {
+    let shape = value
+        .dtype()
+        .tensor_shape()
+        .map(|shape| shape.to_vec())
+        .unwrap_or_default();
+    if shape.contains(&0) {
+        return Ok((shape, Vec::new()));
+    }
+    let (_, values) = value.try_extract_strings()?;
+    Ok((shape, values))
+}
+
+/// The output as tensors: one, or one for each number of rows.
+fn split<V>(
+    name: &str,
+    shape: &[i64],
+    values: &[V],
+    rows: Option<&[usize]>,
+    store: impl Fn(&[V]) -> TensorData,
+) -> Result<Vec<Tensor>> {
+    let Some(rows) = rows else {
+        return Ok(vec![Tensor::new(name, shape.to_vec(), store(values))?]);
+    };
+    let total: usize = rows.iter().sum();
+    let not_splittable = || Error::NotSplittable {
+        output: name.to_owned(),
+        found: shape
+            .first()
+            .map_or_else(|| "no dimension".to_owned(), |rows| format!("{rows} rows")),
+        expected: total,
+    };
+    if shape.first().copied() != i64::try_from(total).ok() {
+        return Err(not_splittable());
+    }
+    let width = values.len().checked_div(total).unwrap_or(0);
+    let mut start = 0;
+    rows.iter()
+        .map(|&count| {
+            let end = start + count * width;
+            let own = values.get(start..end).ok_or_else(not_splittable)?;
+            start = end;
+            let mut shape = shape.to_vec();
+            if let Some(first) = shape.first_mut() {
+                *first = count as i64;
+            }
+            Tensor::new(name, shape, store(own))
+        })
+        .collect()
+}

@@ -1,0 +1,184 @@
+//! Whether requests to a model may be merged: found out by running it, because graphs declare it badly.
+
+use serde::Serialize;
+
+use crate::{
+    datatype::DataType,
+    element::{Storage, TensorData, with_element},
+    error::Result,
+    instance::Instance,
+    signature::{Signature, TensorSpec, sample_shape},
+    tensor::Tensor,
+};
+
+/// How far a row's floats may differ between a run alone and a merged run, relative and absolute: kernels for
+/// different batch sizes add in different orders.
+const TOLERANCE: f64 = 1e-3;
+
+/// How a model's requests are run.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(tag = "mode", content = "reason", rename_all = "snake_case")]
+pub enum Batching {
+    /// The first dimension of everything is the row, and rows do not touch each other: requests are merged.
+    Rows,
+    /// Each request runs alone, for the reason given.
+    Never(String),
+}
+
+/// What the probe found.
+#[derive(Debug)]
+pub(crate) struct Finding {
+    pub batching: Batching,
+    /// The outputs of one row and of two, if the model took the probe.
+    outputs: Option<(Vec<Tensor>, Vec<Tensor>)>,
+}
+
+impl Finding {
+    fn never(reason: impl Into<String>) -> Self {
+        Self {
+            batching: Batching::Never(reason.into()),
+            outputs: None,
+        }
+    }
+
+    /// Completes the outputs whose shape the graph leaves open with what came out: a dimension is dynamic where one
+    /// row and two differ.
+    pub(crate) fn complete(&self, specs: &mut [TensorSpec]) {
+        let Some((one, two)) = &self.outputs else { return };
+        for (spec, (one, two)) in specs.iter_mut().zip(one.iter().zip(two)) {
+            if spec.shape.is_empty() && one.shape().len() == two.shape().len() {
+                spec.shape = one
+                    .shape()
+                    .iter()
+                    .zip(two.shape())
+                    .map(|(&one, &two)| if one == two { one } else { -1 })
+                    .collect();
+            }
+        }
+    }
+}
+
+/// Runs one row, another row, and both merged. They may be merged in service if that gave each its own outputs.
+pub(crate) fn probe(instance: &mut Instance, signature: &Signature) -> Finding {
+    if let Some(reason) = declared_obstacle(signature) {
+        return Finding::never(reason);
+    }
+    // Different rows show whether rows touch each other; a model that refuses made-up values gets zeros.
+    match compare(instance, signature, [0, 1]).or_else(|_| compare(instance, signature, [0, 0])) {
+        Ok(finding) => finding,
+        Err(error) => Finding::never(format!(
+            "the model did not take a trial of one and two rows, so merging could not be tried ({error})"
+        )),
+    }
+}
+
+fn declared_obstacle(signature: &Signature) -> Option<String> {
+    if signature.inputs.is_empty() {
+        return Some("the model takes no inputs".to_owned());
+    }
+    signature
+        .inputs
+        .iter()
+        .find(|spec| spec.shape.first() != Some(&-1))
+        .map(|spec| {
+            format!(
+                "the first dimension of input `{}` is not free: its shape is {:?}",
+                spec.name, spec.shape
+            )
+        })
+}
+
+fn compare(instance: &mut Instance, signature: &Signature, kinds: [u8; 2]) -> Result<Finding> {
+    let first = sample(signature, kinds[0])?;
+    let second = sample(signature, kinds[1])?;
+    let both = first
+        .iter()
+        .zip(&second)
+        .map(|(first, second)| Tensor::concat_rows(&[first, second]))
+        .collect::<Result<Vec<_>>>()?;
+    let mut run = |inputs: &[Tensor]| -> Result<Vec<Tensor>> {
+        let run = instance.run(signature, &[inputs])?;
+        Ok(run.outputs.into_iter().next().unwrap_or_default())
+    };
+    let (first, second, both) = (run(&first)?, run(&second)?, run(&both)?);
+    let obstacle = first
+        .iter()
+        .zip(&second)
+        .zip(&both)
+        .find_map(|((first, second), both)| output_obstacle(first, second, both));
+    Ok(Finding {
+        batching: obstacle.map_or(Batching::Rows, Batching::Never),
+        outputs: Some((first, both)),
+    })
+}
+
+fn output_obstacle(first: &Tensor, second: &Tensor, both: &Tensor) -> Option<String> {
+    let name = both.name();
+    if first.rows() != Some(1) || second.rows() != Some(1) || both.rows() != Some(2) {
+        return Some(format!(
+            "the first dimension of output `{name}` is not the row: shape {:?} for one row and {:?} for two",
+            first.shape(),
+            both.shape()
+        ));
+    }
+    let own = |row: usize, alone: &Tensor| {
+        both.slice_rows(row..row + 1)
+            .is_ok_and(|merged| merged.shape() == alone.shape() && is_close(&merged, alone))
+    };
+    (!own(0, first) || !own(1, second)).then(|| format!("a row of output `{name}` changes with the rows beside it"))
+}
+
+fn is_close(one: &Tensor, other: &Tensor) -> bool {
+    let close = |(one, other): (f64, f64)| {
+        one.to_bits() == other.to_bits()
+            || (one.is_nan() && other.is_nan())
+            || (one - other).abs() <= TOLERANCE * (1.0 + one.abs().max(other.abs()))
+            || one == other
+    };
+    match (
+        one.datatype(),
+        crate::columns::to_f64(one),
+        crate::columns::to_f64(other),
+    ) {
+        (datatype, Ok(one), Ok(other)) if datatype.is_float() => {
+            one.len() == other.len() && one.into_iter().zip(other).all(close)
+        }
+        _ => one.data() == other.data(),
+    }
+}
+
+/// One row of made-up values: kind 0 is zeros (floats near them), kind 1 is something else.
+fn sample(signature: &Signature, kind: u8) -> Result<Vec<Tensor>> {
+    signature.inputs.iter().map(|spec| sample_input(spec, kind)).collect()
+}
+
+fn sample_input(spec: &TensorSpec, kind: u8) -> Result<Tensor> {
+    let zeros = Tensor::zeros(spec.name.clone(), spec.datatype, sample_shape(&spec.shape, 1))?;
+    if kind == 0 {
+        return Ok(zeros);
+    }
+    let count = zeros.elements();
+    // Uneven floats, so that a row that is normalized within itself does not vanish.
+    let floats = || (0..count).map(|index| 0.125 * (index % 7) as f32 - 1.5);
+    let data = match spec.datatype {
+        DataType::Fp16 => TensorData::Fp16(floats().map(half::f16::from_f32).collect()),
+        DataType::Fp32 => TensorData::Fp32(floats().collect()),
+        DataType::Fp64 => TensorData::Fp64(floats().map(f64::from).collect()),
+        DataType::Bool => TensorData::Bool(vec![true; count]),
+        datatype => with_element!(
+            datatype,
+            T => <T as Storage>::wrap(vec![<T as Storage>::from_le(&one_le(size_of::<T>())).unwrap_or_default(); count]),
+            text => TensorData::Text(vec!["a".to_owned(); count]),
+        ),
+    };
+    Tensor::new(spec.name.clone(), zeros.shape().to_vec(), data)
+}
+
+/// The integer 1 in little-endian bytes.
+fn one_le(size: usize) -> Vec<u8> {
+    let mut bytes = vec![0; size];
+    if let Some(first) = bytes.first_mut() {
+        *first = 1;
+    }
+    bytes
+}

@@ -1,0 +1,415 @@
+//! Concurrent requests: each gets its own rows, on time, or a clear no.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use modelyard_common::error::{ErrorKind, Fault};
+use modelyard_inference::{
+    BatcherOptions, Batching, Error, Prediction, Predictor, Result, Statistics, Tensor, TensorData,
+};
+use proptest::{prelude::*, test_runner::Config};
+use tokio::task::JoinSet;
+
+use crate::graphs;
+use crate::onnx::element;
+
+/// How long a condition may take to come true, on a machine with other work.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// The multiplications of a model that keeps its worker busy for long enough to queue behind it.
+const SLOW: usize = 200;
+
+fn predictor(bytes: &[u8], instances: usize, options: BatcherOptions) -> Arc<Predictor> {
+    Arc::new(Predictor::start(graphs::load_with(bytes, instances).unwrap(), options).unwrap())
+}
+
+fn runtime() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_time()
+        .build()
+        .unwrap()
+}
+
+/// Polls a condition until it holds.
+async fn until(what: &str, condition: impl Fn() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !condition() {
+        assert!(Instant::now() < deadline, "{what} did not come true");
+        tokio::task::yield_now().await;
+    }
+}
+
+/// Rows of the slow model's input, each filled with one value.
+fn slow_rows(rows: usize, value: f32) -> Vec<Tensor> {
+    vec![Tensor::from_vec("x", vec![rows as i64, 256], vec![value; rows * 256]).unwrap()]
+}
+
+/// Occupies the only worker of the slow model; afterwards requests queue up.
+async fn occupy(predictor: &Arc<Predictor>, tasks: &mut JoinSet<Result<Prediction>>) {
+    let busy = Arc::clone(predictor);
+    tasks.spawn(async move { busy.predict(slow_rows(256, 0.0), None).await });
+    // The task has either not begun or is with the worker once the queue was seen empty after a push.
+    let before = predictor.statistics();
+    let probe = Arc::clone(predictor);
+    tasks.spawn(async move { probe.predict(slow_rows(1, 0.0), None).await });
+    until("the probe waits behind the busy worker", || {
+        predictor.queued() == 1 || predictor.statistics().succeeded > before.succeeded
+    })
+    .await;
+}
+
+fn add_inputs(rows: usize, width: usize, seed: f32) -> Vec<Tensor> {
+    let shape = vec![rows as i64, width as i64];
+    let a: Vec<f32> = (0..rows * width).map(|index| seed + index as f32).collect();
+    let who = (0..rows).map(|row| format!("{seed}/{row}")).collect();
+    vec![
+        Tensor::from_vec("a", shape.clone(), a).unwrap(),
+        Tensor::from_vec("b", shape, vec![seed; rows * width]).unwrap(),
+        Tensor::from_strings("who", vec![rows as i64], who).unwrap(),
+    ]
+}
+
+fn check_add(prediction: &Prediction, rows: usize, width: usize, seed: f32) {
+    let sums: Vec<f32> = (0..rows * width).map(|index| seed + index as f32 + seed).collect();
+    let names: Vec<String> = (0..rows).map(|row| format!("{seed}/{row}")).collect();
+    assert_eq!(prediction.outputs[0].shape(), [rows as i64, width as i64]);
+    assert_eq!(*prediction.outputs[0].data(), TensorData::Fp32(sums));
+    assert_eq!(prediction.outputs[1].strings().unwrap(), names);
+    assert!(prediction.batch_rows >= rows);
+}
+
+proptest! {
+    #![proptest_config(Config { cases: 24, ..Config::default() })]
+    /// Whatever the sizes, widths and limits, every caller gets exactly its own rows.
+    #[test]
+    fn every_caller_gets_its_own_rows(
+        requests in prop::collection::vec((0_usize..5, 1_usize..4), 1..40),
+        max_batch_rows in 1_usize..20,
+        workers in 1_usize..3,
+        delay_ms in 0_u64..3,
+        raw: bool,
+    ) {
+        let options = BatcherOptions {
+            max_batch_rows,
+            max_queue_delay: Duration::from_millis(delay_ms),
+            ..BatcherOptions::default()
+        };
+        let predictor = predictor(&graphs::add(), workers, options);
+        runtime().block_on(async {
+            let mut tasks = JoinSet::new();
+            for (index, (rows, width)) in requests.iter().copied().enumerate() {
+                let predictor = Arc::clone(&predictor);
+                tasks.spawn(async move {
+                    let seed = index as f32 * 100.0;
+                    let mut inputs = add_inputs(rows, width, seed);
+                    if raw {
+                        inputs = inputs.into_iter().map(as_raw).collect();
+                    }
+                    let prediction = predictor.predict(inputs, None).await.unwrap();
+                    check_add(&prediction, rows, width, seed);
+                });
+            }
+            while let Some(done) = tasks.join_next().await {
+                done.unwrap();
+            }
+        });
+        let counted = predictor.statistics();
+        prop_assert_eq!(counted.succeeded, requests.len() as u64);
+        prop_assert_eq!(counted.rows, requests.iter().map(|(rows, _)| *rows as u64).sum::<u64>());
+        prop_assert_eq!(counted.failed, 0);
+    }
+}
+
+/// The tensor as received bytes, at an odd address.
+fn as_raw(tensor: Tensor) -> Tensor {
+    let (name, datatype, shape) = (tensor.name().to_owned(), tensor.datatype(), tensor.shape().to_vec());
+    let mut padded = vec![0];
+    padded.extend_from_slice(&tensor.into_raw().unwrap());
+    Tensor::from_raw(name, datatype, shape, bytes::Bytes::from(padded).slice(1..)).unwrap()
+}
+
+#[test]
+fn what_waits_is_merged_and_each_gets_its_own() {
+    let predictor = predictor(&graphs::slow(SLOW), 1, BatcherOptions::default());
+    runtime().block_on(async {
+        let mut tasks = JoinSet::new();
+        occupy(&predictor, &mut tasks).await;
+        let mut own = JoinSet::new();
+        for caller in 1..=16_u8 {
+            let predictor = Arc::clone(&predictor);
+            own.spawn(async move {
+                let value = f32::from(caller);
+                let prediction = predictor.predict(slow_rows(1, value), None).await.unwrap();
+                assert_eq!(*prediction.outputs[0].data(), TensorData::Fp32(vec![value; 256]));
+                prediction.batch_rows
+            });
+        }
+        let mut largest = 0;
+        while let Some(rows) = own.join_next().await {
+            largest = largest.max(rows.unwrap());
+        }
+        assert!(largest > 1, "nothing was merged");
+        tasks.join_all().await;
+    });
+    let counted = predictor.statistics();
+    assert_eq!((counted.succeeded, counted.rows), (18, 256 + 17));
+    assert!(counted.executions < counted.succeeded);
+    assert!(counted.infer_time > Duration::ZERO && counted.queue_time > Duration::ZERO);
+}
+
+#[test]
+fn a_poison_request_hurts_only_itself() {
+    // A held batch merges all of these, for sure.
+    let options = BatcherOptions {
+        max_batch_rows: 21,
+        max_queue_delay: Duration::from_secs(5),
+        ..BatcherOptions::default()
+    };
+    let predictor = predictor(&graphs::lookup(), 1, options);
+    runtime().block_on(async {
+        let mut tasks = JoinSet::new();
+        for caller in 0..21_i64 {
+            let predictor = Arc::clone(&predictor);
+            let index = if caller % 10 == 7 { 99 } else { caller % 3 };
+            tasks.spawn(async move {
+                let input = Tensor::from_vec("index", vec![1], vec![index]).unwrap();
+                (index, predictor.predict(vec![input], None).await)
+            });
+        }
+        while let Some(done) = tasks.join_next().await {
+            let (index, outcome) = done.unwrap();
+            if index == 99 {
+                let error = outcome.unwrap_err();
+                assert!(matches!(error, Error::RunFailed { .. }), "{error}");
+                assert_eq!(error.kind(), ErrorKind::InvalidArgument);
+            } else {
+                let expected = vec![index as f32, index as f32 + 0.5];
+                assert_eq!(*outcome.unwrap().outputs[0].data(), TensorData::Fp32(expected));
+            }
+        }
+    });
+    let counted = predictor.statistics();
+    assert_eq!((counted.succeeded, counted.failed), (19, 2));
+}
+
+#[test]
+fn a_full_queue_refuses_at_once() {
+    let options = BatcherOptions {
+        max_queued_requests: 2,
+        max_batch_rows: 1,
+        ..BatcherOptions::default()
+    };
+    let predictor = predictor(&graphs::slow(SLOW), 1, options);
+    runtime().block_on(async {
+        let mut tasks = JoinSet::new();
+        for value in 0..30_u8 {
+            let predictor = Arc::clone(&predictor);
+            tasks.spawn(async move { predictor.predict(slow_rows(16, f32::from(value)), None).await });
+        }
+        let (mut answered, mut refused) = (0, 0);
+        while let Some(done) = tasks.join_next().await {
+            match done.unwrap() {
+                Ok(_) => answered += 1,
+                Err(error) => {
+                    assert_eq!(error.kind(), ErrorKind::ResourceExhausted, "{error}");
+                    assert!(error.to_string().contains("2 requests"), "{error}");
+                    refused += 1;
+                }
+            }
+        }
+        assert!(answered >= 2 && refused > 0, "{answered} answered, {refused} refused");
+        assert_eq!(predictor.statistics().rejected, refused);
+        // Room again: the next one is taken.
+        predictor.predict(slow_rows(1, 1.0), None).await.unwrap();
+    });
+}
+
+#[test]
+fn elements_fill_the_queue_too_but_never_lock_out_a_large_request() {
+    let options = BatcherOptions {
+        max_queued_elements: 100,
+        max_batch_rows: 1,
+        ..BatcherOptions::default()
+    };
+    let predictor = predictor(&graphs::slow(SLOW), 1, options);
+    runtime().block_on(async {
+        // 256 elements are above the limit, and an idle model takes them all the same.
+        predictor.predict(slow_rows(1, 1.0), None).await.unwrap();
+        let mut tasks = JoinSet::new();
+        for _ in 0..30 {
+            let predictor = Arc::clone(&predictor);
+            tasks.spawn(async move { predictor.predict(slow_rows(16, 1.0), None).await });
+        }
+        let outcomes = tasks.join_all().await;
+        assert!(outcomes.iter().any(Result::is_ok));
+        let refused: Vec<&Error> = outcomes.iter().filter_map(|outcome| outcome.as_ref().err()).collect();
+        assert!(!refused.is_empty());
+        assert!(refused.iter().all(|error| error.to_string().contains("100 elements")));
+    });
+}
+
+#[test]
+fn a_deadline_is_kept_and_costs_no_run() {
+    let predictor = predictor(&graphs::slow(SLOW), 1, BatcherOptions::default());
+    runtime().block_on(async {
+        let past = Instant::now();
+        let error = predictor.predict(slow_rows(1, 1.0), Some(past)).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::DeadlineExceeded);
+        let mut tasks = JoinSet::new();
+        let started = Instant::now();
+        for _ in 0..4 {
+            let predictor = Arc::clone(&predictor);
+            tasks.spawn(async move { predictor.predict(slow_rows(512, 0.0), None).await });
+        }
+        until("the worker is busy and more waits", || predictor.queued() > 0).await;
+        let soon = Instant::now() + Duration::from_millis(1);
+        let outcome = predictor.predict(slow_rows(1, 1.0), Some(soon)).await;
+        let waited = started.elapsed();
+        let others = tasks.join_all().await;
+        assert!(others.iter().all(Result::is_ok));
+        assert!(matches!(outcome, Err(Error::DeadlineExceeded)), "{outcome:?}");
+        assert!(waited < started.elapsed(), "the caller waited for the others");
+        // Time enough is enough.
+        let later = Instant::now() + PATIENCE;
+        predictor.predict(slow_rows(1, 1.0), Some(later)).await.unwrap();
+    });
+    let counted = predictor.statistics();
+    assert_eq!((counted.expired, counted.succeeded), (2, 5));
+    assert_eq!(counted.rows, 4 * 512 + 1);
+}
+
+#[test]
+fn a_caller_that_goes_away_costs_no_run() {
+    let predictor = predictor(&graphs::slow(SLOW), 1, BatcherOptions::default());
+    runtime().block_on(async {
+        let mut tasks = JoinSet::new();
+        for _ in 0..3 {
+            let predictor = Arc::clone(&predictor);
+            tasks.spawn(async move { predictor.predict(slow_rows(512, 0.0), None).await });
+        }
+        until("the worker is busy and two wait", || predictor.queued() == 2).await;
+        let mut leaver = Box::pin(predictor.predict(slow_rows(7, 1.0), None));
+        assert!(futures_poll(&mut leaver).await.is_none());
+        drop(leaver);
+        assert!(tasks.join_all().await.iter().all(Result::is_ok));
+        until("the queue is empty", || predictor.queued() == 0).await;
+        predictor.predict(slow_rows(1, 1.0), None).await.unwrap();
+    });
+    let counted = predictor.statistics();
+    assert_eq!((counted.cancelled, counted.succeeded), (1, 4));
+    assert_eq!(counted.rows, 3 * 512 + 1);
+}
+
+/// Polls a future once.
+async fn futures_poll<F: Future + Unpin>(future: &mut F) -> Option<F::Output> {
+    std::future::poll_fn(|context| {
+        std::task::Poll::Ready(match std::pin::Pin::new(&mut *future).poll(context) {
+            std::task::Poll::Ready(output) => Some(output),
+            std::task::Poll::Pending => None,
+        })
+    })
+    .await
+}
+
+#[test]
+fn closing_answers_what_waits_and_refuses_the_rest() {
+    let predictor = predictor(&graphs::slow(SLOW), 1, BatcherOptions::default());
+    runtime().block_on(async {
+        let mut tasks = JoinSet::new();
+        for _ in 0..5 {
+            let predictor = Arc::clone(&predictor);
+            tasks.spawn(async move { predictor.predict(slow_rows(256, 2.0), None).await });
+        }
+        until("the worker is busy and all others wait", || predictor.queued() == 4).await;
+        predictor.close();
+        let error = predictor.predict(slow_rows(1, 1.0), None).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Unavailable);
+        predictor.drained().await;
+        assert_eq!(predictor.queued(), 0);
+        let outcomes = tasks.join_all().await;
+        assert!(outcomes.iter().all(Result::is_ok));
+    });
+    predictor.drained_blocking();
+    assert_eq!(predictor.statistics().succeeded, 5);
+}
+
+#[test]
+fn models_whose_rows_do_not_stay_apart_run_one_by_one() {
+    let options = BatcherOptions {
+        max_queue_delay: Duration::from_millis(50),
+        ..BatcherOptions::default()
+    };
+    let predictor = predictor(&graphs::total(), 1, options);
+    assert!(matches!(predictor.batching(), Batching::Never(_)));
+    runtime().block_on(async {
+        let mut tasks = JoinSet::new();
+        for caller in 0..20_u8 {
+            let predictor = Arc::clone(&predictor);
+            tasks.spawn(async move {
+                let value = f32::from(caller);
+                let input = Tensor::from_vec("x", vec![2, 2], vec![value; 4]).unwrap();
+                let prediction = predictor.predict(vec![input], None).await.unwrap();
+                assert_eq!(*prediction.outputs[0].data(), TensorData::Fp32(vec![4.0 * value]));
+                assert_eq!(prediction.batch_rows, 2);
+            });
+        }
+        tasks.join_all().await;
+    });
+    let Statistics {
+        succeeded, executions, ..
+    } = predictor.statistics();
+    assert_eq!((succeeded, executions), (20, 20));
+}
+
+#[test]
+fn blocking_callers_are_served_from_any_thread() {
+    let predictor = predictor(&graphs::identity(element::INT32, &[-1]), 2, BatcherOptions::default());
+    let ask = |value: i32| {
+        let input = Tensor::from_vec("x", vec![1], vec![value]).unwrap();
+        predictor
+            .predict_blocking(vec![input], Some(Instant::now() + PATIENCE))
+            .unwrap()
+    };
+    std::thread::scope(|scope| {
+        for caller in 0..4 {
+            scope.spawn(move || {
+                for step in 0..100 {
+                    let value = caller * 1000 + step;
+                    assert_eq!(*ask(value).outputs[0].data(), TensorData::Int32(vec![value]));
+                }
+            });
+        }
+    });
+    // Within a runtime as well, where tokio's own blocking calls would panic.
+    runtime().block_on(async { assert_eq!(*ask(-1).outputs[0].data(), TensorData::Int32(vec![-1])) });
+    let slow = crate::batcher::predictor(&graphs::slow(2000), 1, BatcherOptions::default());
+    let soon = Instant::now() + Duration::from_millis(1);
+    let error = slow.predict_blocking(slow_rows(256, 1.0), Some(soon)).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::DeadlineExceeded);
+}
+
+#[test]
+fn options_out_of_range_are_refused_by_name() {
+    for (options, name) in [
+        (
+            BatcherOptions {
+                max_batch_rows: 0,
+                ..BatcherOptions::default()
+            },
+            "max_batch_rows is 0",
+        ),
+        (
+            BatcherOptions {
+                max_queue_delay: Duration::from_secs(3600),
+                ..BatcherOptions::default()
+            },
+            "max_queue_delay",
+        ),
+    ] {
+        let error = Predictor::start(graphs::load(&graphs::add()).unwrap(), options).unwrap_err();
+        assert!(error.to_string().contains(name), "{error}");
+    }
+}
