@@ -71,6 +71,12 @@ fn blob_path(digest: Digest) -> Path {
     Path::from_iter([BLOBS, ALGORITHM, &digits[..FOLDER_DIGITS], &digits[FOLDER_DIGITS..]])
 }
 
+/// A path that nobody else has.
+#[expect(clippy::disallowed_methods, reason = "a temporary name, not the id of anything")]
+fn upload_path() -> Path {
+    Path::from_iter([UPLOADS, &Uuid::now_v7().to_string()])
+}
+
 /// The digest of a path that [`blob_path`] made.
 fn digest_of(path: &Path) -> Option<Digest> {
     let parts: Vec<_> = path.parts().collect();
@@ -154,7 +160,7 @@ impl Artifacts {
             first.extend_from_slice(&piece);
         }
         // With an announced digest the upload's name is its last: it appears only if the digest turns out right.
-        let path = expected.map_or_else(|| Path::from_iter([UPLOADS, &Uuid::now_v7().to_string()]), blob_path);
+        let path = expected.map_or_else(upload_path, blob_path);
         let store = self.storage.store();
         let upload = store
             .put_multipart(&path)

@@ -215,7 +215,6 @@ fn invalid(url: &str, problem: impl fmt::Display) -> Error {
 }
 
 #[cfg(test)]
-#[expect(clippy::unwrap_used, reason = "tests")]
 mod tests {
     use modelyard_common::Fault as _;
 
