@@ -70,11 +70,15 @@ impl DistinctSketch {
     /// Estimated number of different values.
     pub fn estimate(&self) -> u64 {
         let registers = REGISTERS as f64;
-        let sum: f64 = self.registers.iter().map(|&rank| (-f64::from(rank)).exp2()).sum();
+        let (mut sum, mut empty) = (0.0, 0_u32);
+        for &rank in &self.registers {
+            sum += (-f64::from(rank)).exp2();
+            empty += u32::from(rank == 0);
+        }
         let raw = ALPHA * registers * registers / sum;
-        let empty = self.registers.iter().filter(|&&rank| rank == 0).count();
+
         let estimate = if raw <= LINEAR_LIMIT * registers && empty > 0 {
-            registers * (registers / empty as f64).ln()
+            registers * (registers / f64::from(empty)).ln()
         } else {
             raw
         };
@@ -113,7 +117,6 @@ impl<'de> Deserialize<'de> for DistinctSketch {
 
 #[cfg(test)]
 mod tests {
-    #![expect(clippy::unwrap_used, reason = "tests")]
     use super::*;
 
     fn of(range: std::ops::Range<u32>) -> DistinctSketch {

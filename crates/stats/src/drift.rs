@@ -31,6 +31,8 @@ pub const VALUE_BINS: u64 = 20;
 pub const DEFAULT_MIN_ROWS: u64 = 100;
 /// The missing share of a column may change by this much before it is reported as drifted.
 pub const DEFAULT_MISSING_THRESHOLD: f64 = 0.1;
+/// Share of drifted columns from which a set of columns is commonly said to have drifted (Evidently 0.7's default).
+pub const DATASET_DRIFT_SHARE: f64 = 0.5;
 /// Threshold of the p-values: drift below it.
 pub const P_VALUE_THRESHOLD: f64 = 0.05;
 /// Threshold of the distances: drift from it on.
@@ -248,8 +250,7 @@ impl DriftOptions {
 pub enum Outcome {
     /// The test gave a verdict.
     Tested,
-    /// One side has too few values for a verdict: none at all, fewer than the configured number, or so few that the value
-    /// found is within what an unchanged column can show.
+    /// One side has fewer values than the configured minimum, or none at all.
     TooFewRows,
     /// The reference has more different values than a profile lists, so that it is free text or an identifier; name a test
     /// to compare it all the same.
@@ -278,6 +279,9 @@ pub struct ColumnDrift {
     pub value: Option<f64>,
     /// The threshold it was compared with.
     pub threshold: f64,
+    /// What chance alone may add to the value at this number of rows: a distance drifts from `threshold + allowance` on. 0 for
+    /// p-values, which account for chance themselves, and for exact drift.
+    pub allowance: f64,
     /// Whether drift lies above or below the threshold.
     pub compare: Compare,
     /// The verdict; false unless `outcome` is `tested`.
@@ -331,6 +335,7 @@ fn unjudged(column: &str, options: &DriftOptions, test: DriftTest, outcome: Outc
         test,
         value: None,
         threshold: options.threshold_of(column, test),
+        allowance: 0.0,
         compare: test.compare(),
         drifted: false,
         outcome,
@@ -367,7 +372,6 @@ fn choose(numeric: bool, rows: u64, distinct: u64) -> DriftTest {
 
 #[cfg(test)]
 mod tests {
-    #![expect(clippy::unwrap_used, reason = "tests")]
     use super::*;
 
     #[test]
@@ -406,7 +410,9 @@ mod tests {
             ..DriftOptions::default()
         };
         let threshold = |column| options.threshold_of(column, options.test_of(column));
-        assert_eq!([threshold("a"), threshold("b"), threshold("c")], [0.2, 0.05, 0.3]);
+        for (column, expected) in [("a", 0.2), ("b", 0.05), ("c", 0.3)] {
+            assert!((threshold(column) - expected).abs() < f64::EPSILON, "{column}");
+        }
     }
 
     #[test]

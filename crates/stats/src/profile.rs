@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     distinct::{DistinctSketch, hash_number},
     error::{Error, Result},
-    sketch::{QuantileSketch, quantile},
+    sketch::{QuantileSketch, collapse, quantile},
     values::{TopValues, ValueTable},
 };
 
@@ -311,14 +311,7 @@ impl NumericProfile {
 /// The sum of two ascending tables of counts, or `None` where it has over [`MAX_VALUES`] entries.
 fn merge_counts(left: &[(f64, u64)], right: &[(f64, u64)]) -> Option<Vec<(f64, u64)>> {
     let mut merged: Vec<(f64, u64)> = left.iter().chain(right).copied().collect();
-    merged.sort_by(|a, b| a.0.total_cmp(&b.0));
-    merged.dedup_by(|next, kept| {
-        let same = next.0 == kept.0;
-        if same {
-            kept.1 += next.1;
-        }
-        same
-    });
+    collapse(&mut merged);
     (merged.len() <= MAX_VALUES).then_some(merged)
 }
 

@@ -136,14 +136,7 @@ impl QuantileSketch {
         for (level, values) in self.levels.iter().enumerate() {
             points.extend(values.iter().map(|&value| (value, 1_u64 << level)));
         }
-        points.sort_unstable_by(|a, b| a.0.total_cmp(&b.0));
-        points.dedup_by(|next, kept| {
-            let same = next.0 == kept.0;
-            if same {
-                kept.1 += next.1;
-            }
-            same
-        });
+        collapse(&mut points);
         points
     }
 
@@ -197,6 +190,18 @@ impl QuantileSketch {
     }
 }
 
+/// Sorts weighted values and makes equal ones into one with their common weight.
+pub(crate) fn collapse(points: &mut Vec<(f64, u64)>) {
+    points.sort_unstable_by(|a, b| a.0.total_cmp(&b.0));
+    points.dedup_by(|next, kept| {
+        let same = next.0.total_cmp(&kept.0).is_eq();
+        if same {
+            kept.1 += next.1;
+        }
+        same
+    });
+}
+
 /// Smallest value with at least the share `q` (0 to 1) of the weight at or below it; `None` for no points.
 /// `points` are sorted by value.
 pub fn quantile(points: &[(f64, u64)], q: f64) -> Option<f64> {
@@ -215,7 +220,6 @@ pub fn quantile(points: &[(f64, u64)], q: f64) -> Option<f64> {
 
 #[cfg(test)]
 mod tests {
-    #![expect(clippy::unwrap_used, reason = "tests")]
     use super::*;
 
     fn share_at_or_below(points: &[(f64, u64)], value: f64) -> f64 {

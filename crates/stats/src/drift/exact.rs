@@ -346,7 +346,7 @@ fn sorted(mut values: Vec<f64>) -> Vec<f64> {
 /// Each value of an ascending list with its count.
 fn runs(sorted: &[f64]) -> Vec<(f64, u64)> {
     sorted
-        .chunk_by(|a, b| a == b)
+        .chunk_by(|a, b| a.total_cmp(b).is_eq())
         .map(|run| (run[0], run.len() as u64))
         .collect()
 }

@@ -7,8 +7,7 @@
 use std::collections::BTreeSet;
 
 use super::{
-    ColumnDrift, Compare, DatasetDrift, DriftOptions, DriftTest, MIN_NORM, Outcome, VALUE_BINS, choose, unjudged,
-    with_missing,
+    ColumnDrift, DatasetDrift, DriftOptions, DriftTest, MIN_NORM, Outcome, VALUE_BINS, choose, unjudged, with_missing,
 };
 use crate::{
     distance,
@@ -109,12 +108,8 @@ fn compare(
     let threshold = options.threshold_of(name, test);
     let mut drift = unjudged(name, options, test, Outcome::Tested);
     drift.value = Some(found.value);
-    let beyond = test.compare().is_drift(found.value, threshold);
-    let certain = test.compare() != Compare::AtLeast || found.value >= found.certain_from(threshold);
-    drift.drifted = beyond && certain;
-    if beyond && !certain {
-        drift.outcome = Outcome::TooFewRows;
-    }
+    drift.allowance = found.allowance(threshold);
+    drift.drifted = drift.compare.is_drift(found.value, threshold + drift.allowance);
     Ok(drift)
 }
 
@@ -134,11 +129,12 @@ enum Chance {
 }
 
 impl Found {
-    fn certain_from(&self, threshold: f64) -> f64 {
+    /// What to add to a threshold, so that an unchanged column does not reach it.
+    fn allowance(&self, threshold: f64) -> f64 {
         match self.chance {
-            Chance::None => threshold,
-            Chance::Adds(chance) => threshold + chance,
-            Chance::AddsSquare(square) => (threshold * threshold + square).sqrt(),
+            Chance::None => 0.0,
+            Chance::Adds(chance) => chance,
+            Chance::AddsSquare(square) => threshold.hypot(square.sqrt()) - threshold,
         }
     }
 }
@@ -213,10 +209,10 @@ impl<'a> Sides<'a> {
     /// Counts in cells that both sides share: single values, or bins of the reference.
     fn cells(&self) -> Option<(Vec<u64>, Vec<u64>)> {
         let few = self.reference.distinct() <= VALUE_BINS && self.current.distinct() <= VALUE_BINS;
-        if self.numeric().is_none() || few {
-            if let Some(cells) = self.counts_by_value() {
-                return Some(cells);
-            }
+        if (self.numeric().is_none() || few)
+            && let Some(cells) = self.counts_by_value()
+        {
+            return Some(cells);
         }
         let (reference, current) = self.reference.numeric.as_ref().zip(self.current.numeric.as_ref())?;
         let binning = self.reference.binning()?;
@@ -301,7 +297,7 @@ pub(super) fn align(reference: &[(f64, u64)], current: &[(f64, u64)]) -> (Vec<u6
     cells.extend(current.iter().map(|&(v, n)| (v, 0, n)));
     cells.sort_by(|a, b| a.0.total_cmp(&b.0));
     cells.dedup_by(|next, kept| {
-        let same = next.0 == kept.0;
+        let same = next.0.total_cmp(&kept.0).is_eq();
         if same {
             kept.1 += next.1;
             kept.2 += next.2;

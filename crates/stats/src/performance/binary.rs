@@ -115,16 +115,17 @@ impl BinaryMetrics {
     /// As [`compute`](Self::compute); a label other than 0 and 1; a column that is neither numeric nor boolean.
     pub fn from_arrays(labels: &ArrayRef, scores: &ArrayRef) -> Result<Self> {
         let (labels, scores) = both_present(("labels", labels), ("scores", scores))?;
-        let not_binary = |&label: &f64| label != 0.0 && label != 1.0;
-        if let Some(row) = labels.iter().position(not_binary) {
-            return Err(Error::InvalidValue {
+        let truth = |(row, &label): (usize, &f64)| match label {
+            0.0 => Ok(false),
+            1.0 => Ok(true),
+            value => Err(Error::InvalidValue {
                 what: "label",
                 row,
-                value: labels[row],
+                value,
                 must_be: "0 or 1",
-            });
-        }
-        let labels: Vec<bool> = labels.iter().map(|&label| label == 1.0).collect();
+            }),
+        };
+        let labels = labels.iter().enumerate().map(truth).collect::<Result<Vec<bool>>>()?;
         Self::compute(&labels, &scores, DECISION_THRESHOLD)
     }
 
@@ -163,7 +164,7 @@ pub fn auc(labels: &[bool], scores: &[f64]) -> Option<f64> {
     let (mut positives, mut negatives) = (0_u64, 0_u64);
     // Counted in halves, so that ties stay whole numbers.
     let mut halves_won = 0_u128;
-    for tie in rows.chunk_by(|a, b| a.0 == b.0) {
+    for tie in rows.chunk_by(|a, b| a.0.total_cmp(&b.0).is_eq()) {
         let tied_positives = tie.iter().filter(|row| row.1).count() as u64;
         let tied_negatives = tie.len() as u64 - tied_positives;
         halves_won += u128::from(tied_positives) * u128::from(2 * negatives + tied_negatives);
@@ -186,8 +187,7 @@ fn calibration_error(labels: &[bool], scores: &[f64]) -> Option<f64> {
 
 #[cfg(test)]
 mod tests {
-    #![expect(clippy::unwrap_used, reason = "tests")]
-    use std::sync::Arc;
+    use std::{cmp::Ordering, sync::Arc};
 
     use arrow::array::{BooleanArray, Float64Array, Int64Array, StringArray};
     use proptest::prelude::*;
@@ -206,14 +206,10 @@ mod tests {
         let pairs = of(true).count() * of(false).count();
         let won: f64 = of(true)
             .flat_map(|positive| {
-                of(false).map(move |negative| {
-                    if positive > negative {
-                        1.0
-                    } else if positive == negative {
-                        0.5
-                    } else {
-                        0.0
-                    }
+                of(false).map(move |negative| match positive.total_cmp(&negative) {
+                    Ordering::Greater => 1.0,
+                    Ordering::Equal => 0.5,
+                    Ordering::Less => 0.0,
                 })
             })
             .sum();

@@ -113,7 +113,6 @@ fn mean(values: impl Iterator<Item = f64>) -> Option<f64> {
 
 #[cfg(test)]
 mod tests {
-    #![expect(clippy::unwrap_used, reason = "tests")]
     use super::*;
 
     /// `sklearn.metrics` of scikit-learn 1.9.1 on the same six rows (`average="macro"`, `multi_class="ovr"`).

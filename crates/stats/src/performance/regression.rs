@@ -77,7 +77,6 @@ impl RegressionMetrics {
 
 #[cfg(test)]
 mod tests {
-    #![expect(clippy::unwrap_used, reason = "tests")]
     use proptest::prelude::*;
 
     use super::*;

@@ -16,7 +16,7 @@ use super::{Lcg, batch, profile};
 
 fn mixed_batch(rows: usize) -> RecordBatch {
     let strings = ["red", "green", "blue"];
-    let some = |i: usize| (i % 7 != 0).then_some(i);
+    let some = |i: usize| (!i.is_multiple_of(7)).then_some(i);
     let dictionary: DictionaryArray<Int32Type> = (0..rows).map(|i| some(i).map(|i| strings[i % 3])).collect();
     let times = (0..rows).map(|i| some(i).map(|i| 1_360_000_000_000 + 1_000 * i as i64));
     let lists = (0..rows).map(|i| some(i).map(|i| vec![Some(i as i32)]));
