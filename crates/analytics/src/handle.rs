@@ -16,6 +16,7 @@ use tokio::sync::Mutex as AsyncMutex;
 
 use crate::{
     error::{Error, Result},
+    ordered::Ordered,
     table_name::TableName,
 };
 
@@ -143,7 +144,7 @@ struct Open {
 impl Tables {
     pub(crate) fn new(store: Arc<dyn ObjectStore>) -> Self {
         Self {
-            store,
+            store: Arc::new(Ordered(store)),
             open: Mutex::default(),
         }
     }

@@ -17,6 +17,7 @@ mod commit;
 mod error;
 mod file;
 mod handle;
+mod ordered;
 mod query;
 mod schema;
 mod table_name;

@@ -96,7 +96,6 @@ pub(crate) fn session(store: Arc<dyn ObjectStore>, options: &AnalyticsOptions) -
         .with_disk_manager_builder(disk)
         .build_arc()
         .map_err(failed)?;
-    // This replaces the machine's file system, which queries never see.
     runtime.register_object_store(&root_url()?, store);
     let config = SessionConfig::new()
         .with_target_partitions(options.threads.max(1))

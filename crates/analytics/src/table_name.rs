@@ -55,8 +55,8 @@ impl TableName {
         Path::from_iter(self.0.split('/'))
     }
 
-    /// The address that Delta Lake knows the table by. The object store stands for its root, so that the path is the same
-    /// everywhere; of the schemes that Delta Lake knows, `file` is the one that does not rely on ordered listings.
+    /// The address that Delta Lake knows the table by: the same wherever the storage is, so that nothing below our object
+    /// store takes it for a path of the machine.
     pub(crate) fn url(&self) -> Result<Url> {
         let mut url = root_url()?;
         url.set_path(&format!("/{}/", self.0));
@@ -66,7 +66,7 @@ impl TableName {
 
 /// The address of the storage root.
 pub(crate) fn root_url() -> Result<Url> {
-    Url::parse("file:///").map_err(|error| Error::internal("address of the storage root", error))
+    Url::parse("modelyard://storage/").map_err(|error| Error::internal("address of the storage root", error))
 }
 
 impl FromStr for TableName {
@@ -92,7 +92,7 @@ mod tests {
         let table: TableName = "inference-log/default/flight-delay.v2".parse().unwrap();
         assert_eq!(
             table.url().unwrap().as_str(),
-            "file:///inference-log/default/flight-delay.v2/"
+            "modelyard://storage/inference-log/default/flight-delay.v2/"
         );
         assert_eq!(table.path().as_ref(), table.as_str());
         let deep = ["a"; MAX_SEGMENTS + 1].join("/");

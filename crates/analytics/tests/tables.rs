@@ -234,7 +234,7 @@ async fn a_file_is_in_a_table_once_however_often_it_is_appended() {
 
     // Another tool compacts the table: the files are gone from it, and their rows are not.
     let below = Arc::new(PrefixStore::new(Arc::clone(&store), log().to_string()));
-    let url = format!("file:///{}/", log()).parse().unwrap();
+    let url = format!("memory:///{}/", log()).parse().unwrap();
     let log_store = default_logstore(
         below,
         Arc::clone(&store),
