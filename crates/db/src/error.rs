@@ -33,10 +33,10 @@ pub enum Error {
         source: sqlx::Error,
     },
     /// The file holds something else, or is damaged.
-    #[error("`{database}` is not a database, or is damaged: move it away, or restore it from a backup")]
+    #[error("{place} is not a database, or is damaged: move it away, or restore it from a backup")]
     Damaged {
-        /// The file.
-        database: String,
+        /// The file, in quotes; where it is not known, `the database`.
+        place: String,
         /// What the database says.
         source: sqlx::Error,
     },
@@ -109,10 +109,10 @@ pub enum Error {
         source: sqlx::Error,
     },
     /// No space is left.
-    #[error("the disk of `{database}` is full: free space on it, then try again")]
+    #[error("the disk of {place} is full: free space on it, then try again")]
     DiskFull {
-        /// The file, or the server without its password; where it is not known, `the database`.
-        database: String,
+        /// The file, or the server without its password, in quotes; where it is not known, `the database`.
+        place: String,
         /// What the database says.
         source: sqlx::Error,
     },
@@ -152,9 +152,10 @@ impl Error {
     /// The same error, naming the database where the message has room for it.
     pub(crate) fn at(self, location: &str) -> Self {
         let database = location.to_owned();
+        let place = format!("`{location}`");
         match self {
-            Self::DiskFull { source, .. } => Self::DiskFull { database, source },
-            Self::Damaged { source, .. } => Self::Damaged { database, source },
+            Self::DiskFull { source, .. } => Self::DiskFull { place, source },
+            Self::Damaged { source, .. } => Self::Damaged { place, source },
             Self::Unavailable { source } | Self::Statement { source } => Self::Open { database, source },
             other => other,
         }
@@ -265,6 +266,7 @@ fn duplicate_key(error: &dyn sqlx::error::DatabaseError) -> String {
         .to_owned()
 }
 
+/// What a failing statement calls its database: it does not know its name.
 const UNNAMED: &str = "the database";
 
 impl From<sqlx::Error> for Error {
@@ -280,15 +282,15 @@ impl From<sqlx::Error> for Error {
             _ => Meaning::Statement,
         };
         let key = source.as_database_error().map(duplicate_key).unwrap_or_default();
-        let database = UNNAMED.to_owned();
+        let place = UNNAMED.to_owned();
         match meaning {
             Meaning::Duplicate => Self::Duplicate { key, source },
             Meaning::Reference => Self::Reference { source },
             Meaning::Conflict => Self::Conflict { source },
             Meaning::Timeout => Self::Timeout { source },
             Meaning::Unavailable => Self::Unavailable { source },
-            Meaning::DiskFull => Self::DiskFull { database, source },
-            Meaning::Damaged => Self::Damaged { database, source },
+            Meaning::DiskFull => Self::DiskFull { place, source },
+            Meaning::Damaged => Self::Damaged { place, source },
             Meaning::Statement => Self::Statement { source },
         }
     }

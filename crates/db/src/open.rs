@@ -132,7 +132,10 @@ async fn sqlite_pool(connections: u32, options: SqliteConnectOptions) -> Result<
         // A connection to a file does not go stale, and opening one costs more than keeping it.
         .test_before_acquire(false)
         .idle_timeout(None)
-        .max_lifetime(None);
+        .max_lifetime(None)
+        // On a full disk SQLite undoes the transaction by itself, and sqlx goes on believing in it: it would refuse every
+        // later one. Such a connection is replaced; one that comes back healthy has no transaction.
+        .before_acquire(|connection, _| Box::pin(async move { Ok(!connection.is_in_transaction()) }));
     Ok(pool.connect_with(options).await?)
 }
 

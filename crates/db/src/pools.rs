@@ -9,7 +9,7 @@ use std::{
 
 use sqlx::{PgPool, Postgres, Sqlite, SqlitePool};
 
-use crate::error::{Error, Result};
+use crate::error::Result;
 
 /// What a store needs of its database. Stores are written once over a type that implements it.
 pub trait Pools: Clone + Send + Sync + 'static {
@@ -82,8 +82,7 @@ impl Pools for SqlitePools {
 
     async fn begin(&self) -> Result<Transaction<Sqlite>> {
         // A deferred transaction would take the write lock in its middle and could then fail instead of waiting.
-        let begun = self.writer.begin_with("BEGIN IMMEDIATE").await;
-        let inner = begun.map_err(|error| named(error, || self.file.display().to_string()))?;
+        let inner = self.writer.begin_with("BEGIN IMMEDIATE").await?;
         Ok(Transaction { inner })
     }
 
@@ -117,16 +116,5 @@ impl Pools for PostgresPools {
         let statement = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY";
         let inner = self.pool.begin_with(statement).await?;
         Ok(Transaction { inner })
-    }
-}
-
-/// Names the file where the error is about the disk.
-fn named(error: sqlx::Error, location: impl FnOnce() -> String) -> Error {
-    match Error::from(error) {
-        Error::DiskFull { source, .. } => Error::DiskFull {
-            database: location(),
-            source,
-        },
-        other => other,
     }
 }

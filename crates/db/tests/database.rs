@@ -306,6 +306,35 @@ async fn nodes_that_start_together_migrate_once() {
 }
 
 #[tokio::test]
+async fn a_full_disk_refuses_the_write_and_keeps_the_rest() {
+    let place = TestDatabase::sqlite().unwrap();
+    let database = open(&place).await;
+    database.migrate(&[SHOP]).await.unwrap();
+    let store = store(&database);
+    store.insert("pear", 1).await.unwrap();
+    let Database::Sqlite(pools) = &database else { return };
+    // SQLite answers a full disk and a full file with the same code, and a file can be filled in a test.
+    let mut tx = pools.begin().await.unwrap();
+    sqlx::query("PRAGMA max_page_count = 1")
+        .execute(&mut *tx)
+        .await
+        .unwrap();
+    tx.commit().await.unwrap();
+    let error = store.insert(&"plum".repeat(10_000), 1).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::ResourceExhausted);
+    assert!(error.to_string().contains("free space"), "{error}");
+
+    let mut tx = pools.begin().await.unwrap();
+    sqlx::query("PRAGMA max_page_count = 1000000")
+        .execute(&mut *tx)
+        .await
+        .unwrap();
+    tx.commit().await.unwrap();
+    assert_eq!(store.find_stock("pear").await.unwrap(), Some(1));
+    store.insert("plum", 1).await.unwrap();
+}
+
+#[tokio::test]
 async fn bad_places_and_settings_are_named() {
     let place = TestDatabase::sqlite().unwrap();
     std::fs::write(place.data_dir().join("shop.db"), "x".repeat(4096)).unwrap();

@@ -14,7 +14,7 @@
 //! - Polling is the truth. [`Wake`] is a hint that makes it quick: [`JobStore::enqueue`] gives it by itself; after a
 //!   commit with [`enqueue_in`] the caller does.
 //!
-//! ```ignore
+//! ```text
 //! // In a store, stamped for both databases:
 //! let mut tx = self.pools.begin().await?;
 //! // .. store the new state ..
