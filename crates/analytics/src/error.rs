@@ -2,6 +2,7 @@
 
 use std::io;
 
+use arrow::error::ArrowError;
 use datafusion::error::DataFusionError;
 use deltalake::{DeltaTableError, kernel::transaction::TransactionError};
 use modelyard_common::{ErrorKind, Fault};
@@ -83,7 +84,9 @@ pub enum Error {
         limit: String,
     },
     /// The query needs more memory than it may have.
-    #[error("the query needs more memory than analytics may use: narrow it, or raise the memory limit ({problem})")]
+    #[error(
+        "the query needs more memory than analytics may use: narrow it, or raise the limits of memory and of spilling ({problem})"
+    )]
     OutOfMemory {
         /// What asked for more.
         problem: String,
@@ -158,6 +161,20 @@ fn find<'a, T: std::error::Error + 'static>(error: &'a (dyn std::error::Error + 
     None
 }
 
+/// What ran out, if memory or the space for spilling did. Objects are read through the object store, which has its own
+/// errors: an I/O error of a query is one of its spilling.
+fn exhausted(error: &DataFusionError) -> Option<String> {
+    match error.find_root() {
+        DataFusionError::ResourcesExhausted(problem) => Some(problem.clone()),
+        DataFusionError::IoError(error) => Some(error.to_string()),
+        DataFusionError::ArrowError(error, _) => match error.as_ref() {
+            ArrowError::IoError(problem, _) => Some(problem.clone()),
+            _ => None,
+        },
+        _ => None,
+    }
+}
+
 /// Whether it was the storage that failed, and how.
 fn of_storage(source: Source) -> Result<Error, Source> {
     let error = source.as_ref();
@@ -191,13 +208,12 @@ impl Error {
 
     /// An error of planning or running a query: the caller's fault, unless the storage or memory is to blame.
     pub(crate) fn of_query(error: DataFusionError) -> Self {
+        if let Some(problem) = exhausted(&error) {
+            let problem = problem.lines().next().unwrap_or_default().to_owned();
+            return Self::OutOfMemory { problem };
+        }
         match error.find_root() {
-            DataFusionError::ResourcesExhausted(problem) => {
-                let problem = problem.lines().next().unwrap_or_default().to_owned();
-                return Self::OutOfMemory { problem };
-            }
             DataFusionError::ObjectStore(_)
-            | DataFusionError::IoError(_)
             | DataFusionError::ParquetError(_)
             | DataFusionError::Internal(_)
             | DataFusionError::External(_)
