@@ -167,8 +167,6 @@ fn library_version(name: &str) -> Option<Vec<u32>> {
 
 #[cfg(test)]
 mod tests {
-    #![expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
-
     use modelyard_common::error::{ErrorKind, Fault};
 
     use super::*;

@@ -170,8 +170,6 @@ pub(crate) fn sample_shape(shape: &[i64], rows: usize) -> Vec<i64> {
 
 #[cfg(test)]
 mod tests {
-    #![expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
-
     use super::*;
 
     fn signature() -> Signature {

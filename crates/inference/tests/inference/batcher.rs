@@ -1,7 +1,9 @@
 //! Concurrent requests: each gets its own rows, on time, or a clear no.
 
 use std::{
+    pin::Pin,
     sync::Arc,
+    task::Poll,
     time::{Duration, Instant},
 };
 
@@ -16,10 +18,13 @@ use crate::graphs;
 use crate::onnx::element;
 
 /// How long a condition may take to come true, on a machine with other work.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_mins(1);
 
 /// The multiplications of a model that keeps its worker busy for long enough to queue behind it.
 const SLOW: usize = 200;
+
+/// The rows of a request that keeps a worker busy.
+const BUSY_ROWS: usize = 512;
 
 fn predictor(bytes: &[u8], instances: usize, options: BatcherOptions) -> Arc<Predictor> {
     Arc::new(Predictor::start(graphs::load_with(bytes, instances).unwrap(), options).unwrap())
@@ -33,32 +38,38 @@ fn runtime() -> tokio::runtime::Runtime {
         .unwrap()
 }
 
-/// Polls a condition until it holds.
-async fn until(what: &str, condition: impl Fn() -> bool) {
-    let deadline = Instant::now() + PATIENCE;
-    while !condition() {
-        assert!(Instant::now() < deadline, "{what} did not come true");
-        tokio::task::yield_now().await;
-    }
-}
-
 /// Rows of the slow model's input, each filled with one value.
 fn slow_rows(rows: usize, value: f32) -> Vec<Tensor> {
     vec![Tensor::from_vec("x", vec![rows as i64, 256], vec![value; rows * 256]).unwrap()]
 }
 
-/// Occupies the only worker of the slow model; afterwards requests queue up.
-async fn occupy(predictor: &Arc<Predictor>, tasks: &mut JoinSet<Result<Prediction>>) {
-    let busy = Arc::clone(predictor);
-    tasks.spawn(async move { busy.predict(slow_rows(256, 0.0), None).await });
-    // The task has either not begun or is with the worker once the queue was seen empty after a push.
-    let before = predictor.statistics();
-    let probe = Arc::clone(predictor);
-    tasks.spawn(async move { probe.predict(slow_rows(1, 0.0), None).await });
-    until("the probe waits behind the busy worker", || {
-        predictor.queued() == 1 || predictor.statistics().succeeded > before.succeeded
-    })
-    .await;
+/// A prediction that is in the queue or with a worker: its future was polled once.
+type Submitted = Pin<Box<dyn Future<Output = Result<Prediction>> + Send>>;
+
+async fn submit(predictor: &Arc<Predictor>, inputs: Vec<Tensor>) -> Submitted {
+    let predictor = Arc::clone(predictor);
+    let mut submitted: Submitted = Box::pin(async move { predictor.predict(inputs, None).await });
+    let first = std::future::poll_fn(|context| Poll::Ready(submitted.as_mut().poll(context))).await;
+    assert!(first.is_pending(), "the worker is faster than the test takes it for");
+    submitted
+}
+
+/// Keeps the only worker of the slow model busy, one request after the other, for long enough to queue behind them.
+async fn occupy(predictor: &Arc<Predictor>, requests: usize) -> Vec<Submitted> {
+    let mut busy = Vec::new();
+    for _ in 0..requests {
+        // More rows than a merged run may have: each runs alone.
+        busy.push(submit(predictor, slow_rows(BUSY_ROWS, 0.0)).await);
+    }
+    busy
+}
+
+async fn join(submitted: Vec<Submitted>) -> Vec<Result<Prediction>> {
+    let mut outcomes = Vec::new();
+    for prediction in submitted {
+        outcomes.push(prediction.await);
+    }
+    outcomes
 }
 
 fn add_inputs(rows: usize, width: usize, seed: f32) -> Vec<Tensor> {
@@ -135,8 +146,7 @@ fn as_raw(tensor: Tensor) -> Tensor {
 fn what_waits_is_merged_and_each_gets_its_own() {
     let predictor = predictor(&graphs::slow(SLOW), 1, BatcherOptions::default());
     runtime().block_on(async {
-        let mut tasks = JoinSet::new();
-        occupy(&predictor, &mut tasks).await;
+        let busy = occupy(&predictor, 2).await;
         let mut own = JoinSet::new();
         for caller in 1..=16_u8 {
             let predictor = Arc::clone(&predictor);
@@ -152,10 +162,10 @@ fn what_waits_is_merged_and_each_gets_its_own() {
             largest = largest.max(rows.unwrap());
         }
         assert!(largest > 1, "nothing was merged");
-        tasks.join_all().await;
+        assert!(join(busy).await.iter().all(Result::is_ok));
     });
     let counted = predictor.statistics();
-    assert_eq!((counted.succeeded, counted.rows), (18, 256 + 17));
+    assert_eq!((counted.succeeded, counted.rows), (18, 2 * BUSY_ROWS as u64 + 16));
     assert!(counted.executions < counted.succeeded);
     assert!(counted.infer_time > Duration::ZERO && counted.queue_time > Duration::ZERO);
 }
@@ -258,79 +268,48 @@ fn a_deadline_is_kept_and_costs_no_run() {
         let past = Instant::now();
         let error = predictor.predict(slow_rows(1, 1.0), Some(past)).await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::DeadlineExceeded);
-        let mut tasks = JoinSet::new();
-        let started = Instant::now();
-        for _ in 0..4 {
-            let predictor = Arc::clone(&predictor);
-            tasks.spawn(async move { predictor.predict(slow_rows(512, 0.0), None).await });
-        }
-        until("the worker is busy and more waits", || predictor.queued() > 0).await;
+        let busy = occupy(&predictor, 4).await;
         let soon = Instant::now() + Duration::from_millis(1);
         let outcome = predictor.predict(slow_rows(1, 1.0), Some(soon)).await;
-        let waited = started.elapsed();
-        let others = tasks.join_all().await;
-        assert!(others.iter().all(Result::is_ok));
+        assert!(predictor.statistics().succeeded < 4, "the caller waited for the others");
         assert!(matches!(outcome, Err(Error::DeadlineExceeded)), "{outcome:?}");
-        assert!(waited < started.elapsed(), "the caller waited for the others");
+        assert!(join(busy).await.iter().all(Result::is_ok));
         // Time enough is enough.
         let later = Instant::now() + PATIENCE;
         predictor.predict(slow_rows(1, 1.0), Some(later)).await.unwrap();
     });
     let counted = predictor.statistics();
     assert_eq!((counted.expired, counted.succeeded), (2, 5));
-    assert_eq!(counted.rows, 4 * 512 + 1);
+    assert_eq!(counted.rows, 4 * BUSY_ROWS as u64 + 1);
 }
 
 #[test]
 fn a_caller_that_goes_away_costs_no_run() {
     let predictor = predictor(&graphs::slow(SLOW), 1, BatcherOptions::default());
     runtime().block_on(async {
-        let mut tasks = JoinSet::new();
-        for _ in 0..3 {
-            let predictor = Arc::clone(&predictor);
-            tasks.spawn(async move { predictor.predict(slow_rows(512, 0.0), None).await });
-        }
-        until("the worker is busy and two wait", || predictor.queued() == 2).await;
-        let mut leaver = Box::pin(predictor.predict(slow_rows(7, 1.0), None));
-        assert!(futures_poll(&mut leaver).await.is_none());
+        let busy = occupy(&predictor, 3).await;
+        let leaver = submit(&predictor, slow_rows(7, 1.0)).await;
         drop(leaver);
-        assert!(tasks.join_all().await.iter().all(Result::is_ok));
-        until("the queue is empty", || predictor.queued() == 0).await;
+        assert!(join(busy).await.iter().all(Result::is_ok));
+        // Behind the one that left, so it was passed over by now.
         predictor.predict(slow_rows(1, 1.0), None).await.unwrap();
     });
     let counted = predictor.statistics();
     assert_eq!((counted.cancelled, counted.succeeded), (1, 4));
-    assert_eq!(counted.rows, 3 * 512 + 1);
-}
-
-/// Polls a future once.
-async fn futures_poll<F: Future + Unpin>(future: &mut F) -> Option<F::Output> {
-    std::future::poll_fn(|context| {
-        std::task::Poll::Ready(match std::pin::Pin::new(&mut *future).poll(context) {
-            std::task::Poll::Ready(output) => Some(output),
-            std::task::Poll::Pending => None,
-        })
-    })
-    .await
+    assert_eq!(counted.rows, 3 * BUSY_ROWS as u64 + 1);
 }
 
 #[test]
 fn closing_answers_what_waits_and_refuses_the_rest() {
     let predictor = predictor(&graphs::slow(SLOW), 1, BatcherOptions::default());
     runtime().block_on(async {
-        let mut tasks = JoinSet::new();
-        for _ in 0..5 {
-            let predictor = Arc::clone(&predictor);
-            tasks.spawn(async move { predictor.predict(slow_rows(256, 2.0), None).await });
-        }
-        until("the worker is busy and all others wait", || predictor.queued() == 4).await;
+        let waiting = occupy(&predictor, 5).await;
         predictor.close();
         let error = predictor.predict(slow_rows(1, 1.0), None).await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Unavailable);
         predictor.drained().await;
         assert_eq!(predictor.queued(), 0);
-        let outcomes = tasks.join_all().await;
-        assert!(outcomes.iter().all(Result::is_ok));
+        assert!(join(waiting).await.iter().all(Result::is_ok));
     });
     predictor.drained_blocking();
     assert_eq!(predictor.statistics().succeeded, 5);
@@ -385,7 +364,7 @@ fn blocking_callers_are_served_from_any_thread() {
     });
     // Within a runtime as well, where tokio's own blocking calls would panic.
     runtime().block_on(async { assert_eq!(*ask(-1).outputs[0].data(), TensorData::Int32(vec![-1])) });
-    let slow = crate::batcher::predictor(&graphs::slow(2000), 1, BatcherOptions::default());
+    let slow = super::batcher::predictor(&graphs::slow(2000), 1, BatcherOptions::default());
     let soon = Instant::now() + Duration::from_millis(1);
     let error = slow.predict_blocking(slow_rows(256, 1.0), Some(soon)).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::DeadlineExceeded);
@@ -403,7 +382,7 @@ fn options_out_of_range_are_refused_by_name() {
         ),
         (
             BatcherOptions {
-                max_queue_delay: Duration::from_secs(3600),
+                max_queue_delay: Duration::from_hours(1),
                 ..BatcherOptions::default()
             },
             "max_queue_delay",

@@ -127,8 +127,8 @@ pub fn slow(size: usize) -> Vec<u8> {
     )
 }
 
-/// A logistic regression over two features as scikit-learn's converter writes it: `label` and `probabilities`, or with
-/// a `ZipMap` behind them.
+/// A linear classifier over two features with the outputs of scikit-learn's converter: `label` and `probabilities`
+/// (scores here), or a `ZipMap` behind them.
 pub fn classifier(zipmap: bool) -> Vec<u8> {
     let classify = Node {
         domain: "ai.onnx.ml".to_owned(),
@@ -136,17 +136,10 @@ pub fn classifier(zipmap: bool) -> Vec<u8> {
             Attribute::floats("coefficients", &[-1.0, -2.0, 1.0, 2.0]),
             Attribute::floats("intercepts", &[0.5, -0.5]),
             Attribute::ints("classlabels_ints", &[0, 1]),
-            Attribute {
-                name: "post_transform".to_owned(),
-                kind: 3,
-                ..Attribute::default()
-            },
         ],
         ..node("LinearClassifier", &["x"], &["label", "probabilities"])
     };
     let mut nodes = vec![classify];
-    // An attribute of strings is left out of the schema here: the converter's default does.
-    nodes[0].attribute.pop();
     let mut outputs = vec![tensor("label", element::INT64, &[-1])];
     if zipmap {
         nodes.push(Node {
@@ -177,7 +170,7 @@ pub fn classifier(zipmap: bool) -> Vec<u8> {
     graph(nodes, vec![tensor("x", element::FLOAT, &[-1, 2])], outputs, vec![])
 }
 
-/// Adds weights that are said to lie in another file.
+/// Looks values up in weights that are said to lie in another file.
 pub fn external(location: &str) -> Vec<u8> {
     let entry = |key: &str, value: &str| Entry {
         key: key.to_owned(),
@@ -192,9 +185,9 @@ pub fn external(location: &str) -> Vec<u8> {
         ..TensorProto::default()
     };
     graph(
-        vec![node("Add", &["x", "w"], &["y"])],
-        vec![tensor("x", element::FLOAT, &[-1, 2])],
-        vec![tensor("y", element::FLOAT, &[-1, 2])],
+        vec![node("Gather", &["w", "index"], &["y"])],
+        vec![tensor("index", element::INT64, &[-1])],
+        vec![tensor("y", element::FLOAT, &[-1])],
         vec![weights],
     )
 }

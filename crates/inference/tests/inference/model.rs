@@ -187,6 +187,10 @@ fn a_model_cannot_read_the_servers_files_as_weights() {
     assert!(std::path::Path::new("Cargo.toml").exists());
     let error = load(&graphs::external("Cargo.toml")).unwrap_err();
     assert!(matches!(error, Error::ModelRefused { .. }), "{error}");
+    assert!(
+        error.to_string().contains("External data path does not exist"),
+        "{error}"
+    );
 }
 
 #[test]
@@ -279,8 +283,7 @@ fn concurrent_runs_share_the_sessions() {
 
 #[test]
 fn warming_up_a_model_that_refuses_zeros_is_an_error_and_no_more() {
-    // A lookup of row 0 works; one with a negative floor does not exist here, so the refusal is of another kind: a
-    // fixed shape that the graph contradicts.
+    // The graph folds rows into threes, which one value a row, as its shape allows, cannot fill.
     let reshape = onnx::file(onnx::Graph {
         node: vec![onnx::node("Reshape", &["x", "shape"], &["y"])],
         input: vec![onnx::tensor("x", element::FLOAT, &[-1, -1])],
