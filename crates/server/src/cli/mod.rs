@@ -1,0 +1,168 @@
+//! The command line. Output is for people, or JSON with `-o json`, and then nothing else on standard output.
+
+mod client;
+mod config;
+mod data;
+mod deploy;
+mod output;
+mod pipeline;
+mod prediction;
+mod resource;
+
+use std::{fmt, io, net::SocketAddr, path::PathBuf};
+
+use clap::{Args, CommandFactory, Parser, Subcommand};
+
+use self::{client::Client, output::Format};
+use crate::serve;
+
+/// Takes machine-learning models from lab to launch and keeps them healthy there.
+#[derive(Parser)]
+#[command(name = "modelyard", version, max_term_width = 100)]
+pub struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// A mistake in how the program was called; exit code 2.
+#[derive(Debug)]
+pub struct UsageError(pub String);
+
+impl fmt::Display for UsageError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for UsageError {}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Start the server
+    Serve(ServeArguments),
+    /// Declare resources from YAML files, or from all in a folder
+    Apply(resource::ApplyArguments),
+    /// List resources of a kind, or print one
+    Get(resource::GetArguments),
+    /// Print everything about one thing: a resource, `model NAME/VERSION`, `dataset NAME/VERSION`, `prediction ID`
+    Describe(resource::DescribeArguments),
+    /// Remove a resource
+    Delete(resource::DeleteArguments),
+    /// Register models
+    #[command(subcommand)]
+    Models(ModelsCommand),
+    /// Datasets and their versions
+    #[command(subcommand)]
+    Data(DataCommand),
+    /// Point an endpoint at a model version or alias
+    Deploy(deploy::DeployArguments),
+    /// Send one request in the Open Inference Protocol's JSON form to an endpoint
+    Predict(prediction::PredictArguments),
+    /// Run a pipeline by name, or apply it from a file and run it
+    Run(pipeline::RunArguments),
+    /// The server's configuration
+    #[command(subcommand)]
+    Config(ConfigCommand),
+    /// Print a completion script for a shell
+    Completions {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
+}
+
+#[derive(Subcommand)]
+enum ModelsCommand {
+    /// Register an ONNX file as a new version; prints NAME/VERSION
+    Import(deploy::ImportArguments),
+}
+
+#[derive(Subcommand)]
+enum DataCommand {
+    /// Make a new version of a dataset from Parquet or CSV files; prints NAME/VERSION
+    Push(data::PushArguments),
+}
+
+#[derive(Subcommand)]
+enum ConfigCommand {
+    /// Print the configuration that `serve` would run with; secrets are redacted
+    Print(ServeArguments),
+}
+
+/// How the server is started.
+#[derive(Args)]
+struct ServeArguments {
+    /// Folder for databases, spool and caches
+    #[arg(long, value_name = "DIR")]
+    data_dir: Option<PathBuf>,
+    /// Address of the public listener [default: 127.0.0.1:7070]
+    #[arg(long, value_name = "ADDR:PORT")]
+    listen: Option<SocketAddr>,
+    /// Address of the internal listener [default: 127.0.0.1:7071]
+    #[arg(long, value_name = "ADDR:PORT")]
+    internal_listen: Option<SocketAddr>,
+    /// Roles of this process: registry, orchestrator, gateway, monitoring [default: all]
+    #[arg(long, value_name = "ROLES", value_delimiter = ',')]
+    roles: Option<Vec<serve::Role>>,
+    /// Configuration file (TOML)
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+}
+
+/// Where and for which project a client command works.
+#[derive(Args)]
+struct ConnectionArguments {
+    /// URL of the server
+    #[arg(
+        long,
+        env = "MODELYARD_URL",
+        default_value = "http://127.0.0.1:7070",
+        value_name = "URL"
+    )]
+    url: String,
+    /// Access token
+    #[arg(long, env = "MODELYARD_TOKEN", hide_env_values = true, value_name = "TOKEN")]
+    token: Option<String>,
+    /// Project
+    #[arg(long, default_value = "default", value_name = "NAME")]
+    project: String,
+    /// Output
+    #[arg(short, long, value_enum, default_value_t = Format::Text, value_name = "FORMAT")]
+    output: Format,
+}
+
+impl ConnectionArguments {
+    fn client(&self) -> anyhow::Result<Client> {
+        Client::new(&self.url, self.token.as_deref(), &self.project)
+    }
+}
+
+/// Runs one command.
+pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
+    match arguments.command {
+        Command::Serve(arguments) => serve::run(config::load(&arguments)?).await,
+        Command::Apply(arguments) => resource::apply(&arguments).await,
+        Command::Get(arguments) => resource::get(&arguments).await,
+        Command::Describe(arguments) => resource::describe(&arguments).await,
+        Command::Delete(arguments) => resource::delete(&arguments).await,
+        Command::Models(ModelsCommand::Import(arguments)) => deploy::import(&arguments).await,
+        Command::Data(DataCommand::Push(arguments)) => data::push(&arguments).await,
+        Command::Deploy(arguments) => deploy::deploy(&arguments).await,
+        Command::Predict(arguments) => prediction::predict(&arguments).await,
+        Command::Run(arguments) => pipeline::run(&arguments).await,
+        Command::Config(ConfigCommand::Print(arguments)) => config::print(&arguments),
+        Command::Completions { shell } => {
+            clap_complete::generate(shell, &mut Arguments::command(), "modelyard", &mut io::stdout());
+            Ok(())
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Arguments::command().debug_assert();
+    }
+}

@@ -1,0 +1,171 @@
+//! Any process is a front door: requests for a role that runs elsewhere are forwarded to it.
+
+use std::sync::Arc;
+
+use axum::{
+    body::Body,
+    extract::Request,
+    http::{HeaderMap, HeaderName, Uri, header, uri::PathAndQuery},
+    response::{IntoResponse, Response},
+};
+use hyper_util::{
+    client::legacy::{Client, connect::HttpConnector},
+    rt::TokioExecutor,
+};
+use modelyard_common::error::{ErrorKind, Problem};
+
+use super::config::{Config, Role};
+
+/// Headers that speak of one connection only (RFC 9110, 7.6.1), and the host that was asked for.
+const HOP_HEADERS: [HeaderName; 8] = [
+    header::CONNECTION,
+    header::PROXY_AUTHENTICATE,
+    header::PROXY_AUTHORIZATION,
+    header::TE,
+    header::TRAILER,
+    header::TRANSFER_ENCODING,
+    header::UPGRADE,
+    header::HOST,
+];
+
+/// Forwards requests to the public listeners of other roles.
+pub struct Forwarder {
+    config: Arc<Config>,
+    http1: Client<HttpConnector, Body>,
+    http2: Client<HttpConnector, Body>,
+}
+
+/// The role that owns a path of the public listener.
+pub fn owner(path: &str) -> Option<Role> {
+    if [
+        "/v2",
+        "/v1/models",
+        "/endpoints",
+        "/ping",
+        "/inference.GRPCInferenceService",
+    ]
+    .iter()
+    .any(|prefix| {
+        path.strip_prefix(prefix)
+            .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+    }) {
+        return Some(Role::Gateway);
+    }
+    let below_project = path.strip_prefix("/api/v1/projects/")?;
+    match below_project.split('/').nth(1)? {
+        "artifacts" | "datasets" | "models" | "experiments" | "runs" | "endpoints" | "events" => Some(Role::Registry),
+        "pipelines" | "pipeline-runs" | "triggers" => Some(Role::Orchestrator),
+        "monitors" | "alert-rules" | "alerts" | "labels" | "predictions" => Some(Role::Monitoring),
+        _ => None,
+    }
+}
+
+impl Forwarder {
+    /// A forwarder to the peers of the configuration.
+    pub fn new(config: Arc<Config>) -> Self {
+        let connector = || {
+            let mut connector = HttpConnector::new();
+            connector.set_nodelay(true);
+            connector
+        };
+        Self {
+            config,
+            http1: Client::builder(TokioExecutor::new()).build(connector()),
+            http2: Client::builder(TokioExecutor::new())
+                .http2_only(true)
+                .build(connector()),
+        }
+    }
+
+    /// Whether the path belongs to a role that runs elsewhere.
+    pub fn peer_of(&self, path: &str) -> Option<Role> {
+        owner(path).filter(|role| !self.config.roles.contains(role))
+    }
+
+    /// Sends the request to the role's public listener and gives its answer back.
+    pub async fn forward(&self, role: Role, mut request: Request) -> Response {
+        let Some(public) = &self.config.peers.get(role).public else {
+            let detail = format!(
+                "this process does not have the role {0}: ask another, or set `peers.{0}.public`",
+                role.name()
+            );
+            return Problem::new(ErrorKind::Unavailable, "ROLE_ELSEWHERE", detail).into_response();
+        };
+        let Some(uri) = target(public, request.uri()) else {
+            let detail = format!(
+                "`peers.{}.public` is not an address: write it as http://HOST:PORT",
+                role.name()
+            );
+            return Problem::new(ErrorKind::Unavailable, "ROLE_ELSEWHERE", detail).into_response();
+        };
+        *request.uri_mut() = uri;
+        let is_grpc = is_grpc(request.headers());
+        remove_hop_headers(request.headers_mut(), is_grpc);
+        *request.version_mut() = if is_grpc {
+            http::Version::HTTP_2
+        } else {
+            http::Version::HTTP_11
+        };
+        let client = if is_grpc { &self.http2 } else { &self.http1 };
+        match client.request(request).await {
+            Ok(response) => response.map(Body::new),
+            Err(error) => {
+                tracing::warn!(role = role.name(), error = %modelyard_common::error::Chain(&error), "a request could not be forwarded");
+                let detail = format!("the {} does not answer at present: try again", role.name());
+                Problem::new(ErrorKind::Unavailable, "ROLE_AWAY", detail).into_response()
+            }
+        }
+    }
+}
+
+/// Whether a request speaks gRPC.
+pub fn is_grpc(headers: &HeaderMap) -> bool {
+    headers
+        .get(header::CONTENT_TYPE)
+        .is_some_and(|value| value.as_bytes().starts_with(b"application/grpc"))
+}
+
+fn target(base: &str, uri: &Uri) -> Option<Uri> {
+    let mut parts = base.parse::<Uri>().ok()?.into_parts();
+    let path = uri.path_and_query().cloned();
+    parts.path_and_query = Some(path.unwrap_or_else(|| PathAndQuery::from_static("/")));
+    Uri::from_parts(parts).ok()
+}
+
+/// gRPC keeps `te: trailers`, which it asks for.
+fn remove_hop_headers(headers: &mut HeaderMap, is_grpc: bool) {
+    for name in HOP_HEADERS {
+        if !(is_grpc && name == header::TE) {
+            headers.remove(name);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_path_has_its_owner() {
+        for (path, role) in [
+            ("/v2/models/flight-delay/infer", Some(Role::Gateway)),
+            ("/v2", Some(Role::Gateway)),
+            ("/v2x", None),
+            ("/inference.GRPCInferenceService/ModelInfer", Some(Role::Gateway)),
+            ("/endpoints/flight-delay/invocations", Some(Role::Gateway)),
+            ("/api/v1/projects/default/endpoints/flight-delay", Some(Role::Registry)),
+            ("/api/v1/projects/default/pipeline-runs", Some(Role::Orchestrator)),
+            ("/api/v1/projects/default/labels", Some(Role::Monitoring)),
+            ("/api/v1/projects/default", None),
+            ("/api/v1/openapi.json", None),
+        ] {
+            assert_eq!(owner(path), role, "{path}");
+        }
+    }
+
+    #[test]
+    fn the_target_keeps_path_and_query() {
+        let uri = target("http://10.0.0.7:7070", &Uri::from_static("/v2/models?x=1")).unwrap();
+        assert_eq!(uri.to_string(), "http://10.0.0.7:7070/v2/models?x=1");
+    }
+}

@@ -1,0 +1,85 @@
+//! Keeps web pages of others away from a server that listens on loopback without sign-in: a page that the user has open
+//! can send requests to 127.0.0.1, under its own Origin or, after rebinding its name, under its own Host.
+
+use axum::{
+    extract::Request,
+    http::{HeaderMap, Uri, header, uri::Authority},
+    middleware::Next,
+    response::{IntoResponse, Response},
+};
+use modelyard_common::error::{ErrorKind, Problem};
+
+/// Middleware: refuses requests whose Host or Origin is not this machine.
+pub async fn same_machine(request: Request, next: Next) -> Response {
+    match refusal(request.headers(), request.uri()) {
+        None => next.run(request).await,
+        Some(detail) => Problem::new(ErrorKind::PermissionDenied, "FOREIGN_ORIGIN", detail).into_response(),
+    }
+}
+
+fn refusal(headers: &HeaderMap, uri: &Uri) -> Option<String> {
+    let host = match headers.get(header::HOST) {
+        Some(value) => value.to_str().unwrap_or("").to_owned(),
+        // HTTP/2 carries the host in the request's target.
+        None => uri.authority().map(ToString::to_string).unwrap_or_default(),
+    };
+    let is_host_here = host
+        .parse::<Authority>()
+        .is_ok_and(|authority| is_loopback(authority.host()));
+    if !is_host_here {
+        return Some(format!(
+            "requests for the host `{}` are refused: use 127.0.0.1 or localhost",
+            host.escape_default()
+        ));
+    }
+    let origin = headers.get(header::ORIGIN)?.to_str().unwrap_or("");
+    let is_origin_here = origin
+        .parse::<Uri>()
+        .is_ok_and(|uri| uri.host().is_some_and(is_loopback));
+    (!is_origin_here).then(|| format!("requests from pages of `{}` are refused", origin.escape_default()))
+}
+
+fn is_loopback(host: &str) -> bool {
+    let host = host.trim_start_matches('[').trim_end_matches(']');
+    host.eq_ignore_ascii_case("localhost") || host.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refused(host: &str, origin: Option<&str>) -> bool {
+        let mut headers = HeaderMap::new();
+        headers.insert(header::HOST, host.parse().unwrap());
+        if let Some(origin) = origin {
+            headers.insert(header::ORIGIN, origin.parse().unwrap());
+        }
+        refusal(&headers, &Uri::from_static("/")).is_some()
+    }
+
+    #[test]
+    fn only_this_machine_is_let_in() {
+        for host in [
+            "127.0.0.1:7070",
+            "localhost:7070",
+            "localhost",
+            "[::1]:7070",
+            "127.0.0.1",
+        ] {
+            assert!(!refused(host, None), "{host}");
+        }
+        for host in [
+            "evil.example",
+            "127.0.0.1.evil.example:7070",
+            "10.0.0.1:7070",
+            "",
+            "localhost@evil.example",
+        ] {
+            assert!(refused(host, None), "{host}");
+        }
+        assert!(!refused("localhost:7070", Some("http://localhost:7070")));
+        for origin in ["http://evil.example", "null", "http://127.0.0.1.evil.example"] {
+            assert!(refused("localhost:7070", Some(origin)), "{origin}");
+        }
+    }
+}
