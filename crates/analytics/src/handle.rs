@@ -15,6 +15,7 @@ use parking_lot::Mutex;
 use tokio::sync::Mutex as AsyncMutex;
 
 use crate::{
+    commit::CHECKPOINT_INTERVAL,
     error::{Error, Result},
     ordered::Ordered,
     table_name::TableName,
@@ -28,9 +29,28 @@ pub(crate) struct TableHandle {
     pub(crate) name: TableName,
     store: Arc<dyn ObjectStore>,
     /// The newest version that was seen; `None` while there is no such table.
-    current: AsyncMutex<Option<DeltaTable>>,
+    current: AsyncMutex<Option<Opened>>,
     /// One commit at a time in this process.
     pub(crate) commit: AsyncMutex<CommitState>,
+}
+
+/// A table as it was read.
+struct Opened {
+    table: DeltaTable,
+    /// The version that was read from the log's last checkpoint. What came later was added piece by piece, which makes
+    /// reading it slower with every piece.
+    read_from: u64,
+}
+
+impl Opened {
+    fn new(table: DeltaTable) -> Self {
+        let read_from = table.version().unwrap_or(0);
+        Self { table, read_from }
+    }
+
+    fn pieces(&self) -> u64 {
+        self.table.version().unwrap_or(0).saturating_sub(self.read_from)
+    }
 }
 
 /// What commits of this process know beside the table itself.
@@ -54,21 +74,21 @@ impl TableHandle {
     /// The newest version of the table, or `None` while there is no such table.
     pub(crate) async fn newest(&self) -> Result<Option<DeltaTable>> {
         let mut current = self.current.lock().await;
-        if let Some(table) = current.as_mut() {
-            match table.update_incremental(None).await {
-                Ok(()) => return Ok(Some(table.clone())),
+        if let Some(opened) = current.as_mut().filter(|opened| opened.pieces() < CHECKPOINT_INTERVAL) {
+            match opened.table.update_incremental(None).await {
+                Ok(()) => return Ok(Some(opened.table.clone())),
                 // The log may have been removed, or replaced by another.
                 Err(error) => tracing::warn!(table = %self.name, %error, "table is opened again"),
             }
-            *current = None;
         }
+        *current = None;
         let mut table = self.unopened()?;
         let failed = |error| Error::of_delta(&self.name, "opening", error);
         if !table.verify_deltatable_existence().await.map_err(failed)? {
             return Ok(None);
         }
         table.load().await.map_err(failed)?;
-        *current = Some(table.clone());
+        *current = Some(Opened::new(table.clone()));
         Ok(Some(table))
     }
 
@@ -80,11 +100,10 @@ impl TableHandle {
     /// Remembers what a commit made of the table.
     pub(crate) async fn advance(&self, table: &DeltaTable) {
         let mut current = self.current.lock().await;
-        if current
-            .as_ref()
-            .is_none_or(|current| current.version() < table.version())
-        {
-            *current = Some(table.clone());
+        match current.as_mut() {
+            Some(opened) if opened.table.version() < table.version() => opened.table = table.clone(),
+            Some(_) => {}
+            None => *current = Some(Opened::new(table.clone())),
         }
     }
 }
