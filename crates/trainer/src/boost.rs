@@ -133,6 +133,8 @@ struct Bins {
     cuts: JaggedMatrix<f64>,
     rows: usize,
     columns: Vec<usize>,
+    /// The same bins row by row: histograms over them take two thirds of the time.
+    tiles: TiledBins,
 }
 
 impl Bins {
@@ -152,7 +154,12 @@ impl Bins {
                 bin_matrix(&matrix, &weights, config.bins, f64::NAN, true)
             })
             .map_err(|error| Error::Internal(format!("features cannot be binned: {error}")))?;
+        let tiles = workers.run(|| {
+            let matrix = Matrix::new(&binned.binned_data, train.rows, columns);
+            TiledBins::new(&matrix, &binned.cuts, true)
+        });
         Ok(Self {
+            tiles,
             binned: binned.binned_data,
             cuts: binned.cuts,
             rows: train.rows,
@@ -221,7 +228,7 @@ impl<'a> Growing<'a> {
                 true,
                 &SampleMethod::None,
                 &GrowPolicy::DepthWise,
-                NO_TILES,
+                Some(&bins.tiles),
             );
             let tree = Tree::from_grown(&grown)?;
             match leaf_rows {
@@ -254,9 +261,6 @@ impl<'a> Growing<'a> {
             });
     }
 }
-
-/// Column by column histograms: measured as fast as tiled ones here, without a second copy of the bins.
-const NO_TILES: Option<&TiledBins> = None;
 
 /// The evaluation rows while the trees grow.
 struct Watched<'a> {

@@ -42,8 +42,9 @@ pub enum Encoding {
     /// Its rank among the sorted categories; missing and unseen ones are NaN, which the trees route by themselves.
     Ordinal,
     /// The mean of the target over its category, drawn towards the overall mean: (sum + smoothing * mean) /
-    /// (count + smoothing). Unseen categories get the overall mean; missing is a category of its own. Training rows
-    /// are encoded with the means of other rows only. In multiclass there is one such number per class.
+    /// (count + smoothing). Unseen categories get the overall mean; missing is a category of its own. A training row is
+    /// encoded with the means of the rows before it, in time where there is a time column, else in an order shuffled by
+    /// the seed. In multiclass there is one such number per class.
     TargetMean {
         /// Weight of the overall mean, in rows.
         smoothing: f64,
@@ -104,7 +105,7 @@ pub struct TrainConfig {
     pub l2: f64,
     /// Bins that split values are searched among, per feature (4 to 1,024).
     pub bins: u16,
-    /// Seed of the folds of the target mean encoding.
+    /// Seed of the order in which target means are learned without a time column.
     pub seed: u64,
     /// Worker threads (1 to 256); default: as many as the machine lets this process use.
     pub threads: Option<usize>,

@@ -6,8 +6,6 @@ use crate::table::{MISSING, Texts, Values};
 
 /// Columns of the matrix at most: target means have one per class.
 pub(crate) const MAX_MATRIX_COLUMNS: usize = 10_000;
-/// Folds of the target means of training rows.
-const FOLDS: usize = 5;
 
 /// How one column of the matrix comes from one feature.
 #[derive(Debug, Clone)]
@@ -48,17 +46,35 @@ pub(crate) struct Encoded {
     pub(crate) rows: usize,
 }
 
-/// Fits an encoder on the first `rows` rows and encodes these rows for training. Target means of a training row come
-/// from the other folds' rows: with its own label in it, the trees would trust them too much.
+/// The order in which target means come to know `rows` rows: that of time, in which they are, or with a seed a shuffled
+/// one, the same everywhere.
+pub(crate) fn learning_order(rows: usize, shuffle: Option<u64>) -> Vec<u32> {
+    let mut order: Vec<u32> = (0..rows as u32).collect();
+    if let Some(seed) = shuffle {
+        order.sort_by_cached_key(|&row| (scatter(seed, u64::from(row)), row));
+    }
+    order
+}
+
+/// The finalizer of splitmix64 over seed and row.
+fn scatter(seed: u64, row: u64) -> u64 {
+    let mut bits = seed.wrapping_add(row.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15));
+    bits = (bits ^ (bits >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    bits = (bits ^ (bits >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    bits ^ (bits >> 31)
+}
+
+/// Fits an encoder on the first rows and encodes these rows for training. A target mean of a training row comes from the
+/// rows before it in `order` only: with its own label in it, the trees would trust the column too much.
 ///
-/// `targets`: for each output of the model one number a row.
+/// `order`: a permutation of the rows to fit on. `targets`: for each output of the model one number a row.
 pub(crate) fn fit(
     features: &[Values],
     targets: &[Vec<f64>],
-    rows: usize,
+    order: &[u32],
     encoding: Encoding,
-    seed: u64,
 ) -> Result<(Encoder, Encoded)> {
+    let rows = order.len();
     let per_text = match encoding {
         Encoding::Ordinal => 1,
         Encoding::TargetMean { .. } => targets.len(),
@@ -95,11 +111,11 @@ pub(crate) fn fit(
             }
             (Values::Texts(texts), Encoding::TargetMean { smoothing }) => {
                 for target in targets {
-                    let means = TargetMeans::new(texts, &target[..rows], smoothing, seed);
-                    encoded.push(means.encode_training_rows(texts));
+                    let (lookup, column) = target_means(texts, target, order, smoothing);
+                    encoded.push(column);
                     columns.push(EncodedColumn {
                         feature,
-                        code: Code::Lookup(means.lookup(texts)),
+                        code: Code::Lookup(lookup),
                     });
                 }
             }
@@ -202,106 +218,54 @@ impl Sum {
         self.sum += value;
     }
 
-    fn without(self, other: Self) -> Self {
-        Self {
-            count: self.count - other.count,
-            sum: self.sum - other.sum,
-        }
+    /// The mean; 0 of nothing.
+    fn mean(self) -> f64 {
+        self.sum / self.count.max(1.0)
     }
 
     /// The mean, drawn towards `prior`; a group without rows has the prior itself.
     fn smoothed(self, prior: f64, smoothing: f64) -> f32 {
-        if self.count <= 0.0 {
+        if self.count == 0.0 {
             return prior as f32;
         }
         ((self.sum + smoothing * prior) / (self.count + smoothing)) as f32
     }
 }
 
-/// Sums of one target per category and fold. The missing ones are the last category.
-struct TargetMeans {
-    /// Of each category the sums of its folds.
-    folds: Vec<[Sum; FOLDS]>,
-    fold_of_row: Vec<u8>,
-    all: Sum,
-    smoothing: f64,
-}
-
-impl TargetMeans {
-    fn new(texts: &Texts, target: &[f64], smoothing: f64, seed: u64) -> Self {
-        let mut means = Self {
-            folds: vec![[Sum::default(); FOLDS]; texts.categories.len() + 1],
-            fold_of_row: (0..target.len() as u64).map(|row| fold(seed, row)).collect(),
-            all: Sum::default(),
-            smoothing,
-        };
-        for ((&code, &value), &fold) in texts.codes.iter().zip(target).zip(&means.fold_of_row) {
-            let category = group(texts, code);
-            means.folds[category][usize::from(fold)].add(value);
-            means.all.add(value);
-        }
-        means
+/// The means of one target per category for serving, and the training rows encoded.
+fn target_means(texts: &Texts, target: &[f64], order: &[u32], smoothing: f64) -> (Lookup, Vec<f32>) {
+    let missing = texts.categories.len();
+    let group_of = |row: u32| match texts.codes[row as usize] {
+        MISSING => missing,
+        code => code as usize,
+    };
+    let mut groups = vec![Sum::default(); missing + 1];
+    let mut all = Sum::default();
+    let mut column = vec![0.0; order.len()];
+    for &row in order {
+        let group = &mut groups[group_of(row)];
+        column[row as usize] = group.smoothed(all.mean(), smoothing);
+        group.add(target[row as usize]);
+        all.add(target[row as usize]);
     }
-
-    fn prior(&self) -> f64 {
-        self.all.sum / self.all.count.max(1.0)
-    }
-
-    fn total(&self, category: usize) -> Sum {
-        self.folds[category].iter().fold(Sum::default(), |total, part| Sum {
-            count: total.count + part.count,
-            sum: total.sum + part.sum,
-        })
-    }
-
-    fn lookup(&self, texts: &Texts) -> Lookup {
-        let prior = self.prior();
-        let value = |category| self.total(category).smoothed(prior, self.smoothing);
-        let categories = texts
+    let prior = all.mean();
+    let value = |group: &Sum| group.smoothed(prior, smoothing);
+    let lookup = Lookup {
+        categories: texts
             .categories
             .iter()
-            .enumerate()
-            .filter(|(category, _)| self.total(*category).count > 0.0)
-            .map(|(category, name)| (name.clone(), value(category)))
-            .collect();
-        Lookup {
-            categories,
-            missing: value(texts.categories.len()),
-            unseen: prior as f32,
-        }
+            .zip(&groups)
+            .filter(|(_, group)| group.count > 0.0)
+            .map(|(category, group)| (category.clone(), value(group)))
+            .collect(),
+        missing: value(&groups[missing]),
+        unseen: prior as f32,
+    };
+    if groups.iter().filter(|group| group.count > 0.0).count() <= 1 {
+        // With one group there is nothing to tell apart: all that the column would show is how its mean settled.
+        column.fill(prior as f32);
     }
-
-    fn encode_training_rows(&self, texts: &Texts) -> Vec<f32> {
-        let prior = self.prior();
-        let outside: Vec<[f32; FOLDS]> = (0..self.folds.len())
-            .map(|category| {
-                let total = self.total(category);
-                self.folds[category].map(|own| total.without(own).smoothed(prior, self.smoothing))
-            })
-            .collect();
-        texts
-            .codes
-            .iter()
-            .zip(&self.fold_of_row)
-            .map(|(&code, &fold)| outside[group(texts, code)][usize::from(fold)])
-            .collect()
-    }
-}
-
-fn group(texts: &Texts, code: u32) -> usize {
-    if code == MISSING {
-        texts.categories.len()
-    } else {
-        code as usize
-    }
-}
-
-/// The fold of a row: the finalizer of splitmix64 over seed and row, evenly spread and the same everywhere.
-fn fold(seed: u64, row: u64) -> u8 {
-    let mut bits = seed.wrapping_add(row.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15));
-    bits = (bits ^ (bits >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    bits = (bits ^ (bits >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    ((bits ^ (bits >> 31)) % FOLDS as u64) as u8
+    (lookup, column)
 }
 
 #[cfg(test)]
@@ -331,7 +295,7 @@ mod tests {
     #[test]
     fn ordinals_are_ranks_and_the_unknown_is_missing() {
         let train = [Values::Texts(texts(&["c", "a", "", "c", "b"]))];
-        let (encoder, encoded) = fit(&train, &[vec![0.0; 5]], 4, Encoding::Ordinal, 0).unwrap();
+        let (encoder, encoded) = fit(&train, &[vec![0.0; 5]], &learning_order(4, None), Encoding::Ordinal).unwrap();
         // `b` is only in the fifth row, which the encoder has not seen.
         assert_eq!(encoded.columns[0][..2], [1.0, 0.0]);
         assert!(encoded.columns[0][2].is_nan());
@@ -343,25 +307,39 @@ mod tests {
 
     #[test]
     fn target_means_are_smoothed_and_the_unseen_get_the_mean() {
-        let values = ["a", "a", "a", "b", "", ""];
+        let values = [Values::Texts(texts(&["a", "a", "a", "b", "", ""]))];
         let target = vec![1.0, 1.0, 0.0, 1.0, 0.0, 0.0];
         let encoding = Encoding::TargetMean { smoothing: 2.0 };
-        let (encoder, _) = fit(&[Values::Texts(texts(&values))], &[target], 6, encoding, 3).unwrap();
+        let (encoder, _) = fit(&values, &[target], &learning_order(6, Some(3)), encoding).unwrap();
         let new = [Values::Texts(texts(&["a", "b", "", "z"]))];
         let column = &encoder.encode(&new, 0, 4).columns[0];
         assert_eq!(column[..], [(2.0 + 1.0) / 5.0, (1.0 + 1.0) / 3.0, 1.0 / 4.0, 0.5]);
     }
 
     #[test]
-    fn a_training_row_does_not_see_its_own_label() {
-        let values = ["a", "b", "c", "d"];
-        let encode = |target: Vec<f64>| {
-            let encoding = Encoding::TargetMean { smoothing: 1.0 };
-            let (_, encoded) = fit(&[Values::Texts(texts(&values))], &[target], 4, encoding, 0).unwrap();
-            encoded.columns[0].clone()
-        };
-        // Each category has one row: without it nothing but the prior is left.
-        assert_eq!(encode(vec![1.0, 0.0, 1.0, 0.0]), vec![0.5; 4]);
+    fn a_training_row_is_encoded_by_the_rows_before_it() {
+        let values = [Values::Texts(texts(&["a", "a", "b", "a", "b"]))];
+        let target = vec![1.0, 0.0, 1.0, 1.0, 0.0];
+        let encoding = Encoding::TargetMean { smoothing: 1.0 };
+        let (_, encoded) = fit(&values, &[target], &learning_order(5, None), encoding).unwrap();
+        // Of what came before: sum of the category, plus the overall mean, through its rows plus one.
+        let expected = [
+            0.0,
+            (1.0 + 1.0) / 2.0,
+            0.5,
+            (1.0 + 2.0 / 3.0) / 3.0,
+            (1.0 + 3.0 / 4.0) / 2.0,
+        ];
+        assert_eq!(encoded.columns[0], expected.map(|value: f64| value as f32));
+    }
+
+    #[test]
+    fn a_column_with_one_group_is_constant() {
+        let values = [Values::Texts(texts(&["", "", "", ""]))];
+        let encoding = Encoding::TargetMean { smoothing: 1.0 };
+        let target = vec![1.0, 0.0, 0.0, 0.0];
+        let (_, encoded) = fit(&values, &[target], &learning_order(4, None), encoding).unwrap();
+        assert_eq!(encoded.columns[0], [0.25; 4]);
     }
 
     #[test]
@@ -369,7 +347,7 @@ mod tests {
         let features = [Values::Numbers(vec![1.5, f32::NAN]), Values::Texts(texts(&["a", "b"]))];
         let targets = [vec![1.0, 0.0], vec![0.0, 1.0], vec![0.0, 0.0]];
         let encoding = Encoding::TargetMean { smoothing: 0.0 };
-        let (encoder, encoded) = fit(&features, &targets, 2, encoding, 0).unwrap();
+        let (encoder, encoded) = fit(&features, &targets, &learning_order(2, None), encoding).unwrap();
         assert_eq!(encoder.columns.len(), 4);
         assert_eq!(encoded.columns[0][0], 1.5);
         let again = encoder.encode(&features, 1, 2);
@@ -378,15 +356,12 @@ mod tests {
     }
 
     #[test]
-    fn folds_are_even_and_depend_on_the_seed() {
-        let mut counts = [0; FOLDS];
-        for row in 0..10_000 {
-            counts[usize::from(fold(1, row))] += 1;
-        }
-        assert!(
-            counts.iter().all(|&count| (1_800..2_200).contains(&count)),
-            "{counts:?}"
-        );
-        assert!((0..100).any(|row| fold(1, row) != fold(2, row)));
+    fn a_shuffled_order_has_every_row_once_and_depends_on_the_seed() {
+        let order = learning_order(1_000, Some(1));
+        let mut sorted = order.clone();
+        sorted.sort_unstable();
+        assert_eq!(sorted, learning_order(1_000, None));
+        assert_ne!(order, sorted);
+        assert_ne!(order, learning_order(1_000, Some(2)));
     }
 }

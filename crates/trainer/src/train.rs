@@ -15,7 +15,7 @@ use crate::model::{Head, Pipeline, Summary, TrainedModel, first_largest};
 use crate::onnx;
 use crate::order::{MAX_ROWS, canonical_order, read_times, slice_begin};
 use crate::progress::{Phase, Progress, Reporter};
-use crate::table::{Feature, Values, feature_names, read_feature};
+use crate::table::{Feature, Values, column_of, feature_names, read_feature};
 use crate::target::{Labels, Target, read_target};
 use crate::workers::Workers;
 
@@ -115,8 +115,11 @@ impl Problem {
         let rows = data.num_rows();
         let names = feature_names(data, config)?;
         onnx::check_names(&names)?;
-        // An unknown target is worth more to say than too few rows.
-        crate::table::column_of(data, &config.target, "target")?;
+        // A wrong name is worth more to say than too few rows or another column's type.
+        column_of(data, &config.target, "target")?;
+        if let Some(name) = &config.time_column {
+            column_of(data, name, "the time column")?;
+        }
         if !(MIN_ROWS..=MAX_ROWS).contains(&rows) {
             return Err(Error::Data(format!(
                 "the dataset has {rows} rows: training needs at least {MIN_ROWS} and at most {MAX_ROWS}"
@@ -269,12 +272,13 @@ impl Run<'_> {
     fn encode(&self, rows: usize, done: u32) -> Result<(Encoder, Encoded)> {
         let total = if self.problem.slice_begin.is_some() { 2 } else { 1 };
         self.reporter.report(Phase::Encoding, done.min(total - 1), total)?;
+        let shuffle = self.config.time_column.is_none().then_some(self.config.seed);
+        let order = encode::learning_order(rows, shuffle);
         encode::fit(
             &self.problem.values,
             &self.problem.targets,
-            rows,
+            &order,
             self.problem.encoding,
-            self.config.seed,
         )
     }
 
