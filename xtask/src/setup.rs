@@ -1,0 +1,122 @@
+//! What a machine may lack, fetched by pip and Debian's packages.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use anyhow::{Context, Result, bail};
+
+use crate::process::{self, Workspace, say, succeeds};
+
+/// The Python package that carries the library, and the library's version.
+const ONNX_RUNTIME: &str = "1.32.0";
+
+/// The Python packages that the tests use as clients.
+const TEST_CLIENTS: [&str; 2] = ["tritonclient[http,grpc]==2.73.0", "numpy"];
+
+/// Fetches ONNX Runtime's library into `<target>/onnxruntime/`, where our programs look for it.
+pub fn onnx_runtime(workspace: &Workspace) -> Result<()> {
+    let folder = workspace.target.join("onnxruntime");
+    let name = format!("libonnxruntime.so.{ONNX_RUNTIME}");
+    if folder.join(&name).is_file() {
+        return Ok(());
+    }
+    say(&format!("fetching ONNX Runtime {ONNX_RUNTIME} from its Python package"));
+    let scratch = workspace.target.join("onnxruntime-wheel");
+    let python = python()?;
+    let mut pip = Command::new(&python);
+    pip.args(["-m", "pip", "install", "--quiet", "--no-deps", "--upgrade", "--target"])
+        .arg(&scratch);
+    process::run(pip.arg(format!("onnxruntime=={ONNX_RUNTIME}"))).context(
+        "ONNX Runtime cannot be fetched: is pip there and PyPI reachable? Or put the library at ORT_DYLIB_PATH",
+    )?;
+    fs::create_dir_all(&folder)?;
+    // Copied beside its place first, so that a broken copy is never taken for the library.
+    let partial = folder.join(format!("{name}.partial"));
+    fs::copy(scratch.join("onnxruntime/capi").join(&name), &partial)
+        .with_context(|| format!("the package onnxruntime {ONNX_RUNTIME} has no {name} for this machine"))?;
+    fs::rename(partial, folder.join(name))?;
+    fs::remove_dir_all(scratch)?;
+    Ok(())
+}
+
+/// Fetches what only the tests need.
+pub fn for_tests(workspace: &Workspace) -> Result<()> {
+    postgres()?;
+    test_python(workspace)?;
+    Ok(())
+}
+
+/// The Python of the tests' virtual environment.
+pub fn test_python_path(workspace: &Workspace) -> PathBuf {
+    workspace.target.join("python/bin/python")
+}
+
+fn test_python(workspace: &Workspace) -> Result<()> {
+    let environment = workspace.target.join("python");
+    let stamp = environment.join("installed.txt");
+    let wanted = TEST_CLIENTS.join("\n");
+    if fs::read_to_string(&stamp).is_ok_and(|installed| installed == wanted) {
+        return Ok(());
+    }
+    say("making a Python environment with the clients that the tests use");
+    let mut venv = Command::new(python()?);
+    process::run(venv.args(["-m", "venv", "--clear"]).arg(&environment))
+        .context("a Python environment cannot be made: install the package python3-venv")?;
+    let mut pip = Command::new(test_python_path(workspace));
+    process::run(
+        pip.args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check"])
+            .args(TEST_CLIENTS),
+    )?;
+    fs::write(stamp, wanted)?;
+    Ok(())
+}
+
+fn python() -> Result<PathBuf> {
+    let found = ["python3", "python"]
+        .into_iter()
+        .find(|name| succeeds(name, &["-m", "pip", "--version"]));
+    found
+        .map(PathBuf::from)
+        .context("Python 3 with pip is needed: install the packages python3 and python3-pip")
+}
+
+/// PostgreSQL's server programs, by Debian's package where they are missing.
+fn postgres() -> Result<()> {
+    if postgres_is_here() {
+        return Ok(());
+    }
+    say("installing PostgreSQL for the store tests");
+    if !succeeds("id", &["-u"]) || !succeeds("sh", &["-c", "test $(id -u) = 0 && command -v apt-get"]) {
+        bail!(
+            "PostgreSQL's server programs (initdb, postgres) are needed for the store tests: install the package postgresql"
+        );
+    }
+    process::run(Command::new("apt-get").arg("update").arg("-qq"))?;
+    process::run(Command::new("apt-get").env("DEBIAN_FRONTEND", "noninteractive").args([
+        "install",
+        "-y",
+        "-qq",
+        "--no-install-recommends",
+        "postgresql",
+    ]))?;
+    if postgres_is_here() {
+        return Ok(());
+    }
+    bail!("PostgreSQL was installed, and its programs are not found under /usr/lib/postgresql")
+}
+
+fn postgres_is_here() -> bool {
+    let versions = fs::read_dir("/usr/lib/postgresql")
+        .into_iter()
+        .flatten()
+        .filter_map(Result::ok);
+    let mut folders = versions.map(|version| version.path().join("bin"));
+    folders.any(|folder| has_server(&folder)) || succeeds("initdb", &["--version"])
+}
+
+fn has_server(folder: &Path) -> bool {
+    folder.join("initdb").is_file() && folder.join("postgres").is_file()
+}
