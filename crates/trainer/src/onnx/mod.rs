@@ -312,3 +312,65 @@ fn metadata(pipeline: &Pipeline, summary: &Summary) -> Result<Vec<StringStringEn
 fn json(value: &impl serde::Serialize) -> Result<String> {
     serde_json::to_string(value).map_err(|error| Error::Internal(format!("metadata cannot be written: {error}")))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+    use std::ops::ControlFlow;
+    use std::sync::Arc;
+
+    use arrow::array::{ArrayRef, Int64Array, StringArray};
+    use arrow::record_batch::RecordBatch;
+
+    use super::*;
+    use crate::{TrainConfig, train};
+
+    #[test]
+    fn a_written_model_says_what_it_is() {
+        let texts: ArrayRef = Arc::new((0..40).map(|row| Some(["a", "b"][row % 2])).collect::<StringArray>());
+        let labels: ArrayRef = Arc::new((0..40).map(|row| row % 2 + 3).collect::<Int64Array>());
+        let data = RecordBatch::try_from_iter(vec![("text", texts), ("y", labels)]).unwrap();
+        let config = TrainConfig {
+            target: "y".to_owned(),
+            trees: 2,
+            ..TrainConfig::default()
+        };
+        let model = train(&data, &config, &|_| ControlFlow::Continue(())).unwrap();
+        let read = ModelProto::decode(model.onnx()).unwrap();
+        let facts: HashMap<&str, &str> = read
+            .metadata_props
+            .iter()
+            .map(|entry| (entry.key.as_str(), entry.value.as_str()))
+            .collect();
+        assert_eq!(facts["producer"], "modelyard-trainer");
+        assert_eq!(facts["target"], "y");
+        assert_eq!(facts["task"], "\"binary\"");
+        assert_eq!(facts["classes"], r#"{"type":"int64","values":[3,4]}"#);
+        assert_eq!(
+            facts["features"],
+            r#"[{"name":"text","kind":"text","missing_in_training":false}]"#
+        );
+        assert!(facts["training"].contains("\"best_iteration\":2"));
+        assert!(
+            read.doc_string.contains("predict `y` from 1 features"),
+            "{}",
+            read.doc_string
+        );
+        // A zero is written, not left out: readers tell "no value" from 0.
+        let graph = read.graph.unwrap();
+        let argmax = graph.node.iter().find(|node| node.op_type == "ArgMax").unwrap();
+        assert!(
+            argmax
+                .attribute
+                .iter()
+                .any(|attribute| attribute.name == "keepdims" && attribute.i == Some(0))
+        );
+    }
+
+    #[test]
+    fn names_inside_the_graph_avoid_those_of_inputs() {
+        let mut graph = GraphBuilder::new("g", &["model/0/Cast", "_model/x"]);
+        let name = graph.node("Cast", &["model/0/Cast"], Vec::new());
+        assert!(name.starts_with("__model/"), "{name}");
+    }
+}

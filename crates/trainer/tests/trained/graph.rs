@@ -5,12 +5,14 @@ use std::sync::Arc;
 use arrow::array::{ArrayRef, AsArray, BooleanArray, Float32Array, Float64Array, Int32Array, Int64Array, StringArray};
 use arrow::datatypes::Float64Type;
 use arrow::record_batch::RecordBatch;
-use modelyard_trainer::{Calibration, Encoding, Labels, Predictions, Task, TrainConfig, largest_difference, train};
-use ort::value::TensorElementType;
+use modelyard_inference::DataType;
+use modelyard_trainer::{
+    Calibration, Encoding, Labels, Output, Predictions, Task, TrainConfig, largest_difference, train,
+};
 use proptest::prelude::*;
 
 use crate::data::{Made, batch, config, made, pick, quiet};
-use crate::serving::{MAX_DIFFERENCE, assert_same, serve, session};
+use crate::serving::{MAX_DIFFERENCE, assert_same, load, serve};
 
 fn any_encoding() -> impl Strategy<Value = Option<Encoding>> {
     prop_oneof![
@@ -69,7 +71,7 @@ proptest! {
         let new = Made { rows: 300, seed: !seed, gaps, categories: 14, task }.batch();
         for data in [&data, &new] {
             let expected = model.predict(data).unwrap();
-            let served = serve(&mut session(&model), &model, data);
+            let served = serve(&load(&model), &model, data);
             let difference = largest_difference(&expected, &served).unwrap();
             prop_assert!(difference.value <= MAX_DIFFERENCE, "{difference}");
         }
@@ -88,53 +90,36 @@ fn inputs_have_the_types_of_the_columns_and_outputs_that_of_the_target() {
         &quiet,
     )
     .unwrap();
-    let session = session(&model);
-    let found: Vec<(&str, TensorElementType)> = session
-        .inputs()
+    let loaded = load(&model);
+    let signature = loaded.signature();
+    let inputs: Vec<(&str, DataType)> = signature
+        .inputs
         .iter()
-        .map(|input| (input.name(), input.dtype().tensor_type().unwrap()))
+        .map(|spec| (spec.name.as_str(), spec.datatype))
         .collect();
     assert_eq!(
-        found,
+        inputs,
         [
-            ("double", TensorElementType::Float64),
-            ("single", TensorElementType::Float32),
-            ("huge", TensorElementType::Float64),
-            ("byte", TensorElementType::Int8),
-            ("short", TensorElementType::Uint16),
-            ("int", TensorElementType::Int32),
-            ("long", TensorElementType::Int64),
-            ("flag", TensorElementType::Bool),
-            ("text", TensorElementType::String),
+            ("double", DataType::Fp64),
+            ("single", DataType::Fp32),
+            ("huge", DataType::Fp64),
+            ("byte", DataType::Int8),
+            ("short", DataType::Uint16),
+            ("int", DataType::Int32),
+            ("long", DataType::Int64),
+            ("flag", DataType::Bool),
+            ("text", DataType::Bytes),
         ]
     );
-    for input in session.inputs() {
-        assert_eq!(input.dtype().tensor_shape().unwrap()[..], [-1, 1]);
-    }
-    let outputs: Vec<(&str, TensorElementType)> = session
-        .outputs()
+    assert!(signature.inputs.iter().all(|spec| spec.shape == [-1, 1]));
+    let outputs: Vec<(&str, DataType)> = signature
+        .outputs
         .iter()
-        .map(|output| (output.name(), output.dtype().tensor_type().unwrap()))
+        .map(|spec| (spec.name.as_str(), spec.datatype))
         .collect();
-    assert_eq!(
-        outputs,
-        [
-            ("label", TensorElementType::String),
-            ("probabilities", TensorElementType::Float32)
-        ]
-    );
-    assert_eq!(
-        model.outputs().iter().map(|output| output.name()).collect::<Vec<_>>(),
-        ["label", "probabilities"]
-    );
-    let metadata = session.metadata().unwrap();
-    assert_eq!(metadata.custom("target").as_deref(), Some("target"));
-    assert_eq!(metadata.custom("task").as_deref(), Some("\"binary\""));
-    assert_eq!(
-        metadata.custom("classes").as_deref(),
-        Some(r#"{"type":"text","values":["no","yes"]}"#)
-    );
-    assert_eq!(metadata.producer().as_deref(), Some("modelyard-trainer"));
+    assert_eq!(outputs, [("label", DataType::Bytes), ("probabilities", DataType::Fp32)]);
+    let own: Vec<&str> = model.outputs().iter().map(Output::name).collect();
+    assert_eq!(own, ["label", "probabilities"]);
 }
 
 #[test]
@@ -195,7 +180,7 @@ fn every_label_type_is_served_in_kind() {
         ]);
         let model = train(&data, &config("y"), &quiet).unwrap();
         assert_eq!(model.classes(), Some(&classes));
-        let served = serve(&mut session(&model), &model, &data);
+        let served = serve(&load(&model), &model, &data);
         let Predictions::Classes { labels, .. } = &served else {
             panic!("no classes")
         };
@@ -218,15 +203,15 @@ fn a_row_is_answered_alike_alone_and_in_a_batch() {
         &quiet,
     )
     .unwrap();
-    let mut session = session(&model);
-    let Predictions::Classes { probabilities, .. } = serve(&mut session, &model, &data) else {
+    let loaded = load(&model);
+    let Predictions::Classes { probabilities, .. } = serve(&loaded, &model, &data) else {
         panic!("no classes")
     };
     let classes = model.classes().unwrap().len();
     for row in [0_u32, 1, 17, 399] {
         let Predictions::Classes {
             probabilities: alone, ..
-        } = serve(&mut session, &model, &pick(&data, std::iter::once(row)))
+        } = serve(&loaded, &model, &pick(&data, std::iter::once(row)))
         else {
             panic!("no classes")
         };
@@ -234,7 +219,7 @@ fn a_row_is_answered_alike_alone_and_in_a_batch() {
             assert!((a - b).abs() <= 1e-6, "{a} {b}");
         }
     }
-    let none = serve(&mut session, &model, &pick(&data, std::iter::empty()));
+    let none = serve(&loaded, &model, &pick(&data, std::iter::empty()));
     assert_eq!(none.rows(), 0);
     assert_eq!(model.predict(&pick(&data, std::iter::empty())).unwrap().rows(), 0);
 }

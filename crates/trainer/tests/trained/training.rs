@@ -11,7 +11,7 @@ use modelyard_trainer::{
 };
 
 use crate::data::{Random, auc, batch, config, flight_config, flights, made, pick, quiet};
-use crate::serving::{MAX_DIFFERENCE, serve, session};
+use crate::serving::{MAX_DIFFERENCE, load, serve};
 
 #[test]
 fn flights_of_january_and_february_predict_march() {
@@ -23,7 +23,7 @@ fn flights_of_january_and_february_predict_march() {
     assert_eq!(model.inputs().len(), 12);
     let march = flights(&["2013-03"]);
     let predictions = model.predict(&march).unwrap();
-    let served = serve(&mut session(&model), &model, &march);
+    let served = serve(&load(&model), &model, &march);
     let difference = largest_difference(&predictions, &served).unwrap();
     assert!(difference.value <= MAX_DIFFERENCE, "{difference}");
     let area = auc(&served, &march);
