@@ -58,13 +58,15 @@ impl Objective {
     }
 }
 
+/// A measure of scores, one vector an output: smaller is better.
+pub(crate) type Measure<'a> = dyn Fn(&[Vec<f64>]) -> f64 + 'a;
+
 /// The rows that early stopping watches.
 pub(crate) struct Evaluation<'a> {
     pub(crate) encoded: &'a Encoded,
     /// Name of the measure.
     pub(crate) name: &'static str,
-    /// The measure of the scores (one vector an output): smaller is better.
-    pub(crate) measure: &'a dyn Fn(&[Vec<f64>]) -> f64,
+    pub(crate) measure: &'a Measure<'a>,
 }
 
 /// What boosting came to.

@@ -102,11 +102,10 @@ fn platt(scores: &[f32], positive: &[bool], positives: f64) -> Calibrator {
         label: [1.0 / (negatives + 2.0), (positives + 1.0) / (positives + 2.0)],
     };
     let (slope, offset) = line.fit(1.0, true);
-    let bounded = slope.clamp(0.0, MAX_SLOPE);
-    let (slope, offset) = if bounded == slope {
+    let (slope, offset) = if (0.0..=MAX_SLOPE).contains(&slope) {
         (slope, offset)
     } else {
-        line.fit(bounded, false)
+        line.fit(slope.clamp(0.0, MAX_SLOPE), false)
     };
     Calibrator::Line {
         slope: slope as f32,
@@ -249,7 +248,7 @@ fn pool_violators(scores: &[f32], positive: &[bool]) -> Vec<Block> {
     let mut order: Vec<usize> = (0..scores.len()).collect();
     order.sort_unstable_by(|&a, &b| scores[a].total_cmp(&scores[b]));
     let mut blocks: Vec<Block> = Vec::new();
-    for tied in order.chunk_by(|&a, &b| scores[a] == scores[b]) {
+    for tied in order.chunk_by(|&a, &b| scores[a].total_cmp(&scores[b]).is_eq()) {
         let mut block = Block {
             rows: tied.len() as f64,
             scores: tied.iter().map(|&row| f64::from(scores[row])).sum(),
@@ -301,6 +300,8 @@ fn merge_steep(blocks: &mut Vec<Block>) {
 
 #[cfg(test)]
 mod tests {
+    #![expect(clippy::float_cmp, reason = "the numbers are exact")]
+
     use proptest::prelude::*;
 
     use super::*;

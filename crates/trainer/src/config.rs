@@ -213,7 +213,7 @@ pub(crate) fn refuse(field: &'static str, reason: impl Into<String>) -> Error {
     }
 }
 
-fn within<T: PartialOrd + std::fmt::Display>(field: &'static str, value: T, least: T, most: T) -> Result<()> {
+fn within<T: PartialOrd + Copy + std::fmt::Display>(field: &'static str, value: T, least: T, most: T) -> Result<()> {
     // Written so that NaN is refused, too.
     if value >= least && value <= most {
         return Ok(());

@@ -47,16 +47,16 @@ pub type Result<T> = std::result::Result<T, Error>;
 const MAX_COLUMNS_SHOWN: usize = 40;
 
 fn known_columns(known: &[String]) -> String {
-    let mut text = known
+    let shown: Vec<String> = known
         .iter()
         .take(MAX_COLUMNS_SHOWN)
         .map(|name| format!("`{name}`"))
-        .collect::<Vec<_>>()
-        .join(", ");
+        .collect();
+    let shown = shown.join(", ");
     if known.len() > MAX_COLUMNS_SHOWN {
-        text.push_str(&format!(" and {} more", known.len() - MAX_COLUMNS_SHOWN));
+        return format!("{shown} and {} more", known.len() - MAX_COLUMNS_SHOWN);
     }
-    text
+    shown
 }
 
 pub(crate) fn column(column: &str, reason: impl Into<String>) -> Error {

@@ -186,6 +186,8 @@ impl Forest {
 
 #[cfg(test)]
 mod tests {
+    #![expect(clippy::float_cmp, reason = "the numbers are exact")]
+
     use super::*;
 
     #[test]

@@ -19,7 +19,7 @@ pub(crate) fn auc(scores: &[f64], positive: &[bool]) -> Option<f64> {
     }
     let mut area = 0.0;
     let mut negatives_below = 0.0;
-    for tied in order.chunk_by(|&a, &b| scores[a] == scores[b]) {
+    for tied in order.chunk_by(|&a, &b| scores[a].total_cmp(&scores[b]).is_eq()) {
         let hits = tied.iter().filter(|&&row| positive[row]).count() as f64;
         let misses = tied.len() as f64 - hits;
         area += hits * (negatives_below + misses / 2.0);

@@ -182,7 +182,7 @@ mod tests {
             "2013-01-02T01:00:00+01:00",
             "2012-12-31T23:59:59.5Z",
         ]));
-        let (before, slice) = split_by_time(&batch(strings), "time", Duration::from_secs(3_600)).unwrap();
+        let (before, slice) = split_by_time(&batch(strings), "time", Duration::from_hours(1)).unwrap();
         // Exactly one hour before the latest time is not within the last hour.
         assert_eq!(ids(&before), [4, 1, 2]);
         assert_eq!(ids(&slice), [0, 3]);
@@ -192,7 +192,7 @@ mod tests {
     fn timestamps_and_dates_are_times() {
         let day = 86_400_000_000_000_i64;
         let stamps: ArrayRef = Arc::new(TimestampNanosecondArray::from(vec![2 * day, 0, day]));
-        let (before, slice) = split_by_time(&batch(stamps), "time", Duration::from_secs(86_400)).unwrap();
+        let (before, slice) = split_by_time(&batch(stamps), "time", Duration::from_hours(24)).unwrap();
         assert_eq!((ids(&before), ids(&slice)), (vec![1, 2], vec![0]));
         let dates: ArrayRef = Arc::new(Date32Array::from(vec![2, 0, 1]));
         assert_eq!(
@@ -220,7 +220,7 @@ mod tests {
             (Arc::new(StringArray::from(Vec::<&str>::new())), "has no rows"),
         ];
         for (times, message) in cases {
-            let error = split_by_time(&batch(times), "time", Duration::from_secs(60))
+            let error = split_by_time(&batch(times), "time", Duration::from_mins(1))
                 .unwrap_err()
                 .to_string();
             assert!(error.contains(message), "{error}");

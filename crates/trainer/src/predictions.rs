@@ -138,7 +138,7 @@ fn distance(expected: f32, actual: f32) -> f64 {
     if expected.is_nan() || actual.is_nan() {
         return f64::INFINITY;
     }
-    if expected == actual {
+    if expected.total_cmp(&actual).is_eq() {
         // Equal infinities, too.
         return 0.0;
     }
@@ -160,6 +160,8 @@ fn lead(probabilities: &[f32]) -> f64 {
 
 #[cfg(test)]
 mod tests {
+    #![expect(clippy::float_cmp, reason = "the numbers are exact")]
+
     use super::*;
 
     fn classes(labels: Vec<i64>, probabilities: Vec<f32>) -> Predictions {

@@ -310,6 +310,8 @@ fn read_texts(name: &str, array: &ArrayRef) -> Result<Texts> {
 
 #[cfg(test)]
 mod tests {
+    #![expect(clippy::float_cmp, reason = "the numbers are exact")]
+
     use std::sync::Arc;
 
     use arrow::array::{

@@ -4,7 +4,7 @@ use std::ops::ControlFlow;
 
 use arrow::record_batch::RecordBatch;
 
-use crate::boost::{Boosted, Booster, Evaluation, Objective};
+use crate::boost::{Boosted, Booster, Evaluation, Measure, Objective};
 use crate::calibrate::{self, Calibrator};
 use crate::config::{Calibration, Encoding, Task, TrainConfig, refuse};
 use crate::encode::{self, Encoded, Encoder};
@@ -302,7 +302,7 @@ impl Run<'_> {
     }
 
     /// What early stopping watches on the slice.
-    fn measure(&self, begin: usize) -> (&'static str, Box<dyn Fn(&[Vec<f64>]) -> f64 + '_>) {
+    fn measure(&self, begin: usize) -> (&'static str, Box<Measure<'_>>) {
         match &self.problem.kind {
             Kind::Number { scale, .. } => {
                 let target = &self.problem.targets[0][begin..];

@@ -16,7 +16,7 @@ struct Nodes {
     right: Vec<i64>,
     missing_left: Vec<i64>,
     leaf_trees: Vec<i64>,
-    leaf_nodes: Vec<i64>,
+    leaf_ids: Vec<i64>,
     leaf_outputs: Vec<i64>,
     leaf_values: Vec<f32>,
 }
@@ -49,7 +49,7 @@ impl Nodes {
                 self.right.push(0);
                 self.missing_left.push(0);
                 self.leaf_trees.push(tree);
-                self.leaf_nodes.push(id);
+                self.leaf_ids.push(id);
                 self.leaf_outputs.push(output);
                 self.leaf_values.push(value);
             }
@@ -84,7 +84,7 @@ pub(crate) fn attributes(forest: &Forest) -> Vec<AttributeProto> {
         ints("nodes_falsenodeids", nodes.right),
         ints("nodes_missing_value_tracks_true", nodes.missing_left),
         ints("target_treeids", nodes.leaf_trees),
-        ints("target_nodeids", nodes.leaf_nodes),
+        ints("target_nodeids", nodes.leaf_ids),
         ints("target_ids", nodes.leaf_outputs),
         floats("target_weights", nodes.leaf_values),
     ]

@@ -115,7 +115,7 @@ fn predicting_needs_the_columns_of_training() {
 
 #[test]
 fn flights_are_split_by_time() {
-    let (before, slice) = split_by_time(&flights(&["2013-01"]), "time_hour", Duration::from_secs(7 * 86_400)).unwrap();
+    let (before, slice) = split_by_time(&flights(&["2013-01"]), "time_hour", Duration::from_hours(7 * 24)).unwrap();
     let time = |data: &RecordBatch, row| texts(data.column_by_name("time_hour").unwrap()).value(row).to_owned();
     assert!(time(&before, before.num_rows() - 1) < time(&slice, 0));
     assert!(time(&slice, 0).starts_with("2013-01-25"), "{}", time(&slice, 0));
