@@ -191,7 +191,7 @@ pub(crate) fn auc(predictions: &Predictions, data: &RecordBatch) -> f64 {
         .collect();
     rows.sort_by(|a, b| a.0.total_cmp(&b.0));
     let (mut area, mut below, mut positives) = (0.0, 0.0, 0.0);
-    for tied in rows.chunk_by(|a, b| a.0 == b.0) {
+    for tied in rows.chunk_by(|a, b| a.0.total_cmp(&b.0).is_eq()) {
         let hits = tied.iter().filter(|row| row.1).count() as f64;
         let misses = tied.len() as f64 - hits;
         area += hits * (below + misses / 2.0);

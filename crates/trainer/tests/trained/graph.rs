@@ -358,11 +358,7 @@ fn infinite_values_go_where_the_largest_ones_go() {
     let Predictions::Numbers(numbers) = model.predict(&data).unwrap() else {
         panic!("no numbers")
     };
-    for row in 0..4 {
-        assert!(
-            (f64::from(numbers[row]) - row as f64).abs() < 0.05,
-            "{} at {row}",
-            numbers[row]
-        );
+    for (row, number) in numbers.iter().take(4).enumerate() {
+        assert!((f64::from(*number) - row as f64).abs() < 0.05, "{number} at {row}");
     }
 }
