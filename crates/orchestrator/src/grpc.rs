@@ -1,0 +1,38 @@
+//! The face for other services.
+
+use async_trait::async_trait;
+use modelyard_common::{error::to_status, rpc::MAX_MESSAGE_BYTES};
+use modelyard_proto::orchestrator::v1::{
+    FireTriggerRequest, FireTriggerResponse,
+    trigger_service_server::{TriggerService, TriggerServiceServer},
+};
+use tonic::{Request, Response, Status, service::Routes};
+
+use crate::service::Orchestrator;
+
+struct Triggers {
+    orchestrator: Orchestrator,
+}
+
+/// The gRPC services.
+pub(crate) fn routes(orchestrator: Orchestrator) -> Routes {
+    let triggers = TriggerServiceServer::new(Triggers { orchestrator });
+    Routes::new(triggers.max_decoding_message_size(MAX_MESSAGE_BYTES))
+}
+
+#[async_trait]
+impl TriggerService for Triggers {
+    #[tracing::instrument(name = "orchestrator.fire_trigger", skip_all)]
+    async fn fire_trigger(
+        &self,
+        request: Request<FireTriggerRequest>,
+    ) -> Result<Response<FireTriggerResponse>, Status> {
+        let message = request.into_inner();
+        let fired = self
+            .orchestrator
+            .fire_trigger(&message.project, &message.trigger, &message.key, &message.event_json)
+            .await;
+        let pipeline_run_id = fired.map_err(|error| to_status(&error))?;
+        Ok(Response::new(FireTriggerResponse { pipeline_run_id }))
+    }
+}

@@ -1,0 +1,312 @@
+//! The face for people and their tools.
+
+use axum::{
+    Json,
+    body::Bytes,
+    extract::{
+        DefaultBodyLimit, FromRequestParts, Path, Query, State,
+        rejection::{BytesRejection, QueryRejection},
+    },
+    http::StatusCode,
+};
+use modelyard_common::error::{ErrorKind, Problem};
+use serde::{Deserialize, de::DeserializeOwned};
+use serde_json::{Map, Value};
+use utoipa::{IntoParams, ToSchema};
+use utoipa_axum::{router::OpenApiRouter, routes};
+
+use crate::{
+    model::{
+        AppliedResource, MAX_SPEC_BYTES, PipelineRun, PipelineRunPage, PipelineSpec, Resource, ResourceKind,
+        ResourcePage, RunStatus, TriggerSpec,
+    },
+    service::{Orchestrator, RunQuery},
+};
+
+/// The largest body: a definition, with room for how it is spelled.
+const MAX_BODY_BYTES: usize = 2 * MAX_SPEC_BYTES;
+
+/// The routes, with their state.
+pub(crate) fn router(orchestrator: Orchestrator) -> OpenApiRouter {
+    OpenApiRouter::new()
+        .routes(routes!(put_pipeline, get_pipeline, delete_pipeline))
+        .routes(routes!(list_pipelines))
+        .routes(routes!(create_run))
+        .routes(routes!(list_runs))
+        .routes(routes!(get_run))
+        .routes(routes!(cancel_run))
+        .routes(routes!(put_trigger, get_trigger, delete_trigger))
+        .routes(routes!(list_triggers))
+        .layer(DefaultBodyLimit::max(MAX_BODY_BYTES))
+        .with_state(orchestrator)
+}
+
+/// A body that is JSON of a known form; everything else is a problem that says where.
+fn read_body<T: DeserializeOwned>(body: Result<Bytes, BytesRejection>) -> Result<T, Problem> {
+    let body = body.map_err(|rejection| {
+        let kind = if rejection.status() == StatusCode::PAYLOAD_TOO_LARGE {
+            ErrorKind::ResourceExhausted
+        } else {
+            ErrorKind::InvalidArgument
+        };
+        Problem::new(
+            kind,
+            "INVALID_BODY",
+            format!("the body cannot be read, it may have {MAX_BODY_BYTES} bytes: {rejection}"),
+        )
+    })?;
+    serde_json::from_slice(&body).map_err(|error| {
+        Problem::new(
+            ErrorKind::InvalidArgument,
+            "INVALID_BODY",
+            format!("the body is not what it must be: {error}"),
+        )
+    })
+}
+
+/// The query of a request, with our form of errors.
+#[derive(FromRequestParts)]
+#[from_request(via(Query), rejection(QueryProblem))]
+struct Parameters<T>(T);
+
+/// A query that cannot be read.
+struct QueryProblem(String);
+
+impl From<QueryRejection> for QueryProblem {
+    fn from(rejection: QueryRejection) -> Self {
+        Self(rejection.body_text())
+    }
+}
+
+impl axum::response::IntoResponse for QueryProblem {
+    fn into_response(self) -> axum::response::Response {
+        Problem::new(ErrorKind::InvalidArgument, "INVALID_QUERY", self.0).into_response()
+    }
+}
+
+/// Which part of a list.
+#[derive(Debug, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+struct ListQuery {
+    /// At most so many items: 1 to 1000, 50 without it.
+    limit: Option<u32>,
+    /// `next_cursor` of the page before.
+    cursor: Option<String>,
+}
+
+/// Which runs.
+#[derive(Debug, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+struct RunListQuery {
+    /// Of this pipeline.
+    pipeline: Option<String>,
+    /// Started by this trigger.
+    trigger: Option<String>,
+    /// Started with this key of a trigger.
+    trigger_key: Option<String>,
+    /// In this status.
+    status: Option<RunStatus>,
+    /// At most so many items: 1 to 1000, 50 without it.
+    limit: Option<u32>,
+    /// `next_cursor` of the page before.
+    cursor: Option<String>,
+}
+
+/// What a run is started with.
+#[derive(Debug, Default, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields, default)]
+struct CreateRun {
+    /// Values that take the place of the pipeline's defaults.
+    #[schema(value_type = Object)]
+    parameters: Map<String, Value>,
+    /// Repeating a call with the same key gives the run of the first call.
+    idempotency_key: Option<String>,
+}
+
+/// Declares a pipeline.
+#[utoipa::path(put, path = "/api/v1/projects/{project}/pipelines/{name}", tag = "pipelines",
+    params(("project" = String, Path), ("name" = String, Path)), request_body = PipelineSpec,
+    responses((status = 200, body = AppliedResource), (status = "default", body = Problem)))]
+#[tracing::instrument(name = "orchestrator.put_pipeline", skip_all)]
+async fn put_pipeline(
+    State(orchestrator): State<Orchestrator>,
+    Path((project, name)): Path<(String, String)>,
+    body: Result<Bytes, BytesRejection>,
+) -> Result<Json<AppliedResource>, Problem> {
+    let spec: PipelineSpec = read_body(body)?;
+    Ok(Json(orchestrator.put_pipeline(&project, &name, &spec).await?))
+}
+
+/// A pipeline as it was declared.
+#[utoipa::path(get, path = "/api/v1/projects/{project}/pipelines/{name}", tag = "pipelines",
+    params(("project" = String, Path), ("name" = String, Path)),
+    responses((status = 200, body = Resource), (status = "default", body = Problem)))]
+async fn get_pipeline(
+    State(orchestrator): State<Orchestrator>,
+    Path((project, name)): Path<(String, String)>,
+) -> Result<Json<Resource>, Problem> {
+    Ok(Json(
+        orchestrator
+            .get_resource(&project, ResourceKind::Pipeline, &name)
+            .await?,
+    ))
+}
+
+/// Removes a pipeline; its runs stay.
+#[utoipa::path(delete, path = "/api/v1/projects/{project}/pipelines/{name}", tag = "pipelines",
+    params(("project" = String, Path), ("name" = String, Path)),
+    responses((status = 204), (status = "default", body = Problem)))]
+async fn delete_pipeline(
+    State(orchestrator): State<Orchestrator>,
+    Path((project, name)): Path<(String, String)>,
+) -> Result<StatusCode, Problem> {
+    orchestrator
+        .delete_resource(&project, ResourceKind::Pipeline, &name)
+        .await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// The pipelines by name.
+#[utoipa::path(get, path = "/api/v1/projects/{project}/pipelines", tag = "pipelines",
+    params(("project" = String, Path), ListQuery),
+    responses((status = 200, body = ResourcePage), (status = "default", body = Problem)))]
+async fn list_pipelines(
+    State(orchestrator): State<Orchestrator>,
+    Path(project): Path<String>,
+    Parameters(query): Parameters<ListQuery>,
+) -> Result<Json<ResourcePage>, Problem> {
+    let cursor = query.cursor.as_deref();
+    Ok(Json(
+        orchestrator
+            .list_resources(&project, ResourceKind::Pipeline, query.limit, cursor)
+            .await?,
+    ))
+}
+
+/// Starts a pipeline.
+#[utoipa::path(post, path = "/api/v1/projects/{project}/pipelines/{name}/runs", tag = "pipelines",
+    params(("project" = String, Path), ("name" = String, Path)), request_body = CreateRun,
+    responses((status = 201, body = PipelineRun), (status = 200, description = "the idempotency key is known", body = PipelineRun),
+        (status = "default", body = Problem)))]
+#[tracing::instrument(name = "orchestrator.create_run", skip_all)]
+async fn create_run(
+    State(orchestrator): State<Orchestrator>,
+    Path((project, name)): Path<(String, String)>,
+    body: Result<Bytes, BytesRejection>,
+) -> Result<(StatusCode, Json<PipelineRun>), Problem> {
+    let is_empty = body.as_ref().is_ok_and(Bytes::is_empty);
+    let request: CreateRun = if is_empty {
+        CreateRun::default()
+    } else {
+        read_body(body)?
+    };
+    let started = orchestrator.start_run(&project, &name, request.parameters, request.idempotency_key);
+    let (created, run) = started.await?;
+    let status = if created { StatusCode::CREATED } else { StatusCode::OK };
+    Ok((status, Json(run)))
+}
+
+/// Runs, the newest first.
+#[utoipa::path(get, path = "/api/v1/projects/{project}/pipeline-runs", tag = "pipelines",
+    params(("project" = String, Path), RunListQuery),
+    responses((status = 200, body = PipelineRunPage), (status = "default", body = Problem)))]
+async fn list_runs(
+    State(orchestrator): State<Orchestrator>,
+    Path(project): Path<String>,
+    Parameters(query): Parameters<RunListQuery>,
+) -> Result<Json<PipelineRunPage>, Problem> {
+    let query = RunQuery {
+        pipeline: query.pipeline,
+        trigger: query.trigger,
+        trigger_key: query.trigger_key,
+        status: query.status,
+        limit: query.limit,
+        cursor: query.cursor,
+    };
+    Ok(Json(orchestrator.list_runs(&project, &query).await?))
+}
+
+/// A run with its steps and their outputs.
+#[utoipa::path(get, path = "/api/v1/projects/{project}/pipeline-runs/{id}", tag = "pipelines",
+    params(("project" = String, Path), ("id" = String, Path)),
+    responses((status = 200, body = PipelineRun), (status = "default", body = Problem)))]
+async fn get_run(
+    State(orchestrator): State<Orchestrator>,
+    Path((project, id)): Path<(String, String)>,
+) -> Result<Json<PipelineRun>, Problem> {
+    Ok(Json(orchestrator.get_run(&project, &id).await?))
+}
+
+/// Calls a run off.
+#[utoipa::path(post, path = "/api/v1/projects/{project}/pipeline-runs/{id}/cancel", tag = "pipelines",
+    params(("project" = String, Path), ("id" = String, Path)),
+    responses((status = 200, body = PipelineRun), (status = "default", body = Problem)))]
+#[tracing::instrument(name = "orchestrator.cancel_run", skip_all)]
+async fn cancel_run(
+    State(orchestrator): State<Orchestrator>,
+    Path((project, id)): Path<(String, String)>,
+) -> Result<Json<PipelineRun>, Problem> {
+    Ok(Json(orchestrator.cancel_run(&project, &id).await?))
+}
+
+/// Declares a trigger.
+#[utoipa::path(put, path = "/api/v1/projects/{project}/triggers/{name}", tag = "triggers",
+    params(("project" = String, Path), ("name" = String, Path)), request_body = TriggerSpec,
+    responses((status = 200, body = AppliedResource), (status = "default", body = Problem)))]
+#[tracing::instrument(name = "orchestrator.put_trigger", skip_all)]
+async fn put_trigger(
+    State(orchestrator): State<Orchestrator>,
+    Path((project, name)): Path<(String, String)>,
+    body: Result<Bytes, BytesRejection>,
+) -> Result<Json<AppliedResource>, Problem> {
+    let spec: TriggerSpec = read_body(body)?;
+    Ok(Json(orchestrator.put_trigger(&project, &name, &spec).await?))
+}
+
+/// A trigger as it was declared.
+#[utoipa::path(get, path = "/api/v1/projects/{project}/triggers/{name}", tag = "triggers",
+    params(("project" = String, Path), ("name" = String, Path)),
+    responses((status = 200, body = Resource), (status = "default", body = Problem)))]
+async fn get_trigger(
+    State(orchestrator): State<Orchestrator>,
+    Path((project, name)): Path<(String, String)>,
+) -> Result<Json<Resource>, Problem> {
+    Ok(Json(
+        orchestrator
+            .get_resource(&project, ResourceKind::Trigger, &name)
+            .await?,
+    ))
+}
+
+/// Removes a trigger; the runs that it started go on.
+#[utoipa::path(delete, path = "/api/v1/projects/{project}/triggers/{name}", tag = "triggers",
+    params(("project" = String, Path), ("name" = String, Path)),
+    responses((status = 204), (status = "default", body = Problem)))]
+async fn delete_trigger(
+    State(orchestrator): State<Orchestrator>,
+    Path((project, name)): Path<(String, String)>,
+) -> Result<StatusCode, Problem> {
+    orchestrator
+        .delete_resource(&project, ResourceKind::Trigger, &name)
+        .await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// The triggers by name.
+#[utoipa::path(get, path = "/api/v1/projects/{project}/triggers", tag = "triggers",
+    params(("project" = String, Path), ListQuery),
+    responses((status = 200, body = ResourcePage), (status = "default", body = Problem)))]
+async fn list_triggers(
+    State(orchestrator): State<Orchestrator>,
+    Path(project): Path<String>,
+    Parameters(query): Parameters<ListQuery>,
+) -> Result<Json<ResourcePage>, Problem> {
+    let cursor = query.cursor.as_deref();
+    Ok(Json(
+        orchestrator
+            .list_resources(&project, ResourceKind::Trigger, query.limit, cursor)
+            .await?,
+    ))
+}
