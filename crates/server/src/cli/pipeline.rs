@@ -29,6 +29,9 @@ pub struct RunArguments {
     /// Wait until the run has ended; exit code 1 when it failed
     #[arg(long)]
     wait: bool,
+    /// Names this run: saying the same again gives the run that was started first
+    #[arg(long, value_name = "KEY")]
+    key: Option<String>,
     #[command(flatten)]
     connection: ConnectionArguments,
 }
@@ -46,7 +49,8 @@ pub async fn run(arguments: &RunArguments) -> anyhow::Result<()> {
         arguments.pipeline.clone()
     };
     let request = client.project_request(Method::POST, &["pipelines", &name, "runs"])?;
-    let mut run = client.send(request.json(&json!({ "parameters": parameters }))).await?;
+    let body = json!({ "parameters": parameters, "idempotency_key": arguments.key });
+    let mut run = client.send(request.json(&body)).await?;
     let id = run
         .get("id")
         .and_then(Value::as_str)

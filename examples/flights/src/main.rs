@@ -1,0 +1,126 @@
+//! `flights`: the main job for people to watch, and the first benchmark.
+
+mod bench;
+mod demo;
+mod measure;
+mod terminal;
+
+use std::{
+    io::{self, Write},
+    path::PathBuf,
+    process::ExitCode,
+};
+
+use anyhow::{Context, Result};
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// The main job of Modelyard on the flights of one year.
+#[derive(Parser)]
+#[command(name = "flights", max_term_width = 100)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run the main job on an empty server: train, serve, watch, retrain
+    Demo(DemoArguments),
+    /// Compare the gateway with a bare handler that parses and answers the same bytes
+    Bench {
+        /// Output
+        #[arg(short, long, value_enum, default_value_t = Format::Text, value_name = "FORMAT")]
+        output: Format,
+    },
+    /// The bare handler of the benchmark: prints its address and serves until it is ended
+    #[command(hide = true)]
+    BareHandler {
+        /// The answer to every request, as JSON
+        answer: String,
+    },
+}
+
+#[derive(Args)]
+struct DemoArguments {
+    /// Stop the server at the end; exit code 1 when the job did not come out as it must
+    #[arg(long)]
+    once: bool,
+    /// Output
+    #[arg(short, long, value_enum, default_value_t = Format::Text, value_name = "FORMAT")]
+    output: Format,
+    /// Folder for the server's data and log; it must be empty [default: a new one among the temporary files]
+    #[arg(long, value_name = "DIR")]
+    data_dir: Option<PathBuf>,
+    /// Share of the flights that take part, more than 0 and at most 1
+    #[arg(long, default_value_t = 1.0, value_name = "SHARE")]
+    sample: f64,
+    /// How many months are replayed
+    #[arg(long, default_value_t = 10, value_name = "MONTHS", value_parser = clap::value_parser!(u16).range(1..=10))]
+    months: u16,
+    /// Requests that are under way at once
+    #[arg(long, default_value_t = 48, value_name = "REQUESTS", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    concurrency: u16,
+}
+
+/// The form of the output.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Format {
+    /// For people.
+    Text,
+    /// For programs.
+    Json,
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    match run(arguments.command) {
+        Ok(code) => code,
+        Err(error) => {
+            complain(&format!("error: {error:#}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: Command) -> Result<ExitCode> {
+    if rustls::crypto::ring::default_provider().install_default().is_err() {
+        // Somebody installed one already, which serves as well.
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+    let runtime = runtime.context("the async runtime cannot start")?;
+    runtime.block_on(async {
+        match command {
+            Command::Demo(arguments) => demo::run(&arguments).await,
+            Command::Bench { output } => measure::run(output).await,
+            Command::BareHandler { answer } => {
+                bench::serve_bare_handler(&answer, |address| print(&address.to_string())).await?;
+                Ok(ExitCode::SUCCESS)
+            }
+        }
+    })
+}
+
+/// Writes a line to standard output; a reader that went away is no error.
+fn print(line: &str) -> Result<()> {
+    match writeln!(io::stdout(), "{line}") {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(error.into()),
+        _ => Ok(()),
+    }
+}
+
+/// Writes a line to standard error.
+fn complain(line: &str) {
+    // There is nobody left to tell.
+    writeln!(io::stderr(), "{line}").ok();
+}
+
+/// The program `modelyard` beside this one.
+fn modelyard() -> Result<PathBuf> {
+    let this = std::env::current_exe().context("this program has no path")?;
+    Ok(this.with_file_name("modelyard"))
+}
+
+/// The folder of this example in the checkout that it was built from.
+fn example_folder() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+}

@@ -1,0 +1,84 @@
+//! `flights bench`: a server with the first model, and what it is measured against.
+
+use std::{process::ExitCode, time::Duration};
+
+use anyhow::{Context, Result};
+use modelyard_flights::{ENDPOINT, MainJob, Server, ServerOptions, train_first_model};
+
+use crate::{
+    Format,
+    bench::{Comparison, Subject, compare},
+    complain, example_folder, modelyard, print,
+    terminal::Terminal,
+};
+
+/// The bar: requests per second over those of the bare handler.
+const MIN_THROUGHPUT_RATIO: f64 = 0.7;
+
+/// One request, as the README shows it.
+const REQUEST: &str = include_str!("../request.json");
+
+/// Share of the flights that the model is trained on; the size of the model is that of the whole.
+const SAMPLE: f64 = 0.5;
+
+/// Runs the benchmark.
+pub async fn run(format: Format) -> Result<ExitCode> {
+    let folder = tempfile::Builder::new().prefix("modelyard-bench-").tempdir()?;
+    let terminal = Terminal::new();
+    let mut server = Server::start(ServerOptions {
+        binary: modelyard()?,
+        data_dir: folder.path().join("data"),
+        log: folder.path().join("server.log"),
+        arguments: ["--listen", "127.0.0.1:0", "--internal-listen", "127.0.0.1:0"]
+            .map(str::to_owned)
+            .to_vec(),
+        environment: Vec::new(),
+    })
+    .await?;
+    server.wait_ready().await?;
+    let addresses = server.addresses().clone();
+    let job = MainJob {
+        url: addresses.public.clone(),
+        grpc_url: addresses.public.clone(),
+        binary: modelyard()?,
+        folder: example_folder(),
+        months: 1,
+        sample: SAMPLE,
+        concurrency: 1,
+        away: Duration::ZERO,
+    };
+    let trained = train_first_model(&job, &terminal).await;
+    terminal.finish();
+    trained.with_context(|| format!("the server's log says:\n{}\nerror", server.last_log_lines()))?;
+    complain("loading the gateway and a bare handler in turns");
+    let comparison = compare(&Subject {
+        address: addresses.public.trim_start_matches("http://").parse()?,
+        pid: addresses.pid,
+        path: format!("/v2/models/{ENDPOINT}/infer"),
+        body: REQUEST.to_owned(),
+    })
+    .await?;
+    server.stop().await?;
+    show(&comparison, format)?;
+    Ok(if comparison.failed_requests == 0 {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
+
+fn show(comparison: &Comparison, format: Format) -> Result<()> {
+    if format == Format::Json {
+        return print(&serde_json::to_string_pretty(comparison)?);
+    }
+    print(&format!(
+        "prediction over HTTP beside a bare handler: {:.2} of its requests per second (bar: {MIN_THROUGHPUT_RATIO}), {:.2} times its CPU time a request",
+        comparison.throughput_ratio, comparison.cpu_ratio
+    ))?;
+    let rounds: Vec<String> = comparison.rounds.iter().map(|ratio| format!("{ratio:.2}")).collect();
+    print(&format!(
+        "rounds: {}; failed requests: {}",
+        rounds.join(" "),
+        comparison.failed_requests
+    ))
+}
