@@ -1,0 +1,135 @@
+//! The gateway's configuration.
+
+use std::time::Duration;
+
+use modelyard_common::config::{duration, size};
+use modelyard_inference::BatcherOptions;
+use serde::{Deserialize, Serialize};
+
+use crate::error::Error;
+
+/// The shortest time after which a segment of the inference log is handed over.
+const MIN_FLUSH_INTERVAL: Duration = Duration::from_millis(100);
+
+/// The longest time that a prediction may be given.
+const MAX_REQUEST_TIMEOUT: Duration = Duration::from_hours(1);
+
+/// The smallest spool: room for two segments.
+const MIN_SPOOL_BYTES: u64 = 64 << 20;
+
+/// How the gateway serves.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// How long a prediction waits on this machine before it is handed over to the inference log, at most.
+    #[serde(with = "duration")]
+    pub flush_interval: Duration,
+    /// The most bytes of predictions that wait on this machine to be handed over. Beyond them predictions are served
+    /// and not logged, which is counted.
+    #[serde(with = "size")]
+    pub spool_max_bytes: u64,
+    /// The free disk space that the log leaves to others.
+    #[serde(with = "size")]
+    pub spool_min_free_bytes: u64,
+    /// The most bytes of model files that are kept on this machine beyond those in use.
+    #[serde(with = "size")]
+    pub model_cache_bytes: u64,
+    /// The time that a prediction without a deadline of its own is given.
+    #[serde(with = "duration")]
+    pub request_timeout: Duration,
+    /// The most rows of concurrent requests that are merged into one run of a model.
+    pub max_batch_rows: usize,
+    /// The most requests that wait for a model; more are refused.
+    pub max_queued_requests: usize,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        let batcher = BatcherOptions::default();
+        Self {
+            flush_interval: Duration::from_secs(5),
+            spool_max_bytes: 1 << 30,
+            spool_min_free_bytes: 256 << 20,
+            model_cache_bytes: 4 << 30,
+            request_timeout: Duration::from_secs(30),
+            max_batch_rows: batcher.max_batch_rows,
+            max_queued_requests: batcher.max_queued_requests,
+        }
+    }
+}
+
+impl Config {
+    /// Checks every value.
+    ///
+    /// # Errors
+    /// [`Error::Config`] naming the first one out of range.
+    pub fn validate(&self) -> Result<(), Error> {
+        if self.flush_interval < MIN_FLUSH_INTERVAL {
+            return Err(refused(format!(
+                "flush_interval is {:?}: choose at least {MIN_FLUSH_INTERVAL:?}",
+                self.flush_interval
+            )));
+        }
+        if self.request_timeout.is_zero() || self.request_timeout > MAX_REQUEST_TIMEOUT {
+            return Err(refused(format!(
+                "request_timeout is {:?}: choose more than zero and at most {MAX_REQUEST_TIMEOUT:?}",
+                self.request_timeout
+            )));
+        }
+        if self.spool_max_bytes < MIN_SPOOL_BYTES {
+            return Err(refused(format!(
+                "spool_max_bytes is {}: choose at least {MIN_SPOOL_BYTES}",
+                self.spool_max_bytes
+            )));
+        }
+        self.batcher().validate().map_err(|error| refused(error.to_string()))
+    }
+
+    /// How the models' queues work.
+    pub(crate) fn batcher(&self) -> BatcherOptions {
+        BatcherOptions {
+            max_batch_rows: self.max_batch_rows,
+            max_queued_requests: self.max_queued_requests,
+            ..BatcherOptions::default()
+        }
+    }
+}
+
+fn refused(detail: String) -> Error {
+    Error::Config {
+        detail: format!("the gateway's configuration: {detail}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+
+    use super::*;
+
+    #[test]
+    fn defaults_are_valid_and_survive_text() {
+        let config = Config::default();
+        config.validate().unwrap();
+        let text = serde_json::to_string(&config).unwrap();
+        assert!(text.contains(r#""spool_max_bytes":"1GiB""#), "{text}");
+        assert_eq!(serde_json::from_str::<Config>(&text).unwrap(), config);
+    }
+
+    #[test]
+    fn what_cannot_work_is_named() {
+        let cases: [(&str, fn(&mut Config)); 4] = [
+            ("flush_interval", |config| config.flush_interval = Duration::ZERO),
+            ("request_timeout", |config| config.request_timeout = Duration::ZERO),
+            ("spool_max_bytes", |config| config.spool_max_bytes = 1),
+            ("max_batch_rows", |config| config.max_batch_rows = 0),
+        ];
+        for (name, spoil) in cases {
+            let mut config = Config::default();
+            spoil(&mut config);
+            let message = config.validate().unwrap_err().to_string();
+            assert!(message.contains(name), "{message}");
+        }
+        assert!(serde_json::from_str::<Config>(r#"{"flush_intervall": "1s"}"#).is_err());
+    }
+}

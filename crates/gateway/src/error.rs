@@ -1,0 +1,136 @@
+//! What can go wrong, and what to do about it.
+
+use std::{io, path::PathBuf};
+
+use modelyard_common::error::{ErrorKind, Fault};
+
+/// The result of this crate's functions.
+pub(crate) type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// An error of the gateway.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The configuration cannot be used.
+    #[error("{detail}")]
+    Config {
+        /// Which value, and what is allowed.
+        detail: String,
+    },
+    /// The request is not one of the protocol.
+    #[error("{detail}")]
+    InvalidRequest {
+        /// What is wrong, where, and what is expected.
+        detail: String,
+    },
+    /// The body is in a form that is not read.
+    #[error("{detail}")]
+    UnsupportedMedia {
+        /// What came and what is read.
+        detail: String,
+    },
+    /// There is no such endpoint.
+    #[error("there is no endpoint `{name}` in project `{project}`: create it with `modelyard apply`")]
+    EndpointNotFound {
+        /// The project.
+        project: String,
+        /// What was asked for.
+        name: String,
+    },
+    /// The endpoint does not route to this version.
+    #[error("endpoint `{endpoint}` does not serve version `{version}`: it serves {served}")]
+    VersionNotServed {
+        /// The endpoint.
+        endpoint: String,
+        /// What was asked for.
+        version: String,
+        /// The versions that it does serve.
+        served: String,
+    },
+    /// The endpoint has nothing to answer with.
+    #[error("endpoint {endpoint} has no version to serve: {reason}")]
+    NotReady {
+        /// The endpoint.
+        endpoint: String,
+        /// Why.
+        reason: String,
+    },
+    /// The desired state has not arrived yet.
+    #[error("the gateway is starting: ask again in a moment")]
+    Starting,
+    /// A specification of the registry's that makes no sense.
+    #[error("the endpoint's specification is refused: {detail}")]
+    InvalidEndpoint {
+        /// What is wrong with it.
+        detail: String,
+    },
+    /// The model or the tensors.
+    #[error(transparent)]
+    Inference(#[from] modelyard_inference::Error),
+    /// A model's file could not be fetched.
+    #[error("the model's file cannot be fetched: {source}")]
+    Artifact {
+        /// Why.
+        #[from]
+        source: modelyard_artifacts::Error,
+    },
+    /// A file or folder of the gateway's.
+    #[error("cannot use {}: {source}", path.display())]
+    Io {
+        /// The file or folder.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// A background thread ended without an answer.
+    #[error("{what} was interrupted")]
+    Interrupted {
+        /// What it did.
+        what: &'static str,
+    },
+}
+
+impl Error {
+    /// A request that cannot be right.
+    pub(crate) fn invalid(detail: impl Into<String>) -> Self {
+        Self::InvalidRequest { detail: detail.into() }
+    }
+
+    /// A file error.
+    pub(crate) fn io(path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
+        let path = path.into();
+        move |source| Self::Io { path, source }
+    }
+}
+
+impl Fault for Error {
+    fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Config { .. } | Self::InvalidRequest { .. } | Self::UnsupportedMedia { .. } => {
+                ErrorKind::InvalidArgument
+            }
+            Self::EndpointNotFound { .. } | Self::VersionNotServed { .. } => ErrorKind::NotFound,
+            Self::NotReady { .. } | Self::Starting => ErrorKind::Unavailable,
+            Self::InvalidEndpoint { .. } => ErrorKind::FailedPrecondition,
+            Self::Inference(error) => error.kind(),
+            Self::Artifact { source } => source.kind(),
+            Self::Io { .. } | Self::Interrupted { .. } => ErrorKind::Internal,
+        }
+    }
+
+    fn reason(&self) -> &str {
+        match self {
+            Self::Config { .. } => "INVALID_CONFIG",
+            Self::InvalidRequest { .. } => "INVALID_REQUEST",
+            Self::UnsupportedMedia { .. } => "UNSUPPORTED_MEDIA",
+            Self::EndpointNotFound { .. } => "ENDPOINT_NOT_FOUND",
+            Self::VersionNotServed { .. } => "VERSION_NOT_SERVED",
+            Self::NotReady { .. } => "ENDPOINT_NOT_READY",
+            Self::Starting => "GATEWAY_STARTING",
+            Self::InvalidEndpoint { .. } => "INVALID_ENDPOINT",
+            Self::Inference(error) => error.reason(),
+            Self::Artifact { source } => source.reason(),
+            Self::Io { .. } => "GATEWAY_IO",
+            Self::Interrupted { .. } => "INTERRUPTED",
+        }
+    }
+}

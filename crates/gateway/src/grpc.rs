@@ -1,0 +1,319 @@
+//! The Open Inference Protocol over gRPC. Tensors are taken typed or raw, and always answered raw: some clients read
+//! nothing else.
+
+use std::{
+    collections::HashMap,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use modelyard_common::{Timestamp, error::to_status};
+use modelyard_inference::{DataType, Tensor, TensorData, TensorSpec};
+use modelyard_proto::inference::{
+    self as proto, InferParameter, InferTensorContents, ModelInferRequest, ModelInferResponse,
+    grpc_inference_service_server::GrpcInferenceService, infer_parameter::ParameterChoice,
+    model_infer_request::InferInputTensor, model_infer_response::InferOutputTensor,
+    model_metadata_response::TensorMetadata,
+};
+use tonic::{Request, Response, Status, metadata::MetadataMap};
+
+use crate::{
+    error::{Error, Result},
+    oip::{EXTENSIONS, MAX_TENSORS, PLATFORM, SERVER_NAME, SERVER_VERSION},
+    predict::{Answer, Gateway, Inputs, Request as PredictRequest},
+    spool::Protocol,
+};
+
+/// The gRPC face.
+#[derive(Clone)]
+pub(crate) struct InferenceService {
+    gateway: Arc<Gateway>,
+}
+
+impl InferenceService {
+    pub(crate) const fn new(gateway: Arc<Gateway>) -> Self {
+        Self { gateway }
+    }
+}
+
+fn status(error: Error) -> Status {
+    to_status(&error)
+}
+
+fn non_empty(text: &str) -> Option<&str> {
+    (!text.is_empty()).then_some(text)
+}
+
+#[tonic::async_trait]
+impl GrpcInferenceService for InferenceService {
+    async fn server_live(
+        &self,
+        _: Request<proto::ServerLiveRequest>,
+    ) -> Result<Response<proto::ServerLiveResponse>, Status> {
+        Ok(Response::new(proto::ServerLiveResponse { live: true }))
+    }
+
+    async fn server_ready(
+        &self,
+        _: Request<proto::ServerReadyRequest>,
+    ) -> Result<Response<proto::ServerReadyResponse>, Status> {
+        let ready = self.gateway.is_ready();
+        Ok(Response::new(proto::ServerReadyResponse { ready }))
+    }
+
+    async fn model_ready(
+        &self,
+        request: Request<proto::ModelReadyRequest>,
+    ) -> Result<Response<proto::ModelReadyResponse>, Status> {
+        let request = request.into_inner();
+        let endpoint = self.gateway.endpoint(&request.name).map_err(status)?;
+        let ready = match endpoint.describe(non_empty(&request.version)) {
+            Ok(_) => true,
+            Err(Error::NotReady { .. }) => false,
+            Err(error) => return Err(status(error)),
+        };
+        Ok(Response::new(proto::ModelReadyResponse { ready }))
+    }
+
+    async fn server_metadata(
+        &self,
+        _: Request<proto::ServerMetadataRequest>,
+    ) -> Result<Response<proto::ServerMetadataResponse>, Status> {
+        Ok(Response::new(proto::ServerMetadataResponse {
+            name: SERVER_NAME.to_owned(),
+            version: SERVER_VERSION.to_owned(),
+            extensions: EXTENSIONS.map(str::to_owned).to_vec(),
+        }))
+    }
+
+    async fn model_metadata(
+        &self,
+        request: Request<proto::ModelMetadataRequest>,
+    ) -> Result<Response<proto::ModelMetadataResponse>, Status> {
+        let request = request.into_inner();
+        let endpoint = self.gateway.endpoint(&request.name).map_err(status)?;
+        let version = endpoint.describe(non_empty(&request.version)).map_err(status)?;
+        let tensors = |specs: &[TensorSpec]| {
+            let each = specs.iter().map(|spec| TensorMetadata {
+                name: spec.name.clone(),
+                datatype: spec.datatype.name().to_owned(),
+                shape: spec.shape.clone(),
+            });
+            each.collect()
+        };
+        Ok(Response::new(proto::ModelMetadataResponse {
+            name: request.name,
+            versions: endpoint.versions(),
+            platform: PLATFORM.to_owned(),
+            inputs: tensors(&version.signature().inputs),
+            outputs: tensors(&version.signature().outputs),
+        }))
+    }
+
+    async fn model_infer(&self, request: Request<ModelInferRequest>) -> Result<Response<ModelInferResponse>, Status> {
+        let arrived = Instant::now();
+        let (metadata, _, request) = request.into_parts();
+        self.infer(request, &metadata, arrived)
+            .await
+            .map(Response::new)
+            .map_err(status)
+    }
+}
+
+impl InferenceService {
+    async fn infer(
+        &self,
+        request: ModelInferRequest,
+        metadata: &MetadataMap,
+        arrived: Instant,
+    ) -> Result<ModelInferResponse> {
+        let parameters = Parameters::read(&request.parameters)?;
+        let outputs: Vec<String> = request.outputs.into_iter().map(|output| output.name).collect();
+        if outputs.len() > MAX_TENSORS {
+            return Err(Error::invalid(format!("at most {MAX_TENSORS} outputs are possible")));
+        }
+        let inputs = read_inputs(request.inputs, request.raw_input_contents)?;
+        let answer = self
+            .gateway
+            .predict(PredictRequest {
+                endpoint: &request.model_name,
+                version: non_empty(&request.model_version),
+                id: Some(request.id),
+                inputs: Inputs::Tensors(inputs),
+                event_time: parameters.event_time,
+                arrived,
+                timeout: nearest(parameters.timeout, grpc_timeout(metadata)),
+                outputs: &outputs,
+                protocol: Protocol::Grpc,
+            })
+            .await?;
+        respond(request.model_name, answer, &outputs)
+    }
+}
+
+fn nearest(one: Option<Duration>, other: Option<Duration>) -> Option<Duration> {
+    one.into_iter().chain(other).min()
+}
+
+/// The parameters that mean something here.
+struct Parameters {
+    event_time: Option<Timestamp>,
+    timeout: Option<Duration>,
+}
+
+impl Parameters {
+    fn read(given: &HashMap<String, InferParameter>) -> Result<Self> {
+        let choice = |name: &str| {
+            given
+                .get(name)
+                .and_then(|parameter| parameter.parameter_choice.as_ref())
+        };
+        let event_time = match choice("event_time") {
+            None => None,
+            Some(ParameterChoice::StringParam(text)) => {
+                let time = text.parse::<Timestamp>();
+                Some(time.map_err(|error| Error::invalid(format!("parameter event_time: {error}")))?)
+            }
+            Some(_) => return Err(Error::invalid("parameter event_time is no string")),
+        };
+        let timeout = match choice("timeout") {
+            None => None,
+            Some(ParameterChoice::Int64Param(micros)) => u64::try_from(*micros).ok(),
+            Some(ParameterChoice::Uint64Param(micros)) => Some(*micros),
+            Some(ParameterChoice::StringParam(text)) => text.parse().ok(),
+            Some(_) => return Err(Error::invalid("parameter timeout is no number of microseconds")),
+        };
+        Ok(Self {
+            event_time,
+            timeout: timeout.map(Duration::from_micros),
+        })
+    }
+}
+
+/// The time that the call's header allows.
+fn grpc_timeout(metadata: &MetadataMap) -> Option<Duration> {
+    let value = metadata.get("grpc-timeout")?.to_str().ok()?;
+    let (digits, unit) = value.split_at_checked(value.len().checked_sub(1)?)?;
+    let number: u64 = digits.parse().ok()?;
+    // At most eight digits, says the protocol, so that nothing overflows.
+    if digits.len() > 8 {
+        return None;
+    }
+    Some(match unit {
+        "H" => Duration::from_secs(number * 3600),
+        "M" => Duration::from_secs(number * 60),
+        "S" => Duration::from_secs(number),
+        "m" => Duration::from_millis(number),
+        "u" => Duration::from_micros(number),
+        "n" => Duration::from_nanos(number),
+        _ => return None,
+    })
+}
+
+fn read_inputs(inputs: Vec<InferInputTensor>, raw: Vec<Bytes>) -> Result<Vec<Tensor>> {
+    if inputs.len() > MAX_TENSORS {
+        return Err(Error::invalid(format!("at most {MAX_TENSORS} inputs are possible")));
+    }
+    if raw.is_empty() {
+        return inputs.into_iter().map(typed_input).collect();
+    }
+    if raw.len() != inputs.len() {
+        return Err(Error::invalid(format!(
+            "raw_input_contents has {} entries for {} inputs: send one each, or none at all",
+            raw.len(),
+            inputs.len()
+        )));
+    }
+    inputs
+        .into_iter()
+        .zip(raw)
+        .map(|(input, raw)| {
+            if input.contents.is_some() {
+                return Err(Error::invalid(format!(
+                    "input `{}` has both contents and raw_input_contents: send one",
+                    input.name
+                )));
+            }
+            let datatype: DataType = input.datatype.parse()?;
+            Ok(Tensor::from_raw(input.name, datatype, input.shape, raw)?)
+        })
+        .collect()
+}
+
+fn typed_input(input: InferInputTensor) -> Result<Tensor> {
+    let datatype: DataType = input.datatype.parse()?;
+    let contents = input.contents.unwrap_or_default();
+    let data = typed_data(&input.name, datatype, contents)?;
+    Ok(Tensor::new(input.name, input.shape, data)?)
+}
+
+fn typed_data(name: &str, datatype: DataType, contents: InferTensorContents) -> Result<TensorData> {
+    fn narrow<From: Copy + std::fmt::Display, To: TryFrom<From>>(
+        name: &str,
+        datatype: DataType,
+        values: &[From],
+    ) -> Result<Vec<To>> {
+        let each = values.iter().map(|&value| {
+            To::try_from(value)
+                .map_err(|_| Error::invalid(format!("input `{name}`: {value} is out of the range of {datatype}")))
+        });
+        each.collect()
+    }
+    Ok(match datatype {
+        DataType::Bool => TensorData::Bool(contents.bool_contents),
+        DataType::Int8 => TensorData::Int8(narrow(name, datatype, &contents.int_contents)?),
+        DataType::Int16 => TensorData::Int16(narrow(name, datatype, &contents.int_contents)?),
+        DataType::Int32 => TensorData::Int32(contents.int_contents),
+        DataType::Int64 => TensorData::Int64(contents.int64_contents),
+        DataType::Uint8 => TensorData::Uint8(narrow(name, datatype, &contents.uint_contents)?),
+        DataType::Uint16 => TensorData::Uint16(narrow(name, datatype, &contents.uint_contents)?),
+        DataType::Uint32 => TensorData::Uint32(contents.uint_contents),
+        DataType::Uint64 => TensorData::Uint64(contents.uint64_contents),
+        DataType::Fp32 => TensorData::Fp32(contents.fp32_contents),
+        DataType::Fp64 => TensorData::Fp64(contents.fp64_contents),
+        DataType::Bytes => {
+            let each = contents.bytes_contents.into_iter().enumerate().map(|(index, bytes)| {
+                String::from_utf8(bytes)
+                    .map_err(|_| Error::invalid(format!("input `{name}`: element {index} is not UTF-8")))
+            });
+            TensorData::Text(each.collect::<Result<_>>()?)
+        }
+        DataType::Fp16 => {
+            return Err(Error::invalid(format!(
+                "input `{name}`: {datatype} has no typed contents: send it in raw_input_contents"
+            )));
+        }
+    })
+}
+
+fn respond(model_name: String, answer: Answer, wanted: &[String]) -> Result<ModelInferResponse> {
+    let mut outputs = answer.outputs;
+    if !wanted.is_empty() {
+        let mut selected = Vec::with_capacity(wanted.len());
+        for name in wanted {
+            if let Some(place) = outputs.iter().position(|output| output.name() == name) {
+                selected.push(outputs.swap_remove(place));
+            }
+        }
+        outputs = selected;
+    }
+    let mut response = ModelInferResponse {
+        model_name,
+        model_version: answer.version.text.clone(),
+        id: answer.id,
+        outputs: Vec::with_capacity(outputs.len()),
+        raw_output_contents: Vec::with_capacity(outputs.len()),
+        ..ModelInferResponse::default()
+    };
+    for output in outputs {
+        response.outputs.push(InferOutputTensor {
+            name: output.name().to_owned(),
+            datatype: output.datatype().name().to_owned(),
+            shape: output.shape().to_vec(),
+            ..InferOutputTensor::default()
+        });
+        response.raw_output_contents.push(output.into_raw()?);
+    }
+    Ok(response)
+}

@@ -1,0 +1,274 @@
+//! The HTTP faces of prediction: the Open Inference Protocol, MLflow's scoring, TensorFlow Serving's.
+//!
+//! This is the hot path: no span and no log line a request; the metrics are the gateway's own.
+
+use std::{sync::Arc, time::Instant};
+
+use axum::{
+    Router,
+    body::Body as HttpBody,
+    extract::{DefaultBodyLimit, Path, State, rejection::BytesRejection},
+    response::{IntoResponse, Response},
+    routing::{get, post},
+};
+use bytes::Bytes;
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
+use modelyard_common::error::Problem;
+use serde_json::{Value, json};
+
+use crate::{
+    error::{Error, Result},
+    meters,
+    oip::{self, Body, EXTENSIONS, MAX_BODY_BYTES, MAX_TENSORS, PLATFORM, RequestInputs, SERVER_NAME, SERVER_VERSION},
+    predict::{Gateway, Inputs, PROJECT, Request},
+    scoring,
+    spool::Protocol,
+};
+
+/// How many bytes of a body are JSON.
+static HEADER_LENGTH: HeaderName = HeaderName::from_static("inference-header-content-length");
+
+const JSON: HeaderValue = HeaderValue::from_static("application/json");
+const BINARY: HeaderValue = HeaderValue::from_static("application/octet-stream");
+
+type Shared = State<Arc<Gateway>>;
+pub(crate) type Received = Result<Bytes, BytesRejection>;
+
+/// All routes of prediction.
+pub(crate) fn router(gateway: Arc<Gateway>) -> Router {
+    Router::new()
+        .route("/v2", get(server))
+        .route("/v2/health/live", get(live))
+        .route("/v2/health/ready", get(ready))
+        .route("/v2/models", get(models))
+        .route("/v2/models/{model}", get(model))
+        .route("/v2/models/{model}/ready", get(model_ready))
+        .route("/v2/models/{model}/infer", post(infer))
+        .route("/v2/models/{model}/versions/{version}", get(model_version))
+        .route("/v2/models/{model}/versions/{version}/ready", get(model_version_ready))
+        .route("/v2/models/{model}/versions/{version}/infer", post(infer_version))
+        .route("/v1/models", get(models))
+        .route("/v1/models/{tail}", get(scoring::model_status).post(scoring::predict))
+        .route("/endpoints/{endpoint}/invocations", post(scoring::invocations))
+        .route("/ping", get(ping))
+        .method_not_allowed_fallback(wrong_method)
+        .layer(DefaultBodyLimit::max(MAX_BODY_BYTES))
+        .with_state(gateway)
+}
+
+/// An error in the protocol's shape.
+pub(crate) fn refuse(error: Error) -> Response {
+    let media = matches!(error, Error::UnsupportedMedia { .. });
+    let problem = Problem::from(error);
+    let status = if media {
+        StatusCode::UNSUPPORTED_MEDIA_TYPE
+    } else {
+        StatusCode::from_u16(problem.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR)
+    };
+    refuse_as(status, &problem.detail)
+}
+
+pub(crate) fn refuse_as(status: StatusCode, message: &str) -> Response {
+    json_response(status, &json!({ "error": message }))
+}
+
+pub(crate) fn json_response(status: StatusCode, body: &Value) -> Response {
+    (status, [(header::CONTENT_TYPE, JSON)], body.to_string()).into_response()
+}
+
+fn or_refuse(result: Result<Value>) -> Response {
+    match result {
+        Ok(body) => json_response(StatusCode::OK, &body),
+        Err(error) => refuse(error),
+    }
+}
+
+/// The body, or the answer to one that is too large or broken.
+#[expect(clippy::result_large_err, reason = "the error is the response itself")]
+pub(crate) fn received(body: Received) -> Result<Bytes, Response> {
+    body.map_err(|rejection| {
+        meters::refused_request();
+        let status = rejection.status();
+        if status == StatusCode::PAYLOAD_TOO_LARGE {
+            refuse_as(
+                status,
+                &format!("the body is larger than {MAX_BODY_BYTES} bytes: send less at once"),
+            )
+        } else {
+            refuse_as(status, &rejection.body_text())
+        }
+    })
+}
+
+async fn wrong_method() -> Response {
+    refuse_as(
+        StatusCode::METHOD_NOT_ALLOWED,
+        "this path takes another method: predictions are POST, everything else is GET",
+    )
+}
+
+async fn server() -> Response {
+    json_response(
+        StatusCode::OK,
+        &json!({"name": SERVER_NAME, "version": SERVER_VERSION, "extensions": EXTENSIONS}),
+    )
+}
+
+async fn live() -> Response {
+    json_response(StatusCode::OK, &json!({"live": true}))
+}
+
+async fn ready(State(gateway): Shared) -> Response {
+    let ready = gateway.is_ready();
+    json_response(ready_status(ready), &json!({"ready": ready}))
+}
+
+async fn ping(State(gateway): Shared) -> Response {
+    let ready = gateway.is_ready();
+    modelyard_common::http::plain(ready_status(ready), "\n")
+}
+
+const fn ready_status(ready: bool) -> StatusCode {
+    if ready {
+        StatusCode::OK
+    } else {
+        StatusCode::SERVICE_UNAVAILABLE
+    }
+}
+
+async fn models(State(gateway): Shared) -> Response {
+    let names = gateway.table.load().names(PROJECT);
+    json_response(StatusCode::OK, &json!({"models": names}))
+}
+
+async fn model(State(gateway): Shared, Path(model): Path<String>) -> Response {
+    or_refuse(describe(&gateway, &model, None))
+}
+
+async fn model_version(State(gateway): Shared, Path((model, version)): Path<(String, String)>) -> Response {
+    or_refuse(describe(&gateway, &model, Some(&version)))
+}
+
+fn describe(gateway: &Gateway, model: &str, version: Option<&str>) -> Result<Value> {
+    let endpoint = gateway.endpoint(model)?;
+    let described = endpoint.describe(version)?;
+    Ok(json!({
+        "name": model,
+        "versions": endpoint.versions(),
+        "platform": PLATFORM,
+        "inputs": described.signature().inputs,
+        "outputs": described.signature().outputs,
+    }))
+}
+
+async fn model_ready(State(gateway): Shared, Path(model): Path<String>) -> Response {
+    readiness(&gateway, &model, None)
+}
+
+async fn model_version_ready(State(gateway): Shared, Path((model, version)): Path<(String, String)>) -> Response {
+    readiness(&gateway, &model, Some(&version))
+}
+
+fn readiness(gateway: &Gateway, model: &str, version: Option<&str>) -> Response {
+    let described = gateway
+        .endpoint(model)
+        .and_then(|endpoint| endpoint.describe(version).map(|_| ()));
+    match described {
+        Ok(()) => json_response(StatusCode::OK, &json!({"name": model, "ready": true})),
+        Err(error @ Error::NotReady { .. }) => json_response(
+            StatusCode::SERVICE_UNAVAILABLE,
+            &json!({"name": model, "ready": false, "error": error.to_string()}),
+        ),
+        Err(error) => refuse(error),
+    }
+}
+
+async fn infer(State(gateway): Shared, Path(model): Path<String>, headers: HeaderMap, body: Received) -> Response {
+    answer(&gateway, &model, None, &headers, body).await
+}
+
+async fn infer_version(
+    State(gateway): Shared,
+    Path((model, version)): Path<(String, String)>,
+    headers: HeaderMap,
+    body: Received,
+) -> Response {
+    answer(&gateway, &model, Some(&version), &headers, body).await
+}
+
+async fn answer(
+    gateway: &Gateway,
+    model: &str,
+    version: Option<&str>,
+    headers: &HeaderMap,
+    body: Received,
+) -> Response {
+    let arrived = Instant::now();
+    let body = match received(body) {
+        Ok(body) => body,
+        Err(response) => return response,
+    };
+    match run(gateway, model, version, headers, body, arrived).await {
+        Ok(body) => respond(body),
+        Err(error) => refuse(error),
+    }
+}
+
+async fn run(
+    gateway: &Gateway,
+    model: &str,
+    version: Option<&str>,
+    headers: &HeaderMap,
+    body: Bytes,
+    arrived: Instant,
+) -> Result<Body> {
+    let read = header_bytes(headers)
+        .and_then(|header_bytes| oip::read(&scoring::inflate(headers, body)?, header_bytes))
+        .inspect_err(|_| meters::refused_request())?;
+    if read.outputs.len() > MAX_TENSORS {
+        return Err(Error::invalid(format!("at most {MAX_TENSORS} outputs are possible")));
+    }
+    let names: Vec<String> = read.outputs.iter().map(|output| output.name.clone()).collect();
+    let answer = gateway
+        .predict(Request {
+            endpoint: model,
+            version,
+            id: read.id,
+            inputs: match read.inputs {
+                RequestInputs::Tensors(inputs) => Inputs::Tensors(inputs),
+                RequestInputs::Whole(body) => Inputs::Of(Box::new(|signature| oip::whole_body(signature, body))),
+            },
+            event_time: read.event_time,
+            arrived,
+            timeout: read.timeout,
+            outputs: &names,
+            protocol: Protocol::Http,
+        })
+        .await?;
+    oip::write(answer, &read.outputs, read.binary)
+}
+
+fn header_bytes(headers: &HeaderMap) -> Result<Option<usize>> {
+    let Some(value) = headers.get(&HEADER_LENGTH) else {
+        return Ok(None);
+    };
+    let length = value.to_str().ok().and_then(|text| text.trim().parse().ok());
+    length
+        .map(Some)
+        .ok_or_else(|| Error::invalid("Inference-Header-Content-Length is no number of bytes"))
+}
+
+fn respond(body: Body) -> Response {
+    let mut response = Response::new(HttpBody::from(body.bytes));
+    let headers = response.headers_mut();
+    match body.header_bytes {
+        None => {
+            headers.insert(header::CONTENT_TYPE, JSON);
+        }
+        Some(bytes) => {
+            headers.insert(header::CONTENT_TYPE, BINARY);
+            headers.insert(&HEADER_LENGTH, HeaderValue::from(bytes));
+        }
+    }
+    response
+}

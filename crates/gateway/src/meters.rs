@@ -1,0 +1,151 @@
+//! The gateway's metrics: names, labels, and handles that the hot path keeps.
+
+use std::time::Duration;
+
+use metrics::{Counter, Gauge, Histogram, counter, gauge, histogram};
+
+/// Predictions by endpoint, version, role and outcome.
+const REQUESTS: &str = "modelyard_gateway_requests_total";
+/// Seconds from a request's arrival to its answer, by endpoint, version and role.
+const DURATION: &str = "modelyard_gateway_request_duration_seconds";
+/// Rows in the runs that answered, by endpoint and version.
+const BATCH_ROWS: &str = "modelyard_gateway_batch_rows";
+/// Requests that wait for a model, by endpoint and version.
+const QUEUED: &str = "modelyard_gateway_queued_requests";
+/// Requests for endpoints and versions that are not served, or that could not be read.
+const REFUSED: &str = "modelyard_gateway_refused_requests_total";
+/// Bytes of the inference log on this machine.
+const SPOOL_BYTES: &str = "modelyard_gateway_spool_bytes";
+/// Segments of the inference log that were handed over, by outcome.
+const SEGMENTS: &str = "modelyard_gateway_segments_total";
+/// Records of the inference log that were lost, by reason.
+const DROPPED: &str = "modelyard_gateway_dropped_records_total";
+/// 1 while the registry's changes arrive, else 0.
+const WATCH_CONNECTED: &str = "modelyard_gateway_watch_connected";
+/// The revision of the desired state that is being served.
+const REVISION: &str = "modelyard_gateway_desired_revision";
+
+/// Why a record of the inference log was lost.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum DropReason {
+    /// The spool holds as much as it may.
+    SpoolFull,
+    /// The disk has no more space to spare.
+    DiskFull,
+    /// The file could not be written.
+    WriteFailed,
+    /// The model's outputs are not one for each row.
+    Shape,
+    /// A shadow route's answer, under more load than it can follow.
+    ShadowOverload,
+    /// A shadow route's version that cannot be loaded any more, or that fails on the input.
+    ShadowFailed,
+    /// A record on disk that cannot be read.
+    Damaged,
+}
+
+impl DropReason {
+    pub(crate) const fn label(self) -> &'static str {
+        match self {
+            Self::SpoolFull => "spool_full",
+            Self::DiskFull => "disk_full",
+            Self::WriteFailed => "write_failed",
+            Self::Shape => "shape",
+            Self::ShadowOverload => "shadow_overload",
+            Self::ShadowFailed => "shadow_failed",
+            Self::Damaged => "damaged",
+        }
+    }
+}
+
+/// How a prediction ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Outcome {
+    /// With outputs.
+    Ok,
+    /// The client's fault.
+    Invalid,
+    /// The queue was full.
+    Rejected,
+    /// The deadline passed.
+    Expired,
+    /// Our fault.
+    Failed,
+}
+
+/// The metrics of one route.
+pub(crate) struct RouteMeters {
+    outcomes: [Counter; 5],
+    duration: Histogram,
+    batch_rows: Histogram,
+    queued: Gauge,
+}
+
+impl RouteMeters {
+    pub(crate) fn new(endpoint: &str, version: &str, role: &'static str) -> Self {
+        let labels = || {
+            [
+                ("endpoint", endpoint.to_owned()),
+                ("version", version.to_owned()),
+                ("role", role.to_owned()),
+            ]
+        };
+        let outcome = |name: &'static str| {
+            let [endpoint, version, role] = labels();
+            counter!(REQUESTS, &[endpoint, version, role, ("outcome", name.to_owned())])
+        };
+        Self {
+            outcomes: ["ok", "invalid", "rejected", "expired", "failed"].map(outcome),
+            duration: histogram!(DURATION, &labels()),
+            batch_rows: histogram!(BATCH_ROWS, &labels()),
+            queued: gauge!(QUEUED, &labels()),
+        }
+    }
+
+    pub(crate) fn count(&self, outcome: Outcome) {
+        let index = match outcome {
+            Outcome::Ok => 0,
+            Outcome::Invalid => 1,
+            Outcome::Rejected => 2,
+            Outcome::Expired => 3,
+            Outcome::Failed => 4,
+        };
+        if let Some(counter) = self.outcomes.get(index) {
+            counter.increment(1);
+        }
+    }
+
+    pub(crate) fn answered(&self, latency: Duration, batch_rows: usize) {
+        self.count(Outcome::Ok);
+        self.duration.record(latency.as_secs_f64());
+        self.batch_rows.record(batch_rows as f64);
+    }
+
+    pub(crate) fn queued(&self, requests: usize) {
+        self.queued.set(requests as f64);
+    }
+}
+
+pub(crate) fn refused_request() {
+    counter!(REFUSED).increment(1);
+}
+
+pub(crate) fn spool_bytes(bytes: u64) {
+    gauge!(SPOOL_BYTES).set(bytes as f64);
+}
+
+pub(crate) fn segment(outcome: &'static str) {
+    counter!(SEGMENTS, "outcome" => outcome).increment(1);
+}
+
+pub(crate) fn dropped(reason: DropReason, records: u64) {
+    counter!(DROPPED, "reason" => reason.label()).increment(records);
+}
+
+pub(crate) fn watch_connected(connected: bool) {
+    gauge!(WATCH_CONNECTED).set(if connected { 1.0 } else { 0.0 });
+}
+
+pub(crate) fn revision(revision: u64) {
+    gauge!(REVISION).set(revision as f64);
+}

@@ -1,0 +1,346 @@
+//! Requests, read in one pass.
+
+use std::{fmt, time::Duration};
+
+use bytes::Bytes;
+use modelyard_common::Timestamp;
+use modelyard_inference::{DataType, Signature, Tensor, TensorData};
+use serde::{
+    Deserialize, Deserializer,
+    de::{DeserializeSeed, Error as _, IgnoredAny, MapAccess, Visitor},
+};
+use serde_json::value::RawValue;
+
+use super::{MAX_TENSORS, elements::DataSeed};
+use crate::error::{Error, Result};
+
+/// The most elements that are made room for on the word of a shape alone.
+const MAX_HINTED_ELEMENTS: usize = 1 << 16;
+
+/// A request.
+pub(crate) struct InferRequest {
+    pub id: Option<String>,
+    pub inputs: RequestInputs,
+    /// The outputs that are wanted; empty: all.
+    pub outputs: Vec<RequestedOutput>,
+    /// Whether outputs that do not say it are binary.
+    pub binary: bool,
+    pub event_time: Option<Timestamp>,
+    pub timeout: Option<Duration>,
+}
+
+/// The tensors of a request.
+pub(crate) enum RequestInputs {
+    Tensors(Vec<Tensor>),
+    /// The whole body is the one input's elements, one row of them.
+    Whole(Bytes),
+}
+
+/// An output that is wanted.
+pub(crate) struct RequestedOutput {
+    pub name: String,
+    pub binary: Option<bool>,
+}
+
+/// Reads a body whose first `header_bytes` are JSON, all of it if that is not said.
+///
+/// # Errors
+/// `InvalidRequest` that says what and where.
+pub(crate) fn read(body: &Bytes, header_bytes: Option<usize>) -> Result<InferRequest> {
+    let header_bytes = match header_bytes {
+        Some(0) => {
+            return Ok(InferRequest {
+                id: None,
+                inputs: RequestInputs::Whole(body.clone()),
+                outputs: Vec::new(),
+                binary: true,
+                event_time: None,
+                timeout: None,
+            });
+        }
+        Some(header_bytes) => header_bytes,
+        None => body.len(),
+    };
+    let Some(header) = body.get(..header_bytes) else {
+        return Err(Error::invalid(format!(
+            "Inference-Header-Content-Length is {header_bytes}, and the body has {} bytes",
+            body.len()
+        )));
+    };
+    let request: WireRequest<'_> = serde_json::from_slice(header)
+        .map_err(|error| Error::invalid(format!("the body is no inference request: {error}")))?;
+    let mut binary = body.slice(header_bytes..);
+    if request.inputs.len() > MAX_TENSORS {
+        return Err(Error::invalid(format!(
+            "there are {} inputs, and at most {MAX_TENSORS} are possible",
+            request.inputs.len()
+        )));
+    }
+    let inputs = request
+        .inputs
+        .into_iter()
+        .map(|input| input.into_tensor(&mut binary))
+        .collect::<Result<Vec<_>>>()?;
+    if !binary.is_empty() {
+        return Err(Error::invalid(format!(
+            "{} bytes are behind the last input's binary data: binary_data_size says how many each has",
+            binary.len()
+        )));
+    }
+    let outputs = request.outputs.unwrap_or_default().into_iter();
+    Ok(InferRequest {
+        id: request.id,
+        inputs: RequestInputs::Tensors(inputs),
+        outputs: outputs.map(WireOutput::into_requested).collect::<Result<_>>()?,
+        binary: request.parameters.binary_data_output.unwrap_or(false),
+        event_time: request.parameters.event_time,
+        timeout: request
+            .parameters
+            .timeout
+            .map(|timeout| Duration::from_micros(timeout.0)),
+    })
+}
+
+/// The one row that a whole body is, for a model with one input.
+///
+/// # Errors
+/// `InvalidRequest` if the model has more inputs, or dimensions that the number of bytes does not tell.
+pub(crate) fn whole_body(signature: &Signature, body: Bytes) -> Result<Vec<Tensor>> {
+    let [input] = signature.inputs.as_slice() else {
+        return Err(Error::invalid(format!(
+            "a body without a JSON header is for models with one input, and this one has {}",
+            signature.inputs.len()
+        )));
+    };
+    let Some(size) = input.datatype.size_bytes() else {
+        // One string, without its length.
+        let text = String::from_utf8(body.to_vec())
+            .map_err(|_| Error::invalid(format!("input `{}`: the body is not UTF-8", input.name)))?;
+        let shape = vec![1; input.shape.len().max(1)];
+        return Ok(vec![Tensor::from_strings(&input.name, shape, vec![text])?]);
+    };
+    let mut shape = input.shape.clone();
+    if let Some(first) = shape.first_mut().filter(|first| **first == -1) {
+        *first = 1;
+    }
+    let known: i64 = shape.iter().filter(|&&dimension| dimension >= 0).product();
+    let elements = (body.len() / size) as i64;
+    let mut open = shape.iter_mut().filter(|dimension| **dimension == -1);
+    if let Some(dimension) = open.next() {
+        *dimension = elements.checked_div(known).unwrap_or(0);
+    }
+    if open.next().is_some() {
+        return Err(Error::invalid(format!(
+            "input `{}` has several open dimensions: send a JSON header with its shape",
+            input.name
+        )));
+    }
+    Ok(vec![Tensor::from_raw(&input.name, input.datatype, shape, body)?])
+}
+
+#[derive(Deserialize)]
+struct WireRequest<'a> {
+    #[serde(default)]
+    id: Option<String>,
+    #[serde(default)]
+    parameters: Parameters,
+    #[serde(borrow)]
+    inputs: Vec<WireInput<'a>>,
+    #[serde(default)]
+    outputs: Option<Vec<WireOutput>>,
+}
+
+/// The parameters that mean something here; the protocol lets others be.
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Parameters {
+    binary_data_output: Option<bool>,
+    event_time: Option<Timestamp>,
+    timeout: Option<Micros>,
+    binary_data: Option<bool>,
+    binary_data_size: Option<usize>,
+    classification: Option<IgnoredAny>,
+    shared_memory_region: Option<IgnoredAny>,
+}
+
+/// Microseconds, as a number or, as some clients send it, as text.
+struct Micros(u64);
+
+impl<'de> Deserialize<'de> for Micros {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct MicrosVisitor;
+        impl Visitor<'_> for MicrosVisitor {
+            type Value = Micros;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a number of microseconds")
+            }
+            fn visit_u64<E: serde::de::Error>(self, value: u64) -> Result<Micros, E> {
+                Ok(Micros(value))
+            }
+            fn visit_str<E: serde::de::Error>(self, value: &str) -> Result<Micros, E> {
+                value
+                    .parse()
+                    .map(Micros)
+                    .map_err(|_| E::custom("timeout is no number of microseconds"))
+            }
+        }
+        deserializer.deserialize_any(MicrosVisitor)
+    }
+}
+
+#[derive(Deserialize)]
+struct WireOutput {
+    name: String,
+    #[serde(default)]
+    parameters: Parameters,
+}
+
+impl WireOutput {
+    fn into_requested(self) -> Result<RequestedOutput> {
+        for (name, given) in [
+            ("classification", self.parameters.classification.is_some()),
+            ("shared_memory_region", self.parameters.shared_memory_region.is_some()),
+        ] {
+            if given {
+                return Err(Error::invalid(format!(
+                    "output `{}`: the extension `{name}` is not offered: leave it out",
+                    self.name
+                )));
+            }
+        }
+        Ok(RequestedOutput {
+            name: self.name,
+            binary: self.parameters.binary_data,
+        })
+    }
+}
+
+/// An input, with its data as elements already where its datatype came before it.
+struct WireInput<'a> {
+    name: String,
+    datatype: DataType,
+    shape: Vec<i64>,
+    parameters: Parameters,
+    data: Option<WireData<'a>>,
+}
+
+enum WireData<'a> {
+    Elements(TensorData),
+    Text(&'a RawValue),
+}
+
+impl WireInput<'_> {
+    fn into_tensor(self, binary: &mut Bytes) -> Result<Tensor> {
+        let name = self.name;
+        if self.parameters.shared_memory_region.is_some() {
+            return Err(Error::invalid(format!(
+                "input `{name}`: shared memory is not offered: send the data"
+            )));
+        }
+        match (self.parameters.binary_data_size, self.data) {
+            (Some(_), Some(_)) => Err(Error::invalid(format!(
+                "input `{name}` has both data and binary_data_size: send one"
+            ))),
+            (None, None) => Err(Error::invalid(format!(
+                "input `{name}` has neither data nor binary_data_size"
+            ))),
+            (Some(size), None) => {
+                if size > binary.len() {
+                    return Err(Error::invalid(format!(
+                        "input `{name}`: binary_data_size is {size}, and {} bytes are left",
+                        binary.len()
+                    )));
+                }
+                Ok(Tensor::from_raw(
+                    name,
+                    self.datatype,
+                    self.shape,
+                    binary.split_to(size),
+                )?)
+            }
+            (None, Some(WireData::Elements(data))) => Ok(Tensor::new(name, self.shape, data)?),
+            (None, Some(WireData::Text(text))) => {
+                let seed = DataSeed {
+                    datatype: self.datatype,
+                    count: hint(&self.shape),
+                };
+                let mut deserializer = serde_json::Deserializer::from_str(text.get());
+                let data = seed
+                    .deserialize(&mut deserializer)
+                    .map_err(|error| Error::invalid(format!("input `{name}`: {error}")))?;
+                Ok(Tensor::new(name, self.shape, data)?)
+            }
+        }
+    }
+}
+
+/// How many elements a shape promises, as far as room is made for them.
+fn hint(shape: &[i64]) -> usize {
+    let product = shape.iter().try_fold(1_usize, |product, &dimension| {
+        product.checked_mul(usize::try_from(dimension).ok()?)
+    });
+    product.unwrap_or(0).min(MAX_HINTED_ELEMENTS)
+}
+
+#[derive(Deserialize)]
+#[serde(field_identifier, rename_all = "snake_case")]
+enum InputField {
+    Name,
+    Shape,
+    Datatype,
+    Parameters,
+    Data,
+    #[serde(other)]
+    Other,
+}
+
+impl<'de: 'a, 'a> Deserialize<'de> for WireInput<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct InputVisitor;
+        impl<'de> Visitor<'de> for InputVisitor {
+            type Value = WireInput<'de>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an input with name, shape, datatype and data")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<WireInput<'de>, A::Error> {
+                let (mut name, mut datatype, mut shape, mut data) = (None, None, None::<Vec<i64>>, None);
+                let mut parameters = Parameters::default();
+                while let Some(field) = map.next_key()? {
+                    match field {
+                        InputField::Name => name = Some(map.next_value()?),
+                        InputField::Shape => shape = Some(map.next_value()?),
+                        InputField::Datatype => datatype = Some(read_datatype(map.next_value()?)?),
+                        InputField::Parameters => parameters = map.next_value()?,
+                        InputField::Data => {
+                            data = Some(match datatype {
+                                Some(datatype) => WireData::Elements(map.next_value_seed(DataSeed {
+                                    datatype,
+                                    count: shape.as_deref().map_or(0, hint),
+                                })?),
+                                // The datatype comes later, and so does the reading.
+                                None => WireData::Text(map.next_value()?),
+                            });
+                        }
+                        InputField::Other => {
+                            map.next_value::<IgnoredAny>()?;
+                        }
+                    }
+                }
+                Ok(WireInput {
+                    name: name.ok_or_else(|| A::Error::missing_field("name"))?,
+                    datatype: datatype.ok_or_else(|| A::Error::missing_field("datatype"))?,
+                    shape: shape.ok_or_else(|| A::Error::missing_field("shape"))?,
+                    parameters,
+                    data,
+                })
+            }
+        }
+        deserializer.deserialize_map(InputVisitor)
+    }
+}
+
+fn read_datatype<E: serde::de::Error>(name: std::borrow::Cow<'_, str>) -> Result<DataType, E> {
+    name.parse().map_err(E::custom)
+}

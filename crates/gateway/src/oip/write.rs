@@ -1,0 +1,140 @@
+//! Answers, written in one pass.
+//!
+//! A float that is not finite has no JSON number: NaN is written as `null`, the infinities as `"Infinity"` and
+//! `"-Infinity"`, which is what requests may contain as well. Clients that need each bit ask for binary outputs.
+
+use bytes::Bytes;
+use modelyard_inference::{DataType, Tensor, f16};
+use serde::Serialize;
+
+use super::RequestedOutput;
+use crate::{error::Result, predict::Answer};
+
+/// The room that an answer's JSON is given at first, beside its elements.
+const JSON_BYTES: usize = 256;
+
+/// An answer's body.
+#[derive(Debug)]
+pub(crate) struct Body {
+    pub bytes: Bytes,
+    /// How many bytes of it are JSON, if tensors are behind it.
+    pub header_bytes: Option<usize>,
+}
+
+/// Writes an answer with the outputs that are wanted, in the order in which they are.
+///
+/// # Errors
+/// `Inference` if a string is longer than its binary form can say.
+pub(crate) fn write(answer: Answer, wanted: &[RequestedOutput], binary: bool) -> Result<Body> {
+    let outputs = select(answer.outputs, wanted, binary);
+    let elements: usize = outputs.iter().map(|(output, _)| 64 + output.elements() * 10).sum();
+    let mut json = Vec::with_capacity(JSON_BYTES + elements);
+    json.extend_from_slice(b"{\"model_name\":");
+    put(&mut json, &answer.endpoint.key.name);
+    json.extend_from_slice(b",\"model_version\":");
+    put(&mut json, &answer.version.text);
+    json.extend_from_slice(b",\"id\":");
+    put(&mut json, &answer.id);
+    json.extend_from_slice(b",\"outputs\":[");
+    let mut tail = Vec::new();
+    for (index, (output, binary)) in outputs.into_iter().enumerate() {
+        if index > 0 {
+            json.push(b',');
+        }
+        write_output(&mut json, output, binary.then_some(&mut tail))?;
+    }
+    json.extend_from_slice(b"]}");
+    let header_bytes = (!tail.is_empty()).then_some(json.len());
+    for part in tail {
+        json.extend_from_slice(&part);
+    }
+    Ok(Body {
+        bytes: json.into(),
+        header_bytes,
+    })
+}
+
+/// The outputs that are wanted, each with whether it is binary.
+fn select(mut outputs: Vec<Tensor>, wanted: &[RequestedOutput], binary: bool) -> Vec<(Tensor, bool)> {
+    if wanted.is_empty() {
+        return outputs.into_iter().map(|output| (output, binary)).collect();
+    }
+    wanted
+        .iter()
+        .filter_map(|wanted| {
+            let place = outputs.iter().position(|output| output.name() == wanted.name)?;
+            Some((outputs.swap_remove(place), wanted.binary.unwrap_or(binary)))
+        })
+        .collect()
+}
+
+fn write_output(json: &mut Vec<u8>, output: Tensor, tail: Option<&mut Vec<Bytes>>) -> Result<()> {
+    json.extend_from_slice(b"{\"name\":");
+    put(json, output.name());
+    json.extend_from_slice(b",\"datatype\":\"");
+    json.extend_from_slice(output.datatype().name().as_bytes());
+    json.extend_from_slice(b"\",\"shape\":");
+    put(json, output.shape());
+    match tail {
+        Some(tail) => {
+            let raw = output.into_raw()?;
+            json.extend_from_slice(b",\"parameters\":{\"binary_data_size\":");
+            put(json, &raw.len());
+            json.push(b'}');
+            tail.push(raw);
+        }
+        None => {
+            json.extend_from_slice(b",\"data\":");
+            write_elements(json, &output);
+        }
+    }
+    json.push(b'}');
+    Ok(())
+}
+
+/// The elements as one flat array.
+pub(crate) fn write_elements(json: &mut Vec<u8>, tensor: &Tensor) {
+    macro_rules! numbers {
+        ($type:ty) => {
+            put(json, tensor.values::<$type>().unwrap_or_default().as_ref())
+        };
+    }
+    match tensor.datatype() {
+        DataType::Bool => numbers!(bool),
+        DataType::Uint8 => numbers!(u8),
+        DataType::Uint16 => numbers!(u16),
+        DataType::Uint32 => numbers!(u32),
+        DataType::Uint64 => numbers!(u64),
+        DataType::Int8 => numbers!(i8),
+        DataType::Int16 => numbers!(i16),
+        DataType::Int32 => numbers!(i32),
+        DataType::Int64 => numbers!(i64),
+        DataType::Fp16 => write_floats(json, &tensor.values::<f16>().unwrap_or_default(), f16::to_f32),
+        DataType::Fp32 => write_floats(json, &tensor.values::<f32>().unwrap_or_default(), |value| value),
+        DataType::Fp64 => write_floats(json, &tensor.values::<f64>().unwrap_or_default(), |value| value),
+        DataType::Bytes => put(json, tensor.strings().unwrap_or_default()),
+    }
+}
+
+fn write_floats<T: Copy, F: Into<f64> + Copy + Serialize>(json: &mut Vec<u8>, values: &[T], number: impl Fn(T) -> F) {
+    json.push(b'[');
+    for (index, &value) in values.iter().enumerate() {
+        if index > 0 {
+            json.push(b',');
+        }
+        let value = number(value);
+        let double: f64 = value.into();
+        if double.is_infinite() {
+            put(json, if double > 0.0 { "Infinity" } else { "-Infinity" });
+        } else {
+            // Shortest digits of the value's own width; NaN becomes null.
+            put(json, &value);
+        }
+    }
+    json.push(b']');
+}
+
+fn put<T: Serialize + ?Sized>(json: &mut Vec<u8>, value: &T) {
+    // Numbers and texts go into memory without fail.
+    let _ = serde_json::to_writer(json, value);
+}

@@ -1,0 +1,470 @@
+//! Makes what is served into what is wanted: loads versions, swaps the table, keeps what works.
+
+use std::{
+    collections::{BTreeMap, HashMap, HashSet},
+    convert::Infallible,
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
+
+use futures::{StreamExt as _, future::BoxFuture, stream::FuturesUnordered};
+use modelyard_common::{error::Chain, readiness::Gate};
+use modelyard_proto::registry::v1 as proto;
+use tokio::{sync::watch, time::Instant};
+use tokio_util::sync::CancellationToken;
+use tonic_health::{ServingStatus, server::HealthReporter};
+
+use crate::{
+    desired::{Desired, EndpointKey, EndpointSpec, Role, VersionRef},
+    error::Error,
+    loader::{LoadedModel, Loader},
+    meters,
+    persist::{Kept, StateFile},
+    predict::Gateway,
+    routing::{Endpoint, Table, Version, reason_for_nothing},
+    spool::Shipping,
+    status::Report,
+    watch::Backoff,
+};
+
+/// The waits before a version that could not be loaded is tried again: doubled from the first to the last.
+const FIRST_RETRY: Duration = Duration::from_secs(1);
+const LAST_RETRY: Duration = Duration::from_mins(1);
+
+/// Why an endpoint answers nothing while its first versions are on their way.
+const LOADING: &str = "its versions are being loaded";
+
+/// The name of the inference service in health checks.
+const INFERENCE_SERVICE: &str = "inference.GRPCInferenceService";
+
+/// The one task that changes the table.
+pub(crate) struct Reconciler {
+    pub gateway: Arc<Gateway>,
+    pub loader: Arc<Loader>,
+    pub shipping: Arc<Shipping>,
+    pub desired: watch::Receiver<Arc<Desired>>,
+    pub reports: watch::Sender<Option<Report>>,
+    pub state: StateFile,
+    pub health: HealthReporter,
+    pub gate: Gate,
+    entries: BTreeMap<EndpointKey, Entry>,
+    started: bool,
+}
+
+/// One endpoint.
+struct Entry {
+    spec: EndpointSpec,
+    /// Grows with each change of the specification, so that a load that was overtaken is known.
+    generation: u64,
+    loading: bool,
+    failures: Vec<Failed>,
+    retry: Option<Instant>,
+    backoff: Backoff,
+    /// What serves, and the specification that it came of.
+    serving: Option<(EndpointSpec, Arc<Endpoint>)>,
+    /// What served in a process before, in case that the specification cannot be loaded.
+    fallback: Option<EndpointSpec>,
+    shown: Arc<Endpoint>,
+}
+
+/// A version that could not be loaded.
+struct Failed {
+    role: Role,
+    version: VersionRef,
+    message: String,
+}
+
+type Loaded = Vec<(VersionRef, Result<Arc<LoadedModel>, Error>)>;
+
+/// What a load came to.
+struct Done {
+    key: EndpointKey,
+    generation: u64,
+    spec: EndpointSpec,
+    loaded: Loaded,
+}
+
+type Loads = FuturesUnordered<BoxFuture<'static, Done>>;
+
+impl Reconciler {
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "each is another part that the one writer of the table moves"
+    )]
+    pub(crate) fn new(
+        gateway: Arc<Gateway>,
+        loader: Arc<Loader>,
+        shipping: Arc<Shipping>,
+        desired: watch::Receiver<Arc<Desired>>,
+        reports: watch::Sender<Option<Report>>,
+        state: StateFile,
+        health: HealthReporter,
+        gate: Gate,
+        serving_before: BTreeMap<EndpointKey, EndpointSpec>,
+    ) -> Self {
+        let entries = serving_before
+            .into_iter()
+            .map(|(key, spec)| {
+                let mut entry = Entry::new(spec.clone());
+                entry.fallback = Some(spec);
+                (key, entry)
+            })
+            .collect();
+        Self {
+            gateway,
+            loader,
+            shipping,
+            desired,
+            reports,
+            state,
+            health,
+            gate,
+            entries,
+            started: false,
+        }
+    }
+
+    /// Reconciles until the soft end.
+    pub(crate) async fn run(mut self, soft: CancellationToken) -> Result<(), Infallible> {
+        let mut loads = Loads::new();
+        self.health.set_service_status("", ServingStatus::NotServing).await;
+        self.plan(&loads);
+        self.settle(loads.is_empty()).await;
+        loop {
+            let retry = self.entries.values().filter_map(|entry| entry.retry).min();
+            let due = async {
+                match retry {
+                    Some(retry) => tokio::time::sleep_until(retry).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                () = soft.cancelled() => break,
+                changed = self.desired.changed() => {
+                    // The follower ends with the soft end only.
+                    if changed.is_err() {
+                        soft.cancelled().await;
+                        break;
+                    }
+                    self.plan(&loads);
+                }
+                Some(done) = loads.next() => self.apply(done, &loads),
+                () = due => self.retry(&loads),
+            }
+            self.settle(loads.is_empty()).await;
+        }
+        self.gate.close("stopping");
+        self.health.set_service_status("", ServingStatus::NotServing).await;
+        self.health
+            .set_service_status(INFERENCE_SERVICE, ServingStatus::NotServing)
+            .await;
+        Ok(())
+    }
+
+    /// Takes the desired state in, and begins to load what is new in it.
+    fn plan(&mut self, loads: &Loads) {
+        let desired = Arc::clone(&self.desired.borrow_and_update());
+        if desired.revision == 0 {
+            return;
+        }
+        self.entries.retain(|key, _| desired.endpoints.contains_key(key));
+        for (key, spec) in &desired.endpoints {
+            let entry = self.entries.entry(key.clone());
+            let entry = entry.or_insert_with(|| Entry::new(spec.clone()));
+            let known = entry.generation > 0 && entry.spec == *spec;
+            if known {
+                continue;
+            }
+            entry.spec = spec.clone();
+            entry.generation += 1;
+            entry.failures.clear();
+            entry.retry = None;
+            entry.backoff.reset();
+            if spec.has_version(Role::Live) {
+                entry.begin(spec.clone(), &self.loader, loads);
+            } else {
+                // Nothing to load: what served goes on serving, or the reason is told.
+                entry.loading = false;
+                if entry.serving.is_none() {
+                    entry.show_nothing(reason_for_nothing(&spec.routes));
+                }
+            }
+        }
+        self.swap();
+    }
+
+    /// Begins again what has failed long enough ago.
+    fn retry(&mut self, loads: &Loads) {
+        let now = Instant::now();
+        for entry in self.entries.values_mut() {
+            if entry.retry.is_some_and(|retry| retry <= now) {
+                entry.retry = None;
+                entry.begin(entry.spec.clone(), &self.loader, loads);
+            }
+        }
+    }
+
+    /// Puts loaded versions to work, all of an endpoint's live ones or none.
+    fn apply(&mut self, done: Done, loads: &Loads) {
+        let Some(entry) = self.entries.get_mut(&done.key) else {
+            return;
+        };
+        if entry.generation != done.generation {
+            return;
+        }
+        entry.loading = false;
+        let mut versions = HashMap::new();
+        let mut failures = Vec::new();
+        for (name, result) in done.loaded {
+            match result {
+                Ok(model) => {
+                    let version = entry
+                        .known_version(&name)
+                        .unwrap_or_else(|| Version::new(name.clone(), model));
+                    versions.insert(name, version);
+                }
+                Err(error) => {
+                    let message = Chain(&error).to_string();
+                    tracing::warn!(endpoint = %done.key, version = %name, error = message,
+                        "a version cannot be loaded: what served before goes on serving");
+                    failures.push((name, message));
+                }
+            }
+        }
+        let failed = done.spec.routes.iter().filter_map(|route| {
+            let version = route.version()?;
+            let (_, message) = failures.iter().find(|(name, _)| name == version)?;
+            Some(Failed {
+                role: route.role,
+                version: version.clone(),
+                message: message.clone(),
+            })
+        });
+        let failed: Vec<Failed> = failed.collect();
+        let live_failed = failed.iter().any(|failed| failed.role == Role::Live);
+        let is_wanted = done.spec == entry.spec;
+        if is_wanted {
+            entry.retry = (!failed.is_empty()).then(|| Instant::now() + entry.backoff.next());
+            entry.failures = failed;
+        }
+        if live_failed {
+            entry.fall_back(&self.loader, loads);
+        } else {
+            self.serve(&done.key, done.spec, &versions);
+        }
+    }
+
+    fn serve(&mut self, key: &EndpointKey, spec: EndpointSpec, versions: &HashMap<VersionRef, Arc<Version>>) {
+        let log = spec
+            .log_predictions
+            .then(|| self.shipping.log(key))
+            .transpose()
+            .unwrap_or_else(|error| {
+                tracing::error!(endpoint = %key, %error, "predictions are not logged");
+                None
+            });
+        if let Some(entry) = self.entries.get_mut(key) {
+            let endpoint = Arc::new(Endpoint::new(&spec, versions, log));
+            tracing::info!(endpoint = %key, serving = endpoint.serving().join(", "), "endpoint serves");
+            entry.shown = Arc::clone(&endpoint);
+            entry.serving = Some((spec, endpoint));
+            entry.fallback = None;
+        }
+        self.swap();
+    }
+
+    fn swap(&self) {
+        let table = Table::new(self.entries.values().map(|entry| Arc::clone(&entry.shown)));
+        // Requests that are running keep the endpoint, and with it the versions, that they began with.
+        self.gateway.table.store(Arc::new(table));
+    }
+
+    /// What follows each step: readiness, the report, the file, the cache.
+    async fn settle(&mut self, idle: bool) {
+        let desired = Arc::clone(&self.desired.borrow());
+        if desired.revision == 0 {
+            return;
+        }
+        if !self.started && self.entries.values().all(|entry| !entry.loading) {
+            self.started = true;
+            self.gateway.started.store(true, Ordering::Release);
+            self.gate.open();
+            self.health.set_service_status("", ServingStatus::Serving).await;
+            self.health
+                .set_service_status(INFERENCE_SERVICE, ServingStatus::Serving)
+                .await;
+        }
+        meters::revision(desired.revision);
+        let report = Report {
+            revision: desired.revision,
+            endpoints: self.statuses(&desired),
+        };
+        self.reports.send_if_modified(|last| {
+            let changed = last.as_ref() != Some(&report);
+            *last = Some(report);
+            changed
+        });
+        let serving = self.entries.iter().filter_map(|(key, entry)| {
+            let spec = entry
+                .serving
+                .as_ref()
+                .map(|(spec, _)| spec)
+                .or(entry.fallback.as_ref())?;
+            Some((key.clone(), spec.clone()))
+        });
+        let kept = Kept {
+            serving: serving.collect(),
+            desired: Desired::clone(&desired),
+        };
+        if let Err(error) = self.state.write(&kept).await {
+            tracing::warn!(%error, "the last state cannot be written: a restart needs the registry");
+        }
+        if idle {
+            let used: HashSet<_> = kept
+                .serving
+                .values()
+                .chain(kept.desired.endpoints.values())
+                .flat_map(|spec| spec.routes.iter().filter_map(|route| Some(route.version()?.digest)))
+                .collect();
+            self.loader.sweep(&used).await;
+        }
+    }
+
+    fn statuses(&self, desired: &Desired) -> Vec<proto::EndpointStatus> {
+        let mut statuses: Vec<proto::EndpointStatus> = self
+            .entries
+            .iter()
+            .map(|(key, entry)| proto::EndpointStatus {
+                project: key.project.clone(),
+                name: key.name.clone(),
+                routes: entry.route_statuses(),
+                serving: entry
+                    .serving
+                    .as_ref()
+                    .map(|(_, endpoint)| endpoint.serving())
+                    .unwrap_or_default(),
+            })
+            .collect();
+        for (key, message) in &desired.refused {
+            let refusal = proto::RouteStatus {
+                state: proto::RouteState::Failed.into(),
+                message: message.clone(),
+                ..proto::RouteStatus::default()
+            };
+            match statuses
+                .iter_mut()
+                .find(|status| status.project == key.project && status.name == key.name)
+            {
+                Some(status) => status.routes.push(refusal),
+                None => statuses.push(proto::EndpointStatus {
+                    project: key.project.clone(),
+                    name: key.name.clone(),
+                    routes: vec![refusal],
+                    serving: Vec::new(),
+                }),
+            }
+        }
+        statuses
+    }
+}
+
+impl Entry {
+    fn new(spec: EndpointSpec) -> Self {
+        Self {
+            shown: Arc::new(Endpoint::empty(spec.key.clone(), LOADING.to_owned())),
+            spec,
+            generation: 0,
+            loading: false,
+            failures: Vec::new(),
+            retry: None,
+            backoff: Backoff::new(FIRST_RETRY, LAST_RETRY),
+            serving: None,
+            fallback: None,
+        }
+    }
+
+    /// Begins to load all versions of a specification.
+    fn begin(&mut self, spec: EndpointSpec, loader: &Arc<Loader>, loads: &Loads) {
+        self.loading = true;
+        let names: HashSet<VersionRef> = spec
+            .routes
+            .iter()
+            .filter_map(|route| route.version().cloned())
+            .collect();
+        let loader = Arc::clone(loader);
+        let generation = self.generation;
+        loads.push(Box::pin(async move {
+            let each = names.into_iter().map(|name| {
+                let loader = &loader;
+                async move {
+                    let result = loader.load(name.digest).await;
+                    (name, result)
+                }
+            });
+            let loaded = futures::future::join_all(each).await;
+            Done {
+                key: spec.key.clone(),
+                generation,
+                spec,
+                loaded,
+            }
+        }));
+    }
+
+    /// After a failure: keeps what serves, or begins to load what served in a process before.
+    fn fall_back(&mut self, loader: &Arc<Loader>, loads: &Loads) {
+        if self.serving.is_some() {
+            return;
+        }
+        let reasons: Vec<String> = self
+            .failures
+            .iter()
+            .map(|failed| format!("{} cannot be loaded: {}", failed.version, failed.message))
+            .collect();
+        self.show_nothing(reasons.join("; "));
+        // Taken, so that it is tried once.
+        if let Some(spec) = self.fallback.take().filter(|fallback| *fallback != self.spec) {
+            tracing::warn!(endpoint = %spec.key, "what served before the restart is loaded instead");
+            self.begin(spec, loader, loads);
+        }
+    }
+
+    fn show_nothing(&mut self, reason: String) {
+        self.shown = Arc::new(Endpoint::empty(self.spec.key.clone(), reason));
+    }
+
+    /// A version as it serves now, so that its log definition and counters go on.
+    fn known_version(&self, name: &VersionRef) -> Option<Arc<Version>> {
+        self.serving.as_ref()?.1.version(name)
+    }
+
+    fn route_statuses(&self) -> Vec<proto::RouteStatus> {
+        let serving = self.serving.as_ref().map(|(_, endpoint)| endpoint);
+        let each = self.spec.routes.iter().filter_map(|route| {
+            let version = route.version()?;
+            let failed = self
+                .failures
+                .iter()
+                .find(|failed| failed.role == route.role && failed.version == *version);
+            let state = if serving.is_some_and(|endpoint| endpoint.routes_to(route.role, version)) {
+                proto::RouteState::Ready
+            } else if failed.is_some() {
+                proto::RouteState::Failed
+            } else {
+                proto::RouteState::Loading
+            };
+            Some(proto::RouteStatus {
+                role: match route.role {
+                    Role::Live => proto::RouteRole::Live,
+                    Role::Shadow => proto::RouteRole::Shadow,
+                }
+                .into(),
+                model: version.model.clone(),
+                version: version.version,
+                state: state.into(),
+                message: failed.map(|failed| failed.message.clone()).unwrap_or_default(),
+            })
+        });
+        each.collect()
+    }
+}
