@@ -46,19 +46,16 @@ pub(crate) struct Ops {
 impl Ops {
     /// All that are built in.
     pub(crate) fn built_in() -> Self {
-        Self::of([
-            Arc::new(dataset::Dataset) as Arc<dyn Op>,
+        let all: [Arc<dyn Op>; 7] = [
+            Arc::new(dataset::Dataset),
             Arc::new(train::Train),
             Arc::new(evaluate::Evaluate),
             Arc::new(gate::Gate),
             Arc::new(register::Register),
             Arc::new(set_alias::SetAlias),
             Arc::new(value::ValueOp),
-        ])
-    }
-
-    pub(crate) fn of(ops: impl IntoIterator<Item = Arc<dyn Op>>) -> Self {
-        let ops = ops.into_iter().map(|op| (op.name(), op)).collect();
+        ];
+        let ops = all.into_iter().map(|op| (op.name(), op)).collect();
         Self { ops: Arc::new(ops) }
     }
 

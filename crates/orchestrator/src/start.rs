@@ -46,17 +46,6 @@ pub struct Service {
 /// # Errors
 /// A configuration that cannot work, or a database that cannot be opened or brought up to date.
 pub async fn start(config: Config, context: &Context, storage: Storage, registry: Channel) -> Result<Service> {
-    start_with(Ops::built_in(), config, context, storage, registry).await
-}
-
-/// As [`start`], with other ops.
-pub(crate) async fn start_with(
-    ops: Ops,
-    config: Config,
-    context: &Context,
-    storage: Storage,
-    registry: Channel,
-) -> Result<Service> {
     config.validate()?;
     let gate = context.readiness.gate("orchestrator.database");
     let database = Database::open(&config.database, &context.data_dir, SERVICE).await?;
@@ -74,7 +63,7 @@ pub(crate) async fn start_with(
     };
     let engine = Engine {
         stores,
-        ops,
+        ops: Ops::built_in(),
         tools: Arc::new(tools),
         clock: Arc::clone(&context.clock),
         ids: Arc::clone(&context.ids),

@@ -359,8 +359,11 @@ mod tests {
                 if work.is_empty() {
                     break;
                 }
-                let (index, fate) = fates.next().unwrap_or((prop::sample::Index::default(), Fate::Succeed));
-                let place = index.index(work.len());
+                // When the fates are used up, everything succeeds.
+                let (place, fate) = match fates.next() {
+                    Some((index, fate)) => (index.index(work.len()), fate),
+                    None => (0, Fate::Succeed),
+                };
                 let (step, attempt) = work[place];
                 let (next, commands) = decide(&plan, &state, &event(fate, step, attempt, time(tick)), time(tick)).unwrap();
                 // A started attempt goes on; every other one is over, and can never report again.

@@ -1,0 +1,10 @@
+//! The orchestrator alone: its stores on both databases, its faces and its engine against a registry that the tests play.
+
+#![expect(clippy::unwrap_used, clippy::panic, reason = "tests")]
+
+mod definitions;
+mod engine;
+mod flights;
+mod registry;
+mod stores;
+mod world;
