@@ -1,0 +1,191 @@
+//! What can go wrong in the registry.
+
+use std::io;
+
+use modelyard_common::{
+    error::{ErrorKind, Fault},
+    name::InvalidName,
+};
+
+/// The result of everything here.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// An error of the registry.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A name that cannot be used.
+    #[error(transparent)]
+    Name(#[from] InvalidName),
+    /// A request that can never be right.
+    #[error("{0}")]
+    Request(String),
+    /// A declared resource with something wrong in it.
+    #[error("{what} `{name}` is not valid: {}", problems.join("; "))]
+    Spec {
+        /// The kind of the resource.
+        what: &'static str,
+        /// Its name.
+        name: String,
+        /// Everything that is wrong.
+        problems: Vec<String>,
+    },
+    /// Something that is not there.
+    #[error("{what} `{name}` does not exist: {remedy}")]
+    NotFound {
+        /// The kind of the thing.
+        what: &'static str,
+        /// Its name.
+        name: String,
+        /// What to do.
+        remedy: &'static str,
+    },
+    /// A file that cannot be part of a dataset.
+    #[error("`{file}` {problem}")]
+    DatasetFile {
+        /// The file's name in the dataset.
+        file: String,
+        /// What is wrong with it, and what to do.
+        problem: String,
+    },
+    /// A file whose columns are not those of the dataset.
+    #[error("`{file}` does not fit `{other}`: {problem}")]
+    Columns {
+        /// The file's name in the dataset.
+        file: String,
+        /// The file, or version, that it was compared with.
+        other: String,
+        /// Which column differs, and what to do.
+        problem: String,
+    },
+    /// A file that is no ONNX model.
+    #[error("artifact {digest} is not an ONNX model: {problem}; export the model to ONNX and upload that file")]
+    NotOnnx {
+        /// The file.
+        digest: String,
+        /// What is missing or wrong.
+        problem: String,
+    },
+    /// An idempotency key that belongs to another request.
+    #[error("the idempotency key `{key}` was used for another {what}: use a new key for a new request")]
+    KeyReused {
+        /// What is created.
+        what: &'static str,
+        /// The key.
+        key: String,
+    },
+    /// A param that has another value already.
+    #[error(
+        "param `{key}` of run `{run}` is `{old}` and cannot become `{new}`: params never change, log it under another name"
+    )]
+    ParamChanged {
+        /// The run.
+        run: String,
+        /// The param.
+        key: String,
+        /// Its value.
+        old: String,
+        /// The refused value.
+        new: String,
+    },
+    /// The thing is in a state that forbids this.
+    #[error("{0}")]
+    State(String),
+    /// Others changed the same thing all the time.
+    #[error("{what} `{name}` is being changed by others: try again")]
+    Contended {
+        /// The kind of the thing.
+        what: &'static str,
+        /// Its name.
+        name: String,
+    },
+    /// The working folder failed.
+    #[error("the registry's working folder failed: {0}: check the disk of the data folder")]
+    Folder(#[from] io::Error),
+    /// A working thread panicked.
+    #[error("reading a file was cut off: {0}")]
+    Thread(#[from] tokio::task::JoinError),
+    /// The statistics failed on what was read.
+    #[error("the profile of `{file}` cannot be made: {source}")]
+    Profile {
+        /// The file, or dataset.
+        file: String,
+        /// Why not.
+        source: modelyard_stats::Error,
+    },
+    /// The blobs.
+    #[error(transparent)]
+    Artifacts(#[from] modelyard_artifacts::Error),
+    /// The database.
+    #[error(transparent)]
+    Database(#[from] modelyard_db::Error),
+}
+
+impl Error {
+    /// A request that can never be right.
+    pub(crate) fn request(message: impl Into<String>) -> Self {
+        Self::Request(message.into())
+    }
+
+    /// A thing that is not there.
+    pub(crate) fn not_found(what: &'static str, name: impl Into<String>, remedy: &'static str) -> Self {
+        Self::NotFound {
+            what,
+            name: name.into(),
+            remedy,
+        }
+    }
+}
+
+impl From<sqlx::Error> for Error {
+    fn from(error: sqlx::Error) -> Self {
+        Self::Database(error.into())
+    }
+}
+
+impl From<modelyard_artifacts::InvalidDigest> for Error {
+    fn from(error: modelyard_artifacts::InvalidDigest) -> Self {
+        Self::Artifacts(error.into())
+    }
+}
+
+impl Fault for Error {
+    fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Name(error) => error.kind(),
+            Self::Request(_)
+            | Self::Spec { .. }
+            | Self::DatasetFile { .. }
+            | Self::Columns { .. }
+            | Self::NotOnnx { .. } => ErrorKind::InvalidArgument,
+            Self::NotFound { .. } => ErrorKind::NotFound,
+            Self::KeyReused { .. } | Self::ParamChanged { .. } => ErrorKind::AlreadyExists,
+            Self::State(_) => ErrorKind::FailedPrecondition,
+            Self::Contended { .. } => ErrorKind::Aborted,
+            Self::Folder(error) if error.kind() == io::ErrorKind::StorageFull => ErrorKind::ResourceExhausted,
+            Self::Folder(_) | Self::Thread(_) | Self::Profile { .. } => ErrorKind::Internal,
+            Self::Artifacts(error) => error.kind(),
+            Self::Database(error) => error.kind(),
+        }
+    }
+
+    fn reason(&self) -> &str {
+        match self {
+            Self::Name(error) => error.reason(),
+            Self::Request(_) => "INVALID_REQUEST",
+            Self::Spec { .. } => "INVALID_SPEC",
+            Self::NotFound { .. } => "NOT_FOUND",
+            Self::DatasetFile { .. } => "INVALID_DATASET_FILE",
+            Self::Columns { .. } => "COLUMNS_DIFFER",
+            Self::NotOnnx { .. } => "NOT_ONNX",
+            Self::KeyReused { .. } => "IDEMPOTENCY_KEY_REUSED",
+            Self::ParamChanged { .. } => "PARAM_CHANGED",
+            Self::State(_) => "WRONG_STATE",
+            Self::Contended { .. } => "CONTENDED",
+            Self::Folder(_) => "WORKING_FOLDER",
+            Self::Thread(_) => "THREAD",
+            Self::Profile { .. } => "PROFILE",
+            Self::Artifacts(error) => error.reason(),
+            Self::Database(error) => error.reason(),
+        }
+    }
+}

@@ -1,0 +1,6 @@
+//! Reading the files that users upload: tables and models. Everything here blocks and runs on threads for that.
+
+pub mod folder;
+pub mod onnx;
+pub mod table;
+mod wire;

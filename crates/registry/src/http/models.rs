@@ -1,0 +1,149 @@
+//! Models, their versions and aliases.
+
+use std::sync::Arc;
+
+use axum::{Json, extract::State};
+use http::StatusCode;
+use modelyard_common::error::Problem;
+use serde::Deserialize;
+use utoipa::ToSchema;
+
+use super::{
+    CALLER,
+    extract::{Body, PageQuery, Path, Query},
+};
+use crate::{
+    error::{Error, Result},
+    model::{
+        alias::{Alias, AliasChange, Selector},
+        page::Page,
+        registered_model::{ModelVersion, RegisteredModel},
+    },
+    service::{ModelVersionRequest, Registry},
+};
+
+/// Where an alias shall point.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct AliasTarget {
+    /// The version.
+    version: u32,
+}
+
+/// The models by name.
+#[utoipa::path(get, path = "/models", tag = "models", params(("project" = String, Path), PageQuery),
+    responses((status = OK, body = Page<RegisteredModel>), (status = "default", body = Problem)))]
+pub async fn list_models(
+    State(registry): State<Arc<Registry>>,
+    Path(project): Path<String>,
+    Query(page): Query<PageQuery>,
+) -> Result<Json<Page<RegisteredModel>>, Problem> {
+    Ok(Json(registry.list_models(&project, &page.request()?).await?))
+}
+
+/// A model with its aliases.
+#[utoipa::path(get, path = "/models/{model}", tag = "models",
+    params(("project" = String, Path), ("model" = String, Path)),
+    responses((status = OK, body = RegisteredModel), (status = "default", body = Problem)))]
+pub async fn get_model(
+    State(registry): State<Arc<Registry>>,
+    Path((project, model)): Path<(String, String)>,
+) -> Result<Json<RegisteredModel>, Problem> {
+    Ok(Json(registry.get_model(&project, &model).await?))
+}
+
+/// The versions of a model, newest first.
+#[utoipa::path(get, path = "/models/{model}/versions", tag = "models",
+    params(("project" = String, Path), ("model" = String, Path), PageQuery),
+    responses((status = OK, body = Page<ModelVersion>), (status = "default", body = Problem)))]
+pub async fn list_model_versions(
+    State(registry): State<Arc<Registry>>,
+    Path((project, model)): Path<(String, String)>,
+    Query(page): Query<PageQuery>,
+) -> Result<Json<Page<ModelVersion>>, Problem> {
+    let page = page.request()?;
+    Ok(Json(registry.list_model_versions(&project, &model, &page).await?))
+}
+
+/// Registers an uploaded ONNX file as the next version. A repeated idempotency key finds the version of the first call,
+/// with status 200.
+#[utoipa::path(post, path = "/models/{model}/versions", tag = "models",
+    params(("project" = String, Path), ("model" = String, Path)), request_body = ModelVersionRequest,
+    responses((status = CREATED, body = ModelVersion), (status = OK, body = ModelVersion),
+              (status = "default", body = Problem)))]
+pub async fn create_model_version(
+    State(registry): State<Arc<Registry>>,
+    Path((project, model)): Path<(String, String)>,
+    Body(request): Body<ModelVersionRequest>,
+) -> Result<(StatusCode, Json<ModelVersion>), Problem> {
+    let (version, created) = registry.create_model_version(&project, &model, request, CALLER).await?;
+    let status = if created { StatusCode::CREATED } else { StatusCode::OK };
+    Ok((status, Json(version)))
+}
+
+/// A version with its lineage, signature, metrics and aliases.
+#[utoipa::path(get, path = "/models/{model}/versions/{version}", tag = "models",
+    params(("project" = String, Path), ("model" = String, Path), ("version" = u32, Path)),
+    responses((status = OK, body = ModelVersion), (status = "default", body = Problem)))]
+pub async fn get_model_version(
+    State(registry): State<Arc<Registry>>,
+    Path((project, model, version)): Path<(String, String, String)>,
+) -> Result<Json<ModelVersion>, Problem> {
+    let number = version
+        .parse()
+        .map_err(|_| Error::request(format!("`{version}` is not a version: write a number from 1")))?;
+    let selector = Selector::Version(number);
+    Ok(Json(registry.get_model_version(&project, &model, &selector).await?))
+}
+
+/// Where an alias points.
+#[utoipa::path(get, path = "/models/{model}/aliases/{alias}", tag = "models",
+    params(("project" = String, Path), ("model" = String, Path), ("alias" = String, Path)),
+    responses((status = OK, body = Alias), (status = "default", body = Problem)))]
+pub async fn get_alias(
+    State(registry): State<Arc<Registry>>,
+    Path((project, model, alias)): Path<(String, String, String)>,
+) -> Result<Json<Alias>, Problem> {
+    Ok(Json(registry.get_alias(&project, &model, &alias).await?))
+}
+
+/// Points an alias at a version. Endpoints that follow it move there.
+#[utoipa::path(put, path = "/models/{model}/aliases/{alias}", tag = "models",
+    params(("project" = String, Path), ("model" = String, Path), ("alias" = String, Path)),
+    request_body = AliasTarget,
+    responses((status = OK, body = Alias), (status = "default", body = Problem)))]
+pub async fn set_alias(
+    State(registry): State<Arc<Registry>>,
+    Path((project, model, alias)): Path<(String, String, String)>,
+    Body(target): Body<AliasTarget>,
+) -> Result<Json<Alias>, Problem> {
+    registry
+        .set_alias(&project, &model, &alias, target.version, CALLER)
+        .await?;
+    Ok(Json(registry.get_alias(&project, &model, &alias).await?))
+}
+
+/// Removes an alias. Endpoints that follow it keep what they serve, and say that they point at nothing.
+#[utoipa::path(delete, path = "/models/{model}/aliases/{alias}", tag = "models",
+    params(("project" = String, Path), ("model" = String, Path), ("alias" = String, Path)),
+    responses((status = NO_CONTENT), (status = "default", body = Problem)))]
+pub async fn remove_alias(
+    State(registry): State<Arc<Registry>>,
+    Path((project, model, alias)): Path<(String, String, String)>,
+) -> Result<StatusCode, Problem> {
+    registry.remove_alias(&project, &model, &alias, CALLER).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// The changes of an alias, newest first.
+#[utoipa::path(get, path = "/models/{model}/aliases/{alias}/history", tag = "models",
+    params(("project" = String, Path), ("model" = String, Path), ("alias" = String, Path), PageQuery),
+    responses((status = OK, body = Page<AliasChange>), (status = "default", body = Problem)))]
+pub async fn alias_history(
+    State(registry): State<Arc<Registry>>,
+    Path((project, model, alias)): Path<(String, String, String)>,
+    Query(page): Query<PageQuery>,
+) -> Result<Json<Page<AliasChange>>, Problem> {
+    let page = page.request()?;
+    Ok(Json(registry.alias_history(&project, &model, &alias, &page).await?))
+}

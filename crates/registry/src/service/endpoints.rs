@@ -1,0 +1,142 @@
+//! Endpoints as desired state, and what the gateways made of it.
+
+use modelyard_common::name::check_name;
+use serde_json::Value;
+
+use super::Registry;
+use crate::{
+    error::{Error, Result},
+    model::{
+        desired::DesiredEndpoint,
+        endpoint::{EndpointKey, EndpointResource, EndpointSpec, Outcome},
+        event::Event,
+        page::{Page, PageRequest},
+        report::{EndpointStatus, MAX_MESSAGE_BYTES, MAX_NODE_BYTES, MAX_REPORTED_ENDPOINTS, NodeReport},
+    },
+    store::EndpointRecord,
+};
+
+impl Registry {
+    /// Makes the spec of an endpoint this one.
+    #[tracing::instrument(name = "registry.put_endpoint", skip_all, fields(project, name))]
+    pub async fn put_endpoint(&self, project: &str, name: &str, spec: &Value) -> Result<(Outcome, EndpointResource)> {
+        self.enter(project).await?;
+        let key = endpoint_key(project, name)?;
+        let spec = EndpointSpec::read(name, spec)?;
+        let outcome = self
+            .stores
+            .endpoints
+            .put_endpoint(&key, &spec, self.clock.now())
+            .await?;
+        if outcome != Outcome::Unchanged {
+            self.desired.notify();
+        }
+        let endpoint = self.find_endpoint(&key).await?;
+        Ok((outcome, self.resource(endpoint)))
+    }
+
+    /// An endpoint.
+    pub async fn get_endpoint(&self, project: &str, name: &str) -> Result<EndpointResource> {
+        self.enter(project).await?;
+        let endpoint = self.find_endpoint(&endpoint_key(project, name)?).await?;
+        Ok(self.resource(endpoint))
+    }
+
+    /// An endpoint as a gateway shall serve it.
+    pub async fn get_desired_endpoint(&self, project: &str, name: &str) -> Result<DesiredEndpoint> {
+        self.enter(project).await?;
+        let endpoint = self.find_endpoint(&endpoint_key(project, name)?).await?;
+        Ok(DesiredEndpoint {
+            key: endpoint.key,
+            routes: endpoint.routes,
+            log_predictions: endpoint.spec.log.predictions,
+        })
+    }
+
+    async fn find_endpoint(&self, key: &EndpointKey) -> Result<EndpointRecord> {
+        let found = self.stores.endpoints.find_endpoint(key).await?;
+        found.ok_or_else(|| no_endpoint(&key.name))
+    }
+
+    /// The endpoints by name.
+    pub async fn list_endpoints(&self, project: &str, page: &PageRequest<String>) -> Result<Page<EndpointResource>> {
+        self.enter(project).await?;
+        let page = self.stores.endpoints.list_endpoints(project, page).await?;
+        let items = page.items.into_iter().map(|endpoint| self.resource(endpoint));
+        Ok(Page {
+            items: items.collect(),
+            next_cursor: page.next_cursor,
+        })
+    }
+
+    /// Removes an endpoint.
+    pub async fn delete_endpoint(&self, project: &str, name: &str) -> Result<()> {
+        self.enter(project).await?;
+        let key = endpoint_key(project, name)?;
+        if !self.stores.endpoints.delete_endpoint(&key, self.clock.now()).await? {
+            return Err(no_endpoint(name));
+        }
+        self.desired.notify();
+        Ok(())
+    }
+
+    fn resource(&self, endpoint: EndpointRecord) -> EndpointResource {
+        let status = EndpointStatus::new(endpoint.revision, &endpoint.routes, endpoint.nodes, self.clock.now());
+        EndpointResource {
+            kind: "Endpoint".to_owned(),
+            name: endpoint.key.name,
+            project: endpoint.key.project,
+            spec: endpoint.spec,
+            created_at: endpoint.created_at,
+            updated_at: endpoint.updated_at,
+            resolved: endpoint.routes,
+            status,
+        }
+    }
+
+    /// Replaces what a node said before. The time of the report is the registry's, so that clocks need not agree.
+    pub async fn report_status(&self, mut report: NodeReport) -> Result<()> {
+        let node = &report.node;
+        if node.is_empty() || node.len() > MAX_NODE_BYTES || node.chars().any(char::is_control) {
+            return Err(Error::request(format!(
+                "the name of the node has {} bytes: use 1 to {MAX_NODE_BYTES} on one line",
+                node.len()
+            )));
+        }
+        if report.endpoints.len() > MAX_REPORTED_ENDPOINTS {
+            return Err(Error::request(format!(
+                "the report is about {} endpoints: report at most {MAX_REPORTED_ENDPOINTS}",
+                report.endpoints.len()
+            )));
+        }
+        // The last word counts, where a report speaks of an endpoint twice.
+        report.endpoints.reverse();
+        report.endpoints.sort_by(|left, right| left.key.cmp(&right.key));
+        report.endpoints.dedup_by(|left, right| left.key == right.key);
+        for route in report.endpoints.iter_mut().flat_map(|endpoint| &mut endpoint.routes) {
+            route.message.retain(|c| c != '\0');
+            let end = route.message.floor_char_boundary(MAX_MESSAGE_BYTES);
+            route.message.truncate(end);
+        }
+        report.reported_at = self.clock.now();
+        self.stores.endpoints.save_report(&report).await
+    }
+
+    /// The events after a revision, oldest first.
+    pub async fn list_events(&self, project: &str, page: &PageRequest<u64>) -> Result<Page<Event>> {
+        self.enter(project).await?;
+        self.stores.events.list_events(project, page).await
+    }
+}
+
+fn endpoint_key(project: &str, name: &str) -> Result<EndpointKey> {
+    check_name("an endpoint", name)?;
+    Ok(EndpointKey {
+        project: project.to_owned(),
+        name: name.to_owned(),
+    })
+}
+
+fn no_endpoint(name: &str) -> Error {
+    Error::not_found("endpoint", name, "declare it first")
+}

@@ -1,0 +1,322 @@
+//! Models, their versions and aliases.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use modelyard_common::name::check_name;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use utoipa::ToSchema;
+
+use super::{Registry, copy_of};
+use crate::{
+    error::{Error, Result},
+    files::onnx::read_signature,
+    metrics,
+    model::{
+        alias::{Alias, AliasChange, Selector, check_alias},
+        dataset::MAX_DESCRIPTION_BYTES,
+        page::{Page, PageRequest},
+        registered_model::{
+            MAX_SIGNATURE_BYTES, MAX_TAG_BYTES, MAX_TAGS, ModelVersion, NewModelVersion, ONNX, RegisteredModel,
+            check_metrics, check_signature, idempotency_key,
+        },
+        run::{check_key, check_text, request_digest},
+    },
+    store::AliasRequest,
+};
+
+/// The most aliases that a new version is given at once.
+const MAX_NEW_ALIASES: usize = 16;
+
+/// A model version to be created.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ModelVersionRequest {
+    /// Its file, uploaded before: `sha256:` and 64 hexadecimal digits.
+    pub artifact_digest: String,
+    /// The format of the file: `onnx`.
+    #[serde(default = "onnx")]
+    pub format: String,
+    /// What it is.
+    #[serde(default)]
+    pub description: String,
+    /// What it takes and gives, as MLflow writes it; read from the file when it is left out.
+    #[serde(default)]
+    pub signature: Option<Value>,
+    /// The blob with the profile of its training data (JSON).
+    #[serde(default)]
+    pub reference_profile_digest: Option<String>,
+    /// Its metrics, measured on held-out data.
+    #[serde(default)]
+    pub metrics: BTreeMap<String, f64>,
+    /// The run that trained it.
+    #[serde(default)]
+    pub run_id: Option<String>,
+    /// The dataset that it was trained on.
+    #[serde(default)]
+    pub dataset: Option<String>,
+    /// The version of that dataset.
+    #[serde(default)]
+    pub dataset_version: Option<u32>,
+    /// Rows of the training data.
+    #[serde(default)]
+    pub training_rows: u64,
+    /// Notes.
+    #[serde(default)]
+    pub tags: BTreeMap<String, String>,
+    /// Aliases that shall point at it.
+    #[serde(default)]
+    pub aliases: Vec<String>,
+    /// Repeating a creation with the same key finds the first one's version.
+    #[serde(default)]
+    pub idempotency_key: String,
+}
+
+fn onnx() -> String {
+    ONNX.to_owned()
+}
+
+impl ModelVersionRequest {
+    fn check(&self, model: &str) -> Result<()> {
+        check_name("a model", model)?;
+        if self.format != ONNX {
+            return Err(Error::request(format!(
+                "format `{}` cannot be served: export the model to ONNX",
+                self.format
+            )));
+        }
+        check_text("description of model", model, &self.description, MAX_DESCRIPTION_BYTES)?;
+        check_metrics(&self.metrics)?;
+        if self.tags.len() > MAX_TAGS || self.aliases.len() > MAX_NEW_ALIASES {
+            return Err(Error::request(format!(
+                "the version has {} tags and {} aliases: use at most {MAX_TAGS} and {MAX_NEW_ALIASES}",
+                self.tags.len(),
+                self.aliases.len()
+            )));
+        }
+        for (key, value) in &self.tags {
+            check_key("tag", key)?;
+            check_text("tag", key, value, MAX_TAG_BYTES)?;
+        }
+        for alias in &self.aliases {
+            check_alias(alias)?;
+        }
+        match &self.signature {
+            Some(signature) if signature.to_string().len() > MAX_SIGNATURE_BYTES => Err(Error::request(format!(
+                "the signature is larger than {MAX_SIGNATURE_BYTES} bytes: leave it out to have it read from the model"
+            ))),
+            Some(signature) => check_signature(signature),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Registry {
+    /// Registers a version of a model, which is created when it does not exist. Whether the version is new: a repeated
+    /// idempotency key finds the version of the first call.
+    #[tracing::instrument(name = "registry.create_model_version", skip_all, fields(project, model))]
+    pub async fn create_model_version(
+        &self,
+        project: &str,
+        model: &str,
+        request: ModelVersionRequest,
+        changed_by: &str,
+    ) -> Result<(ModelVersion, bool)> {
+        self.enter(project).await?;
+        request.check(model)?;
+        let key = idempotency_key(&request.idempotency_key)?;
+        let digest = request_digest(&(model, &request));
+        let dataset = self.check_lineage(project, &request).await?;
+        let (artifact, size_bytes) = self.blob_size("artifact", &request.artifact_digest).await?;
+        // Read in any case: what is registered can be served.
+        let read = self
+            .import("model", &[artifact], move |folder| {
+                read_signature(&copy_of(folder.path(), artifact), &artifact.to_string())
+            })
+            .await?;
+        let aliases: BTreeSet<String> = request.aliases.into_iter().collect();
+        let version = NewModelVersion {
+            project: project.to_owned(),
+            model: model.to_owned(),
+            description: request.description,
+            artifact_digest: artifact.to_string(),
+            artifact_size_bytes: size_bytes,
+            signature: request.signature.unwrap_or(read).to_string(),
+            reference_profile_digest: request.reference_profile_digest,
+            metrics: request.metrics,
+            run_id: request.run_id,
+            dataset,
+            training_rows: request.training_rows,
+            tags: request.tags,
+            aliases: aliases.into_iter().collect(),
+            idempotency_key: key,
+            request_digest: digest,
+            changed_by: changed_by.to_owned(),
+            now: self.clock.now(),
+        };
+        let (version, created) = self.stores.models.create_model_version(&version).await?;
+        if created {
+            ::metrics::counter!(metrics::MODEL_VERSIONS).increment(1);
+            self.desired.notify();
+            tracing::info!(model, version = version.version, "model version created");
+        }
+        Ok((version, created))
+    }
+
+    /// Checks what the version says it was made from. The dataset version, where it names one.
+    async fn check_lineage(&self, project: &str, request: &ModelVersionRequest) -> Result<Option<(String, u32)>> {
+        if let Some(run_id) = &request.run_id
+            && self.stores.runs.find_run(project, run_id).await?.is_none()
+        {
+            return Err(Error::request(format!(
+                "run `{run_id}` does not exist: name one that does, or leave it out"
+            )));
+        }
+        if let Some(profile) = &request.reference_profile_digest {
+            self.blob_size("reference profile", profile).await?;
+        }
+        match (&request.dataset, request.dataset_version) {
+            (Some(dataset), Some(version)) => {
+                self.find_fixed_dataset_version(project, dataset, version).await?;
+                Ok(Some((dataset.clone(), version)))
+            }
+            (None, None) => Ok(None),
+            _ => Err(Error::request(
+                "dataset and dataset_version belong together: give both, or neither",
+            )),
+        }
+    }
+
+    /// A version.
+    pub async fn get_model_version(&self, project: &str, model: &str, selector: &Selector) -> Result<ModelVersion> {
+        self.enter(project).await?;
+        check_name("a model", model)?;
+        let found = self.stores.models.find_model_version(project, model, selector).await?;
+        found.ok_or_else(|| match selector {
+            Selector::Version(_) => Error::not_found(
+                "model version",
+                format!("{model}{selector}"),
+                "list the versions to see which there are",
+            ),
+            Selector::Alias(_) => no_alias(model, selector),
+        })
+    }
+
+    /// The versions of a model, newest first.
+    pub async fn list_model_versions(
+        &self,
+        project: &str,
+        model: &str,
+        page: &PageRequest<u64>,
+    ) -> Result<Page<ModelVersion>> {
+        self.enter(project).await?;
+        check_name("a model", model)?;
+        let versions = self.stores.models.list_model_versions(project, model, page).await?;
+        versions.ok_or_else(|| no_model(model))
+    }
+
+    /// A model.
+    pub async fn get_model(&self, project: &str, model: &str) -> Result<RegisteredModel> {
+        self.enter(project).await?;
+        check_name("a model", model)?;
+        let found = self.stores.models.find_model(project, model).await?;
+        found.ok_or_else(|| no_model(model))
+    }
+
+    /// The models by name.
+    pub async fn list_models(&self, project: &str, page: &PageRequest<String>) -> Result<Page<RegisteredModel>> {
+        self.enter(project).await?;
+        self.stores.models.list_models(project, page).await
+    }
+
+    /// Points an alias at a version; where it pointed before. Pointing where it points already changes nothing.
+    #[tracing::instrument(name = "registry.set_alias", skip_all, fields(project, model, alias, version))]
+    pub async fn set_alias(
+        &self,
+        project: &str,
+        model: &str,
+        alias: &str,
+        version: u32,
+        changed_by: &str,
+    ) -> Result<Option<u32>> {
+        self.enter(project).await?;
+        check_name("a model", model)?;
+        check_alias(alias)?;
+        let request = AliasRequest {
+            project,
+            model,
+            alias,
+            changed_by,
+            now: self.clock.now(),
+        };
+        let previous = self.stores.models.set_alias(&request, version).await?;
+        if previous != Some(version) {
+            self.alias_changed();
+            tracing::info!(model, alias, version, previous, "alias set");
+        }
+        Ok(previous)
+    }
+
+    /// Removes an alias.
+    pub async fn remove_alias(&self, project: &str, model: &str, alias: &str, changed_by: &str) -> Result<()> {
+        self.enter(project).await?;
+        check_name("a model", model)?;
+        check_alias(alias)?;
+        let request = AliasRequest {
+            project,
+            model,
+            alias,
+            changed_by,
+            now: self.clock.now(),
+        };
+        match self.stores.models.remove_alias(&request).await? {
+            Some(_) => {
+                self.alias_changed();
+                Ok(())
+            }
+            None => Err(no_alias(model, &Selector::Alias(alias.to_owned()))),
+        }
+    }
+
+    fn alias_changed(&self) {
+        ::metrics::counter!(metrics::ALIAS_CHANGES).increment(1);
+        self.desired.notify();
+    }
+
+    /// Where an alias points.
+    pub async fn get_alias(&self, project: &str, model: &str, alias: &str) -> Result<Alias> {
+        self.enter(project).await?;
+        check_name("a model", model)?;
+        let found = self.stores.models.find_alias(project, model, alias).await?;
+        found.ok_or_else(|| no_alias(model, &Selector::Alias(alias.to_owned())))
+    }
+
+    /// The changes of an alias, newest first; also of one that is gone.
+    pub async fn alias_history(
+        &self,
+        project: &str,
+        model: &str,
+        alias: &str,
+        page: &PageRequest<u64>,
+    ) -> Result<Page<AliasChange>> {
+        self.enter(project).await?;
+        check_name("a model", model)?;
+        let history = self.stores.models.alias_history(project, model, alias, page).await?;
+        if history.items.is_empty() && page.after.is_none() {
+            return Err(no_alias(model, &Selector::Alias(alias.to_owned())));
+        }
+        Ok(history)
+    }
+}
+
+fn no_model(model: &str) -> Error {
+    Error::not_found("model", model, "import its first version, or train it")
+}
+
+fn no_alias(model: &str, selector: &Selector) -> Error {
+    Error::not_found(
+        "alias",
+        format!("{model}{selector}"),
+        "set it to one of the model's versions",
+    )
+}

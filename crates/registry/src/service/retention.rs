@@ -1,0 +1,44 @@
+//! What is forgotten after a time.
+
+use std::{convert::Infallible, time::Duration};
+
+use modelyard_artifacts::Artifacts;
+use modelyard_common::{clock::SharedClock, error::Chain};
+use tokio_util::sync::CancellationToken;
+
+use crate::{error::Result, model::report::REPORT_RETENTION, store::Stores};
+
+/// How long the feed of events goes back.
+pub const EVENT_RETENTION: Duration = Duration::from_hours(24 * 90);
+/// An unfinished upload of this age is what a crash left behind.
+pub const UPLOAD_LIFETIME: Duration = Duration::from_hours(48);
+/// How often is looked for what can be forgotten.
+const INTERVAL: Duration = Duration::from_hours(1);
+
+/// Forgets old events, reports of gateways that are gone, and unfinished uploads, until `soft` is cancelled.
+pub async fn run_retention(
+    stores: Stores,
+    blobs: Artifacts,
+    clock: SharedClock,
+    soft: CancellationToken,
+) -> Result<(), Infallible> {
+    let mut ticks = tokio::time::interval(INTERVAL);
+    loop {
+        tokio::select! {
+            () = soft.cancelled() => return Ok(()),
+            _ = ticks.tick() => {}
+        }
+        if let Err(error) = forget(&stores, &blobs, &clock).await {
+            tracing::warn!(error = %Chain(&error), "old entries stay until the next attempt");
+        }
+    }
+}
+
+async fn forget(stores: &Stores, blobs: &Artifacts, clock: &SharedClock) -> Result<()> {
+    let now = clock.now();
+    let events = stores.events.prune_events(now - EVENT_RETENTION).await?;
+    let reports = stores.endpoints.prune_reports(now - REPORT_RETENTION).await?;
+    let uploads = blobs.sweep_uploads((now - UPLOAD_LIFETIME).to_datetime()).await?;
+    tracing::debug!(events, reports, uploads, "old entries removed");
+    Ok(())
+}

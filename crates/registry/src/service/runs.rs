@@ -1,0 +1,203 @@
+//! Experiments and runs.
+
+use std::collections::BTreeMap;
+
+use modelyard_common::name::check_name;
+use serde::Serialize;
+
+use super::Registry;
+use crate::{
+    error::{Error, Result},
+    metrics,
+    model::{
+        page::{Page, PageRequest},
+        registered_model::idempotency_key,
+        run::{
+            Batch, Experiment, MAX_BATCH, MAX_BATCH_TEXTS, MAX_INPUTS, MAX_TAG_BYTES, MetricPlace, MetricPoint,
+            MetricValue, NewRun, Run, RunInput, RunPlace, RunStatus, check_key, check_text, check_title,
+            request_digest,
+        },
+    },
+};
+
+/// How many of the last digits of a run's id name it when the caller does not.
+const NAMING_DIGITS: usize = 8;
+
+/// A run to be created.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct RunRequest {
+    /// The name of the experiment, which is created where it is missing.
+    pub experiment: String,
+    /// The name of the run; empty: one is made up.
+    pub name: String,
+    /// Notes.
+    pub tags: BTreeMap<String, String>,
+    /// What it reads.
+    pub inputs: Vec<InputRequest>,
+    /// Repeating a creation with the same key finds the first one's run; empty: none.
+    pub idempotency_key: String,
+}
+
+/// A dataset version that a run reads.
+#[derive(Debug, Clone, Serialize)]
+pub struct InputRequest {
+    /// The dataset.
+    pub dataset: String,
+    /// Its version.
+    pub version: u32,
+    /// What it is read for.
+    pub context: String,
+}
+
+impl Registry {
+    /// Starts a run.
+    #[tracing::instrument(name = "registry.create_run", level = "debug", skip_all, fields(project))]
+    pub async fn create_run(&self, project: &str, request: RunRequest) -> Result<Run> {
+        self.enter(project).await?;
+        check_title("an experiment", &request.experiment)?;
+        if !request.name.is_empty() {
+            check_title("a run", &request.name)?;
+        }
+        if request.tags.len() > MAX_BATCH_TEXTS || request.inputs.len() > MAX_INPUTS {
+            return Err(Error::request(format!(
+                "the run has {} tags and {} inputs: use at most {MAX_BATCH_TEXTS} and {MAX_INPUTS}",
+                request.tags.len(),
+                request.inputs.len()
+            )));
+        }
+        let key = idempotency_key(&request.idempotency_key)?;
+        let digest = request_digest(&request);
+        let inputs = self.find_inputs(project, &request.inputs).await?;
+        let run_id = self.ids.next().simple().to_string();
+        let name = if request.name.is_empty() {
+            format!("run-{}", &run_id[run_id.len() - NAMING_DIGITS..])
+        } else {
+            request.name
+        };
+        let run = NewRun {
+            run_id,
+            project: project.to_owned(),
+            experiment: request.experiment,
+            name,
+            tags: request.tags,
+            inputs,
+            idempotency_key: key,
+            request_digest: digest,
+            now: self.clock.now(),
+        };
+        let run = self.stores.runs.create_run(&run).await?;
+        ::metrics::counter!(metrics::RUNS).increment(1);
+        Ok(run)
+    }
+
+    async fn find_inputs(&self, project: &str, inputs: &[InputRequest]) -> Result<Vec<RunInput>> {
+        let mut found = Vec::with_capacity(inputs.len());
+        for input in inputs {
+            check_text("context of dataset", &input.dataset, &input.context, MAX_TAG_BYTES)?;
+            let version = self
+                .find_fixed_dataset_version(project, &input.dataset, input.version)
+                .await?;
+            found.push(RunInput {
+                dataset: input.dataset.clone(),
+                version: input.version,
+                digest: version.summary.digest,
+                context: input.context.clone(),
+            });
+        }
+        Ok(found)
+    }
+
+    /// Adds params, metrics and tags to a run, all or none of them.
+    pub async fn log_batch(&self, project: &str, run_id: &str, mut batch: Batch) -> Result<()> {
+        self.enter(project).await?;
+        let (params, metrics, tags) = (batch.params.len(), batch.metrics.len(), batch.tags.len());
+        if params > MAX_BATCH_TEXTS || tags > MAX_BATCH_TEXTS || params + metrics + tags > MAX_BATCH {
+            return Err(Error::request(format!(
+                "{params} params, {metrics} metrics and {tags} tags are too many for one batch: send at most \
+                 {MAX_BATCH_TEXTS} params, {MAX_BATCH_TEXTS} tags and {MAX_BATCH} in all"
+            )));
+        }
+        for (key, point) in &mut batch.metrics {
+            check_key("metric", key)?;
+            // JSON has no infinity; NaN stays and is told apart when it is stored.
+            point.value = MetricValue(point.value.0.clamp(f64::MIN, f64::MAX));
+        }
+        self.stores.runs.log_batch(project, run_id, &batch).await?;
+        ::metrics::counter!(metrics::METRIC_POINTS).increment(metrics as u64);
+        Ok(())
+    }
+
+    /// Ends a run: finished, failed or killed.
+    pub async fn finish_run(&self, project: &str, run_id: &str, status: RunStatus) -> Result<Run> {
+        self.enter(project).await?;
+        if !status.is_final() {
+            return Err(Error::request(format!(
+                "a run does not end as {}: end it as FINISHED, FAILED or KILLED",
+                status.as_str()
+            )));
+        }
+        let now = self.clock.now();
+        self.stores.runs.finish_run(project, run_id, status, now).await
+    }
+
+    /// A run.
+    pub async fn get_run(&self, project: &str, run_id: &str) -> Result<Run> {
+        self.enter(project).await?;
+        let run = self.stores.runs.find_run(project, run_id).await?;
+        run.ok_or_else(|| Error::not_found("run", run_id, "check its id"))
+    }
+
+    /// The runs of a project or of one of its experiments, newest first.
+    pub async fn list_runs(
+        &self,
+        project: &str,
+        experiment: Option<&str>,
+        page: &PageRequest<RunPlace>,
+    ) -> Result<Page<Run>> {
+        self.enter(project).await?;
+        self.stores.runs.list_runs(project, experiment, page).await
+    }
+
+    /// The history of a metric by time, step and value; empty when the run never logged it.
+    pub async fn metric_history(
+        &self,
+        project: &str,
+        run_id: &str,
+        key: &str,
+        page: &PageRequest<MetricPlace>,
+    ) -> Result<Page<MetricPoint>> {
+        self.enter(project).await?;
+        let history = self.stores.runs.metric_history(project, run_id, key, page).await?;
+        history.ok_or_else(|| Error::not_found("run", run_id, "check its id"))
+    }
+
+    /// The experiments by id.
+    pub async fn list_experiments(&self, project: &str, page: &PageRequest<u64>) -> Result<Page<Experiment>> {
+        self.enter(project).await?;
+        self.stores.runs.list_experiments(project, page).await
+    }
+
+    /// A dataset version that something else refers to: it must exist, and `latest` is none.
+    pub(super) async fn find_fixed_dataset_version(
+        &self,
+        project: &str,
+        dataset: &str,
+        version: u32,
+    ) -> Result<crate::model::dataset::DatasetVersion> {
+        check_name("a dataset", dataset)?;
+        let found = match version {
+            0 => None,
+            version => {
+                self.stores
+                    .datasets
+                    .find_dataset_version(project, dataset, Some(version))
+                    .await?
+            }
+        };
+        found.ok_or_else(|| {
+            Error::request(format!(
+                "version {version} of dataset `{dataset}` does not exist: name one that does"
+            ))
+        })
+    }
+}

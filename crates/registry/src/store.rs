@@ -1,0 +1,171 @@
+//! What the registry keeps in its database. Callers bring ids and times; one method is one transaction.
+//!
+//! Whoever changes what others follow raises the counter `revision` first, and so holds its row until the commit: such
+//! changes happen one after the other, and nobody sees a revision whose predecessor is not there yet.
+
+mod datasets;
+mod endpoints;
+mod events;
+mod models;
+mod runs;
+mod versions;
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use conditional_trait_gen::trait_gen;
+use modelyard_common::Timestamp;
+use modelyard_db::{Database, Migrations, Pools, PostgresPools, SqlitePools, Transaction, migrations};
+use serde_json::Value;
+
+pub use self::{
+    datasets::{DatasetStore, Inserted, NewDatasetVersion},
+    endpoints::{EndpointRecord, EndpointStore},
+    events::EventStore,
+    models::{AliasRequest, ModelStore},
+    runs::RunStore,
+};
+use crate::{
+    error::{Error, Result},
+    model::event::EventKind,
+};
+
+/// The registry's tables.
+pub const MIGRATIONS: Migrations = migrations!("registry", ["0001_registry"]);
+
+/// The projects.
+#[async_trait]
+pub trait ProjectStore: Send + Sync {
+    /// An error when there is no such project.
+    async fn check_project(&self, project: &str) -> Result<()>;
+    /// The revision of the last change.
+    async fn revision(&self) -> Result<u64>;
+}
+
+/// The stores on an open database.
+#[derive(Clone)]
+pub struct Stores {
+    /// Projects.
+    pub projects: Arc<dyn ProjectStore>,
+    /// Experiments and runs.
+    pub runs: Arc<dyn RunStore>,
+    /// Datasets.
+    pub datasets: Arc<dyn DatasetStore>,
+    /// Models, versions and aliases.
+    pub models: Arc<dyn ModelStore>,
+    /// Endpoints and the gateways' reports.
+    pub endpoints: Arc<dyn EndpointStore>,
+    /// The feed of events.
+    pub events: Arc<dyn EventStore>,
+}
+
+impl Stores {
+    /// The stores on a database that has [`MIGRATIONS`].
+    #[must_use]
+    pub fn open(database: &Database) -> Self {
+        match database.clone() {
+            Database::Sqlite(pools) => Self::of(Arc::new(SqlStore { pools })),
+            Database::Postgres(pools) => Self::of(Arc::new(SqlStore { pools })),
+        }
+    }
+
+    fn of<S>(store: Arc<S>) -> Self
+    where
+        S: ProjectStore + RunStore + DatasetStore + ModelStore + EndpointStore + EventStore + 'static,
+    {
+        Self {
+            projects: Arc::clone(&store) as Arc<dyn ProjectStore>,
+            runs: Arc::clone(&store) as Arc<dyn RunStore>,
+            datasets: Arc::clone(&store) as Arc<dyn DatasetStore>,
+            models: Arc::clone(&store) as Arc<dyn ModelStore>,
+            endpoints: Arc::clone(&store) as Arc<dyn EndpointStore>,
+            events: store as Arc<dyn EventStore>,
+        }
+    }
+}
+
+struct SqlStore<P> {
+    pools: P,
+}
+
+#[trait_gen(P -> SqlitePools, PostgresPools)]
+impl SqlStore<P> {
+    /// The next revision. From here to the commit nobody else changes what is followed.
+    async fn next_revision(tx: &mut Transaction<<P as Pools>::Db>) -> Result<i64> {
+        let query = sqlx::query_scalar("UPDATE counter SET value = value + 1 WHERE name = 'revision' RETURNING value");
+        Ok(query.fetch_one(&mut **tx).await?)
+    }
+
+    async fn record_event(
+        tx: &mut Transaction<<P as Pools>::Db>,
+        revision: i64,
+        project: &str,
+        kind: EventKind,
+        subject: &Value,
+        now: Timestamp,
+    ) -> Result<()> {
+        sqlx::query("INSERT INTO event (revision, project, kind, subject, at) VALUES ($1, $2, $3, $4, $5)")
+            .bind(revision)
+            .bind(project)
+            .bind(kind.as_str())
+            .bind(subject.to_string())
+            .bind(now.as_micros())
+            .execute(&mut **tx)
+            .await?;
+        Ok(())
+    }
+}
+
+#[trait_gen(P -> SqlitePools, PostgresPools)]
+#[async_trait]
+impl ProjectStore for SqlStore<P> {
+    async fn check_project(&self, project: &str) -> Result<()> {
+        let query = sqlx::query_scalar("SELECT created_at FROM project WHERE name = $1").bind(project);
+        let found: Option<i64> = query.fetch_optional(self.pools.reader()).await?;
+        found
+            .map(drop)
+            .ok_or_else(|| Error::not_found("project", project, "use `default`"))
+    }
+
+    async fn revision(&self) -> Result<u64> {
+        let query = sqlx::query_scalar("SELECT value FROM counter WHERE name = 'revision'");
+        let value: i64 = query.fetch_one(self.pools.reader()).await?;
+        number("revision", value)
+    }
+}
+
+/// A stored number that is never negative.
+fn number<N: TryFrom<i64>>(what: &'static str, stored: i64) -> Result<N> {
+    N::try_from(stored).map_err(|_| modelyard_db::Error::value(what, &stored.to_string()).into())
+}
+
+/// A stored number that may be missing.
+fn maybe<N: TryFrom<i64>>(what: &'static str, stored: Option<i64>) -> Result<Option<N>> {
+    stored.map(|stored| number(what, stored)).transpose()
+}
+
+/// A number as it is stored.
+fn stored(what: &'static str, number: u64) -> Result<i64> {
+    i64::try_from(number).map_err(|_| modelyard_db::Error::value(what, &number.to_string()).into())
+}
+
+/// A stored JSON text.
+fn json<T: serde::de::DeserializeOwned>(what: &'static str, stored: &str) -> Result<T> {
+    serde_json::from_str(stored).map_err(|_| modelyard_db::Error::value(what, stored).into())
+}
+
+/// JSON as it is stored.
+fn to_json(what: &'static str, value: &impl serde::Serialize) -> Result<String> {
+    serde_json::to_string(value).map_err(|error| modelyard_db::Error::value(what, &error.to_string()).into())
+}
+
+/// A stored word.
+fn word<T>(what: &'static str, stored: &str, parse: impl Fn(&str) -> Option<T>) -> Result<T> {
+    parse(stored).ok_or_else(|| modelyard_db::Error::value(what, stored).into())
+}
+
+/// The upper bound of a page of a list that goes down by number.
+fn before(page: &crate::model::page::PageRequest<u64>) -> i64 {
+    page.after
+        .map_or(i64::MAX, |after| i64::try_from(after).unwrap_or(i64::MAX))
+}

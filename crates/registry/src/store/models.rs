@@ -1,0 +1,560 @@
+//! Models, their versions and aliases.
+
+use std::collections::BTreeMap;
+
+use async_trait::async_trait;
+use conditional_trait_gen::trait_gen;
+use modelyard_common::Timestamp;
+use modelyard_db::{Pools, PostgresPools, SqlitePools, Transaction};
+use serde_json::json;
+use sqlx::QueryBuilder;
+
+use super::{
+    SqlStore, before, maybe, number, stored, to_json,
+    versions::{VersionRow, select_versions},
+};
+use crate::{
+    error::{Error, Result},
+    model::{
+        alias::{Alias, AliasChange, Selector},
+        event::EventKind,
+        page::{Page, PageRequest},
+        registered_model::{ModelVersion, NewModelVersion, ONNX, RegisteredModel},
+    },
+};
+
+/// An alias to be set or removed.
+#[derive(Debug, Clone, Copy)]
+pub struct AliasRequest<'a> {
+    /// The project.
+    pub project: &'a str,
+    /// The model.
+    pub model: &'a str,
+    /// The alias.
+    pub alias: &'a str,
+    /// Who asks.
+    pub changed_by: &'a str,
+    /// Now.
+    pub now: Timestamp,
+}
+
+/// Models, their versions and aliases.
+#[async_trait]
+pub trait ModelStore: Send + Sync {
+    /// Adds a version, or finds the one that was added with the same idempotency key. Whether it is new.
+    async fn create_model_version(&self, version: &NewModelVersion) -> Result<(ModelVersion, bool)>;
+    /// A version.
+    async fn find_model_version(&self, project: &str, model: &str, selector: &Selector)
+    -> Result<Option<ModelVersion>>;
+    /// The versions of a model, newest first; None: no such model.
+    async fn list_model_versions(
+        &self,
+        project: &str,
+        model: &str,
+        page: &PageRequest<u64>,
+    ) -> Result<Option<Page<ModelVersion>>>;
+    /// A model.
+    async fn find_model(&self, project: &str, model: &str) -> Result<Option<RegisteredModel>>;
+    /// The models by name.
+    async fn list_models(&self, project: &str, page: &PageRequest<String>) -> Result<Page<RegisteredModel>>;
+    /// Points an alias at a version; where it pointed before. Pointing where it points already changes nothing.
+    async fn set_alias(&self, request: &AliasRequest<'_>, version: u32) -> Result<Option<u32>>;
+    /// Removes an alias; where it pointed. None: there was none.
+    async fn remove_alias(&self, request: &AliasRequest<'_>) -> Result<Option<u32>>;
+    /// Where an alias points.
+    async fn find_alias(&self, project: &str, model: &str, alias: &str) -> Result<Option<Alias>>;
+    /// The changes of an alias, newest first.
+    async fn alias_history(
+        &self,
+        project: &str,
+        model: &str,
+        alias: &str,
+        page: &PageRequest<u64>,
+    ) -> Result<Page<AliasChange>>;
+}
+
+#[derive(sqlx::FromRow)]
+struct ModelRow {
+    project: String,
+    name: String,
+    description: String,
+    last_version: i64,
+    created_at: i64,
+    updated_at: i64,
+}
+
+#[derive(sqlx::FromRow)]
+struct AliasRow {
+    model: String,
+    alias: String,
+    version: i64,
+    updated_at: i64,
+}
+
+impl AliasRow {
+    fn into_alias(self) -> Result<Alias> {
+        Ok(Alias {
+            model: self.model,
+            alias: self.alias,
+            version: number("version", self.version)?,
+            updated_at: Timestamp::from_micros(self.updated_at),
+        })
+    }
+}
+
+#[derive(sqlx::FromRow)]
+struct ChangeRow {
+    revision: i64,
+    previous_version: Option<i64>,
+    version: Option<i64>,
+    changed_by: String,
+    at: i64,
+}
+
+impl ChangeRow {
+    fn into_change(self) -> Result<AliasChange> {
+        Ok(AliasChange {
+            revision: number("revision", self.revision)?,
+            previous_version: maybe("version", self.previous_version)?,
+            version: maybe("version", self.version)?,
+            changed_by: self.changed_by,
+            at: Timestamp::from_micros(self.at),
+        })
+    }
+}
+
+#[trait_gen(P -> SqlitePools, PostgresPools)]
+impl SqlStore<P> {
+    /// Versions of one model with their aliases and tags.
+    async fn complete_versions(
+        tx: &mut Transaction<<P as Pools>::Db>,
+        rows: Vec<VersionRow>,
+    ) -> Result<Vec<ModelVersion>> {
+        let (project, model) = match rows.first() {
+            Some(first) => (first.project.clone(), first.model.clone()),
+            None => return Ok(Vec::new()),
+        };
+        let mut aliases: BTreeMap<i64, Vec<String>> = BTreeMap::new();
+        let found: Vec<(i64, String)> =
+            sqlx::query_as("SELECT version, alias FROM model_alias WHERE project = $1 AND model = $2 ORDER BY alias")
+                .bind(&project)
+                .bind(&model)
+                .fetch_all(&mut **tx)
+                .await?;
+        for (version, alias) in found {
+            aliases.entry(version).or_default().push(alias);
+        }
+        let mut tags: BTreeMap<i64, BTreeMap<String, String>> = BTreeMap::new();
+        let mut query = QueryBuilder::new("SELECT version, key, value FROM model_version_tag WHERE project = ");
+        query.push_bind(project);
+        query.push(" AND model = ").push_bind(model).push(" AND version IN (");
+        let mut versions = query.separated(", ");
+        for row in &rows {
+            versions.push_bind(row.version);
+        }
+        query.push(")");
+        let found: Vec<(i64, String, String)> = query.build_query_as().fetch_all(&mut **tx).await?;
+        for (version, key, value) in found {
+            tags.entry(version).or_default().insert(key, value);
+        }
+        let complete = |row: VersionRow| {
+            let (aliases, tags) = (aliases.remove(&row.version), tags.remove(&row.version));
+            row.into_version(aliases.unwrap_or_default(), tags.unwrap_or_default())
+        };
+        rows.into_iter().map(complete).collect()
+    }
+
+    async fn model_version_in(
+        tx: &mut Transaction<<P as Pools>::Db>,
+        project: &str,
+        model: &str,
+        version: i64,
+    ) -> Result<Option<ModelVersion>> {
+        let rows: Vec<VersionRow> = sqlx::query_as(select_versions!(
+            "WHERE v.project = $1 AND v.model = $2 AND v.version = $3"
+        ))
+        .bind(project)
+        .bind(model)
+        .bind(version)
+        .fetch_all(&mut **tx)
+        .await?;
+        Ok(Self::complete_versions(tx, rows).await?.pop())
+    }
+
+    /// The version that was created with the key of `new`.
+    async fn repeated_version(
+        tx: &mut Transaction<<P as Pools>::Db>,
+        new: &NewModelVersion,
+    ) -> Result<Option<ModelVersion>> {
+        let key = match &new.idempotency_key {
+            Some(key) => key,
+            None => return Ok(None),
+        };
+        let row: Option<VersionRow> =
+            sqlx::query_as(select_versions!("WHERE v.project = $1 AND v.idempotency_key = $2"))
+                .bind(&new.project)
+                .bind(key)
+                .fetch_optional(&mut **tx)
+                .await?;
+        match row {
+            None => Ok(None),
+            Some(row) if row.request_digest == new.request_digest => {
+                Ok(Self::complete_versions(tx, vec![row]).await?.pop())
+            }
+            Some(_) => Err(Error::KeyReused {
+                what: "model version",
+                key: key.clone(),
+            }),
+        }
+    }
+
+    /// The number of the next version of the model, which is created where it is missing.
+    async fn next_version(tx: &mut Transaction<<P as Pools>::Db>, new: &NewModelVersion) -> Result<i64> {
+        let query = sqlx::query_scalar(
+            "INSERT INTO registered_model (project, name, description, last_version, created_at, updated_at)
+             VALUES ($1, $2, '', 1, $3, $3)
+             ON CONFLICT (project, name)
+             DO UPDATE SET last_version = registered_model.last_version + 1, updated_at = excluded.updated_at
+             RETURNING last_version",
+        );
+        Ok(query
+            .bind(&new.project)
+            .bind(&new.model)
+            .bind(new.now.as_micros())
+            .fetch_one(&mut **tx)
+            .await?)
+    }
+
+    async fn insert_version(tx: &mut Transaction<<P as Pools>::Db>, new: &NewModelVersion, version: i64) -> Result<()> {
+        let dataset = new.dataset.as_ref();
+        sqlx::query(
+            "INSERT INTO model_version (project, model, version, description, format, artifact_digest,
+                                        artifact_size_bytes, signature, reference_profile_digest, metrics, run_id,
+                                        dataset, dataset_version, training_rows, idempotency_key, request_digest,
+                                        created_at)
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17)",
+        )
+        .bind(&new.project)
+        .bind(&new.model)
+        .bind(version)
+        .bind(&new.description)
+        .bind(ONNX)
+        .bind(&new.artifact_digest)
+        .bind(stored("size", new.artifact_size_bytes)?)
+        .bind(&new.signature)
+        .bind(new.reference_profile_digest.as_deref())
+        .bind(to_json("list of metrics", &new.metrics)?)
+        .bind(new.run_id.as_deref())
+        .bind(dataset.map(|(name, _)| name.as_str()))
+        .bind(dataset.map(|(_, version)| i64::from(*version)))
+        .bind(stored("rows", new.training_rows)?)
+        .bind(new.idempotency_key.as_deref())
+        .bind(&new.request_digest)
+        .bind(new.now.as_micros())
+        .execute(&mut **tx)
+        .await?;
+        if new.tags.is_empty() {
+            return Ok(());
+        }
+        let mut query = QueryBuilder::new("INSERT INTO model_version_tag (project, model, version, key, value) ");
+        query.push_values(&new.tags, |mut row, (key, value)| {
+            row.push_bind(new.project.clone())
+                .push_bind(new.model.clone())
+                .push_bind(version)
+                .push_bind(key.clone())
+                .push_bind(value.clone());
+        });
+        query.build().execute(&mut **tx).await?;
+        Ok(())
+    }
+
+    /// Points an alias somewhere else and writes that down. The caller holds the revision.
+    async fn move_alias(
+        tx: &mut Transaction<<P as Pools>::Db>,
+        request: &AliasRequest<'_>,
+        revision: i64,
+        version: i64,
+    ) -> Result<Option<i64>> {
+        let previous: Option<i64> =
+            sqlx::query_scalar("SELECT version FROM model_alias WHERE project = $1 AND model = $2 AND alias = $3")
+                .bind(request.project)
+                .bind(request.model)
+                .bind(request.alias)
+                .fetch_optional(&mut **tx)
+                .await?;
+        sqlx::query(
+            "INSERT INTO model_alias (project, model, alias, version, updated_at) VALUES ($1, $2, $3, $4, $5)
+             ON CONFLICT (project, model, alias)
+             DO UPDATE SET version = excluded.version, updated_at = excluded.updated_at",
+        )
+        .bind(request.project)
+        .bind(request.model)
+        .bind(request.alias)
+        .bind(version)
+        .bind(request.now.as_micros())
+        .execute(&mut **tx)
+        .await?;
+        Self::record_alias(tx, request, revision, previous, Some(version)).await?;
+        Ok(previous)
+    }
+
+    async fn record_alias(
+        tx: &mut Transaction<<P as Pools>::Db>,
+        request: &AliasRequest<'_>,
+        revision: i64,
+        previous: Option<i64>,
+        version: Option<i64>,
+    ) -> Result<()> {
+        sqlx::query(
+            "INSERT INTO model_alias_change (revision, project, model, alias, previous_version, version, changed_by, at)
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $8)",
+        )
+        .bind(revision)
+        .bind(request.project)
+        .bind(request.model)
+        .bind(request.alias)
+        .bind(previous)
+        .bind(version)
+        .bind(request.changed_by)
+        .bind(request.now.as_micros())
+        .execute(&mut **tx)
+        .await?;
+        let subject = json!({
+            "model": request.model,
+            "alias": request.alias,
+            "version": version,
+            "previous_version": previous,
+        });
+        let kind = match version {
+            Some(_) => EventKind::AliasSet,
+            None => EventKind::AliasRemoved,
+        };
+        Self::record_event(tx, revision, request.project, kind, &subject, request.now).await
+    }
+
+    /// Models with their aliases.
+    async fn complete_models(
+        tx: &mut Transaction<<P as Pools>::Db>,
+        rows: Vec<ModelRow>,
+    ) -> Result<Vec<RegisteredModel>> {
+        let project = match rows.first() {
+            Some(first) => first.project.clone(),
+            None => return Ok(Vec::new()),
+        };
+        let mut query = QueryBuilder::new("SELECT model, alias, version, updated_at FROM model_alias WHERE project = ");
+        query.push_bind(project).push(" AND model IN (");
+        let mut names = query.separated(", ");
+        for row in &rows {
+            names.push_bind(row.name.clone());
+        }
+        query.push(") ORDER BY model, alias");
+        let found: Vec<AliasRow> = query.build_query_as().fetch_all(&mut **tx).await?;
+        let mut aliases: BTreeMap<String, Vec<Alias>> = BTreeMap::new();
+        for row in found {
+            let alias = row.into_alias()?;
+            aliases.entry(alias.model.clone()).or_default().push(alias);
+        }
+        let mut models = Vec::with_capacity(rows.len());
+        for row in rows {
+            models.push(RegisteredModel {
+                aliases: aliases.remove(&row.name).unwrap_or_default(),
+                project: row.project,
+                name: row.name,
+                description: row.description,
+                latest_version: number("version", row.last_version)?,
+                created_at: Timestamp::from_micros(row.created_at),
+                updated_at: Timestamp::from_micros(row.updated_at),
+            });
+        }
+        Ok(models)
+    }
+}
+
+#[trait_gen(P -> SqlitePools, PostgresPools)]
+#[async_trait]
+impl ModelStore for SqlStore<P> {
+    async fn create_model_version(&self, new: &NewModelVersion) -> Result<(ModelVersion, bool)> {
+        let mut tx = self.pools.begin().await?;
+        let revision = Self::next_revision(&mut tx).await?;
+        if let Some(repeated) = Self::repeated_version(&mut tx, new).await? {
+            return Ok((repeated, false));
+        }
+        let version = Self::next_version(&mut tx, new).await?;
+        Self::insert_version(&mut tx, new, version).await?;
+        let subject = json!({"model": new.model, "version": version});
+        let kind = EventKind::ModelVersionCreated;
+        Self::record_event(&mut tx, revision, &new.project, kind, &subject, new.now).await?;
+        for alias in &new.aliases {
+            let request = AliasRequest {
+                project: &new.project,
+                model: &new.model,
+                alias,
+                changed_by: &new.changed_by,
+                now: new.now,
+            };
+            let revision = Self::next_revision(&mut tx).await?;
+            Self::move_alias(&mut tx, &request, revision, version).await?;
+        }
+        let created = Self::model_version_in(&mut tx, &new.project, &new.model, version).await?;
+        tx.commit().await?;
+        match created {
+            Some(created) => Ok((created, true)),
+            None => Err(modelyard_db::Error::value("version", &version.to_string()).into()),
+        }
+    }
+
+    async fn find_model_version(
+        &self,
+        project: &str,
+        model: &str,
+        selector: &Selector,
+    ) -> Result<Option<ModelVersion>> {
+        let mut tx = self.pools.snapshot().await?;
+        let version = match selector {
+            Selector::Version(version) => Some(i64::from(*version)),
+            Selector::Alias(alias) => {
+                sqlx::query_scalar("SELECT version FROM model_alias WHERE project = $1 AND model = $2 AND alias = $3")
+                    .bind(project)
+                    .bind(model)
+                    .bind(alias)
+                    .fetch_optional(&mut *tx)
+                    .await?
+            }
+        };
+        let found = match version {
+            Some(version) => Self::model_version_in(&mut tx, project, model, version).await?,
+            None => None,
+        };
+        tx.rollback().await?;
+        Ok(found)
+    }
+
+    async fn list_model_versions(
+        &self,
+        project: &str,
+        model: &str,
+        page: &PageRequest<u64>,
+    ) -> Result<Option<Page<ModelVersion>>> {
+        let mut tx = self.pools.snapshot().await?;
+        let rows: Vec<VersionRow> = sqlx::query_as(select_versions!(
+            "WHERE v.project = $1 AND v.model = $2 AND v.version < $3 ORDER BY v.version DESC LIMIT $4"
+        ))
+        .bind(project)
+        .bind(model)
+        .bind(before(page))
+        .bind(page.rows())
+        .fetch_all(&mut *tx)
+        .await?;
+        if rows.is_empty() && page.after.is_none() {
+            return Ok(None);
+        }
+        let versions = Self::complete_versions(&mut tx, rows).await?;
+        tx.rollback().await?;
+        Ok(Some(page.cut(versions, |version| u64::from(version.version))))
+    }
+
+    async fn find_model(&self, project: &str, model: &str) -> Result<Option<RegisteredModel>> {
+        let mut tx = self.pools.snapshot().await?;
+        let rows: Vec<ModelRow> = sqlx::query_as(
+            "SELECT project, name, description, last_version, created_at, updated_at FROM registered_model
+             WHERE project = $1 AND name = $2",
+        )
+        .bind(project)
+        .bind(model)
+        .fetch_all(&mut *tx)
+        .await?;
+        let found = Self::complete_models(&mut tx, rows).await?.pop();
+        tx.rollback().await?;
+        Ok(found)
+    }
+
+    async fn list_models(&self, project: &str, page: &PageRequest<String>) -> Result<Page<RegisteredModel>> {
+        let mut tx = self.pools.snapshot().await?;
+        let rows: Vec<ModelRow> = sqlx::query_as(
+            "SELECT project, name, description, last_version, created_at, updated_at FROM registered_model
+             WHERE project = $1 AND name > $2 ORDER BY name LIMIT $3",
+        )
+        .bind(project)
+        .bind(page.after.as_deref().unwrap_or_default())
+        .bind(page.rows())
+        .fetch_all(&mut *tx)
+        .await?;
+        let models = Self::complete_models(&mut tx, rows).await?;
+        tx.rollback().await?;
+        Ok(page.cut(models, |model| model.name.clone()))
+    }
+
+    async fn set_alias(&self, request: &AliasRequest<'_>, version: u32) -> Result<Option<u32>> {
+        let mut tx = self.pools.begin().await?;
+        let revision = Self::next_revision(&mut tx).await?;
+        let found: Option<i64> =
+            sqlx::query_scalar("SELECT version FROM model_version WHERE project = $1 AND model = $2 AND version = $3")
+                .bind(request.project)
+                .bind(request.model)
+                .bind(i64::from(version))
+                .fetch_optional(&mut *tx)
+                .await?;
+        if found.is_none() {
+            let name = format!("{}/{version}", request.model);
+            return Err(Error::not_found("model version", name, "create it first"));
+        }
+        let previous = Self::move_alias(&mut tx, request, revision, i64::from(version)).await?;
+        if previous != Some(i64::from(version)) {
+            tx.commit().await?;
+        }
+        maybe("version", previous)
+    }
+
+    async fn remove_alias(&self, request: &AliasRequest<'_>) -> Result<Option<u32>> {
+        let mut tx = self.pools.begin().await?;
+        let revision = Self::next_revision(&mut tx).await?;
+        let previous: Option<i64> = sqlx::query_scalar(
+            "DELETE FROM model_alias WHERE project = $1 AND model = $2 AND alias = $3 RETURNING version",
+        )
+        .bind(request.project)
+        .bind(request.model)
+        .bind(request.alias)
+        .fetch_optional(&mut *tx)
+        .await?;
+        if previous.is_some() {
+            Self::record_alias(&mut tx, request, revision, previous, None).await?;
+            tx.commit().await?;
+        }
+        maybe("version", previous)
+    }
+
+    async fn find_alias(&self, project: &str, model: &str, alias: &str) -> Result<Option<Alias>> {
+        let row: Option<AliasRow> = sqlx::query_as(
+            "SELECT model, alias, version, updated_at FROM model_alias
+             WHERE project = $1 AND model = $2 AND alias = $3",
+        )
+        .bind(project)
+        .bind(model)
+        .bind(alias)
+        .fetch_optional(self.pools.reader())
+        .await?;
+        row.map(AliasRow::into_alias).transpose()
+    }
+
+    async fn alias_history(
+        &self,
+        project: &str,
+        model: &str,
+        alias: &str,
+        page: &PageRequest<u64>,
+    ) -> Result<Page<AliasChange>> {
+        let rows: Vec<ChangeRow> = sqlx::query_as(
+            "SELECT revision, previous_version, version, changed_by, at FROM model_alias_change
+             WHERE project = $1 AND model = $2 AND alias = $3 AND revision < $4 ORDER BY revision DESC LIMIT $5",
+        )
+        .bind(project)
+        .bind(model)
+        .bind(alias)
+        .bind(before(page))
+        .bind(page.rows())
+        .fetch_all(self.pools.reader())
+        .await?;
+        let changes = rows.into_iter().map(ChangeRow::into_change).collect::<Result<_>>()?;
+        Ok(page.cut(changes, |change| change.revision))
+    }
+}

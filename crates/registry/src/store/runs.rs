@@ -1,0 +1,606 @@
+//! Experiments and runs.
+
+use std::collections::BTreeMap;
+
+use async_trait::async_trait;
+use conditional_trait_gen::trait_gen;
+use modelyard_common::Timestamp;
+use modelyard_db::{Pools, PostgresPools, SqlitePools, Transaction};
+use sqlx::QueryBuilder;
+
+use super::{SqlStore, number, word};
+use crate::{
+    error::{Error, Result},
+    model::{
+        page::{Page, PageRequest},
+        run::{Batch, Experiment, MetricPlace, MetricPoint, MetricValue, NewRun, Run, RunInput, RunPlace, RunStatus},
+    },
+};
+
+/// How many rows are inserted with one statement.
+const INSERTED_ROWS: usize = 500;
+/// What a run that is not there is answered with.
+const NO_RUN: &str = "check its id, or create it first";
+
+/// Experiments and runs.
+#[async_trait]
+pub trait RunStore: Send + Sync {
+    /// Adds a run, or finds the one that was added with the same idempotency key.
+    async fn create_run(&self, run: &NewRun) -> Result<Run>;
+    /// Adds params, metrics and tags to a run, all or none of them.
+    async fn log_batch(&self, project: &str, run_id: &str, batch: &Batch) -> Result<()>;
+    /// Ends a run. Ending it the same way again changes nothing.
+    async fn finish_run(&self, project: &str, run_id: &str, status: RunStatus, now: Timestamp) -> Result<Run>;
+    /// A run.
+    async fn find_run(&self, project: &str, run_id: &str) -> Result<Option<Run>>;
+    /// The runs of a project or of one of its experiments, newest first.
+    async fn list_runs(
+        &self,
+        project: &str,
+        experiment: Option<&str>,
+        page: &PageRequest<RunPlace>,
+    ) -> Result<Page<Run>>;
+    /// The history of a metric by time, step and value; None: no such run.
+    async fn metric_history(
+        &self,
+        project: &str,
+        run_id: &str,
+        key: &str,
+        page: &PageRequest<MetricPlace>,
+    ) -> Result<Option<Page<MetricPoint>>>;
+    /// The experiments by id.
+    async fn list_experiments(&self, project: &str, page: &PageRequest<u64>) -> Result<Page<Experiment>>;
+}
+
+#[derive(sqlx::FromRow)]
+struct ExperimentRow {
+    id: i64,
+    project: String,
+    name: String,
+    lifecycle: String,
+    created_at: i64,
+    updated_at: i64,
+}
+
+#[derive(sqlx::FromRow)]
+struct RunRow {
+    id: String,
+    project: String,
+    experiment_id: i64,
+    experiment: String,
+    name: String,
+    status: String,
+    start_time: i64,
+    end_time: Option<i64>,
+    request_digest: String,
+}
+
+/// The columns of [`RunRow`].
+macro_rules! select_runs {
+    ($rest:literal) => {
+        concat!(
+            "SELECT r.id, r.project, r.experiment_id, e.name AS experiment, r.name, r.status, r.start_time, r.end_time,
+                    r.request_digest
+             FROM run r JOIN experiment e ON e.id = r.experiment_id ",
+            $rest
+        )
+    };
+}
+
+impl RunRow {
+    fn into_run(self) -> Result<Run> {
+        Ok(Run {
+            run_id: self.id,
+            project: self.project,
+            experiment_id: self.experiment_id.to_string(),
+            experiment: self.experiment,
+            name: self.name,
+            status: word("status of a run", &self.status, RunStatus::parse)?,
+            start_time: Timestamp::from_micros(self.start_time),
+            end_time: self.end_time.map(Timestamp::from_micros),
+            params: BTreeMap::new(),
+            metrics: BTreeMap::new(),
+            tags: BTreeMap::new(),
+            inputs: Vec::new(),
+        })
+    }
+}
+
+#[derive(sqlx::FromRow)]
+struct PointRow {
+    timestamp: i64,
+    step: i64,
+    value: f64,
+    is_nan: i64,
+}
+
+impl PointRow {
+    fn into_point(self) -> MetricPoint {
+        let value = if self.is_nan == 0 { self.value } else { f64::NAN };
+        MetricPoint {
+            value: MetricValue(value),
+            timestamp: Timestamp::from_micros(self.timestamp),
+            step: self.step,
+        }
+    }
+}
+
+#[derive(sqlx::FromRow)]
+struct LatestRow {
+    run_id: String,
+    key: String,
+    #[sqlx(flatten)]
+    point: PointRow,
+}
+
+#[derive(sqlx::FromRow)]
+struct InputRow {
+    run_id: String,
+    dataset: String,
+    version: i64,
+    digest: String,
+    context: String,
+}
+
+/// A point as it is stored: the value, and whether it is NaN.
+fn stored_value(point: &MetricPoint) -> (f64, i64) {
+    if point.value.0.is_nan() {
+        (0.0, 1)
+    } else {
+        // The two zeros are one value, and one row.
+        (point.value.0 + 0.0, 0)
+    }
+}
+
+/// The latest point of each metric of a batch, by key: the order in which every batch takes its locks.
+fn latest_points(metrics: &[(String, MetricPoint)]) -> Vec<(&str, MetricPoint)> {
+    let mut latest: BTreeMap<&str, MetricPoint> = BTreeMap::new();
+    for (key, point) in metrics {
+        latest
+            .entry(key)
+            .and_modify(|present| {
+                if point.is_after(present) {
+                    *present = *point;
+                }
+            })
+            .or_insert(*point);
+    }
+    latest.into_iter().collect()
+}
+
+#[trait_gen(P -> SqlitePools, PostgresPools)]
+impl SqlStore<P> {
+    /// The id of an experiment, which is created where it is missing.
+    async fn experiment_id(
+        tx: &mut Transaction<<P as Pools>::Db>,
+        project: &str,
+        name: &str,
+        now: Timestamp,
+    ) -> Result<i64> {
+        if let Some(id) = Self::find_experiment(tx, project, name).await? {
+            return Ok(id);
+        }
+        // Raising the counter keeps others from creating the same experiment meanwhile.
+        let query =
+            sqlx::query_scalar("UPDATE counter SET value = value + 1 WHERE name = 'experiment' RETURNING value");
+        let id: i64 = query.fetch_one(&mut **tx).await?;
+        if let Some(id) = Self::find_experiment(tx, project, name).await? {
+            return Ok(id);
+        }
+        sqlx::query(
+            "INSERT INTO experiment (id, project, name, lifecycle, created_at, updated_at)
+             VALUES ($1, $2, $3, 'active', $4, $4)",
+        )
+        .bind(id)
+        .bind(project)
+        .bind(name)
+        .bind(now.as_micros())
+        .execute(&mut **tx)
+        .await?;
+        Ok(id)
+    }
+
+    async fn find_experiment(tx: &mut Transaction<<P as Pools>::Db>, project: &str, name: &str) -> Result<Option<i64>> {
+        let row: Option<ExperimentRow> = sqlx::query_as(
+            "SELECT id, project, name, lifecycle, created_at, updated_at FROM experiment
+             WHERE project = $1 AND name = $2",
+        )
+        .bind(project)
+        .bind(name)
+        .fetch_optional(&mut **tx)
+        .await?;
+        match row {
+            None => Ok(None),
+            Some(row) if row.lifecycle == "active" => Ok(Some(row.id)),
+            Some(_) => Err(Error::State(format!(
+                "experiment `{name}` is deleted: restore it, or use another name"
+            ))),
+        }
+    }
+
+    async fn insert_run_details(tx: &mut Transaction<<P as Pools>::Db>, new: &NewRun) -> Result<()> {
+        Self::upsert_tags(tx, &new.run_id, &new.tags).await?;
+        for (position, input) in new.inputs.iter().enumerate() {
+            sqlx::query(
+                "INSERT INTO run_input (run_id, position, dataset, version, digest, context)
+                 VALUES ($1, $2, $3, $4, $5, $6)",
+            )
+            .bind(&new.run_id)
+            .bind(position as i64)
+            .bind(&input.dataset)
+            .bind(i64::from(input.version))
+            .bind(&input.digest)
+            .bind(&input.context)
+            .execute(&mut **tx)
+            .await?;
+        }
+        Ok(())
+    }
+
+    async fn upsert_tags(
+        tx: &mut Transaction<<P as Pools>::Db>,
+        run_id: &str,
+        tags: &BTreeMap<String, String>,
+    ) -> Result<()> {
+        if tags.is_empty() {
+            return Ok(());
+        }
+        let mut query = QueryBuilder::new("INSERT INTO run_tag (run_id, key, value) ");
+        query.push_values(tags, |mut row, (key, value)| {
+            row.push_bind(run_id.to_owned())
+                .push_bind(key.clone())
+                .push_bind(value.clone());
+        });
+        query.push(" ON CONFLICT (run_id, key) DO UPDATE SET value = excluded.value");
+        query.build().execute(&mut **tx).await?;
+        Ok(())
+    }
+
+    /// Adds params. One that is there with another value is an error.
+    async fn insert_params(
+        tx: &mut Transaction<<P as Pools>::Db>,
+        run_id: &str,
+        params: &BTreeMap<String, String>,
+    ) -> Result<()> {
+        if params.is_empty() {
+            return Ok(());
+        }
+        let mut query = QueryBuilder::new("INSERT INTO run_param (run_id, key, value) ");
+        query.push_values(params, |mut row, (key, value)| {
+            row.push_bind(run_id.to_owned())
+                .push_bind(key.clone())
+                .push_bind(value.clone());
+        });
+        query.push(" ON CONFLICT (run_id, key) DO NOTHING");
+        let inserted = query.build().execute(&mut **tx).await?.rows_affected();
+        if inserted == params.len() as u64 {
+            return Ok(());
+        }
+        let present: Vec<(String, String)> = sqlx::query_as("SELECT key, value FROM run_param WHERE run_id = $1")
+            .bind(run_id)
+            .fetch_all(&mut **tx)
+            .await?;
+        let changed = present
+            .into_iter()
+            .find_map(|(key, old)| params.get(&key).filter(|new| **new != old).map(|new| (key, old, new)));
+        match changed {
+            None => Ok(()),
+            Some((key, old, new)) => Err(Error::ParamChanged {
+                run: run_id.to_owned(),
+                key,
+                old,
+                new: new.clone(),
+            }),
+        }
+    }
+
+    async fn insert_metrics(
+        tx: &mut Transaction<<P as Pools>::Db>,
+        run_id: &str,
+        metrics: &[(String, MetricPoint)],
+    ) -> Result<()> {
+        for chunk in metrics.chunks(INSERTED_ROWS) {
+            let mut query = QueryBuilder::new("INSERT INTO run_metric (run_id, key, timestamp, step, value, is_nan) ");
+            query.push_values(chunk, |mut row, (key, point)| {
+                let (value, is_nan) = stored_value(point);
+                row.push_bind(run_id.to_owned())
+                    .push_bind(key.clone())
+                    .push_bind(point.timestamp.as_micros())
+                    .push_bind(point.step)
+                    .push_bind(value)
+                    .push_bind(is_nan);
+            });
+            query.push(" ON CONFLICT (run_id, key, timestamp, step, value, is_nan) DO NOTHING");
+            query.build().execute(&mut **tx).await?;
+        }
+        for chunk in latest_points(metrics).chunks(INSERTED_ROWS) {
+            let mut query =
+                QueryBuilder::new("INSERT INTO run_metric_latest (run_id, key, timestamp, step, value, is_nan) ");
+            query.push_values(chunk, |mut row, (key, point)| {
+                let (value, is_nan) = stored_value(point);
+                row.push_bind(run_id.to_owned())
+                    .push_bind((*key).to_owned())
+                    .push_bind(point.timestamp.as_micros())
+                    .push_bind(point.step)
+                    .push_bind(value)
+                    .push_bind(is_nan);
+            });
+            query.push(
+                " ON CONFLICT (run_id, key)
+                 DO UPDATE SET timestamp = excluded.timestamp, step = excluded.step, value = excluded.value,
+                               is_nan = excluded.is_nan
+                 WHERE (excluded.step, excluded.timestamp, excluded.value)
+                     > (run_metric_latest.step, run_metric_latest.timestamp, run_metric_latest.value)",
+            );
+            query.build().execute(&mut **tx).await?;
+        }
+        Ok(())
+    }
+
+    /// Runs with what they recorded.
+    async fn complete_runs(tx: &mut Transaction<<P as Pools>::Db>, rows: Vec<RunRow>) -> Result<Vec<Run>> {
+        let mut runs = Vec::with_capacity(rows.len());
+        for row in rows {
+            runs.push(row.into_run()?);
+        }
+        if runs.is_empty() {
+            return Ok(runs);
+        }
+        let chosen = |columns: &str, order: &str| {
+            let mut query = QueryBuilder::<<P as Pools>::Db>::new(format!("SELECT {columns} WHERE run_id IN ("));
+            let mut ids = query.separated(", ");
+            for run in &runs {
+                ids.push_bind(run.run_id.clone());
+            }
+            query.push(format!(") ORDER BY {order}"));
+            query
+        };
+        let mut query = chosen("run_id, key, value FROM run_param", "run_id, key");
+        let params: Vec<(String, String, String)> = query.build_query_as().fetch_all(&mut **tx).await?;
+        let mut query = chosen("run_id, key, value FROM run_tag", "run_id, key");
+        let tags: Vec<(String, String, String)> = query.build_query_as().fetch_all(&mut **tx).await?;
+        let mut query = chosen(
+            "run_id, key, timestamp, step, value, is_nan FROM run_metric_latest",
+            "run_id, key",
+        );
+        let metrics: Vec<LatestRow> = query.build_query_as().fetch_all(&mut **tx).await?;
+        let mut query = chosen(
+            "run_id, dataset, version, digest, context FROM run_input",
+            "run_id, position",
+        );
+        let inputs: Vec<InputRow> = query.build_query_as().fetch_all(&mut **tx).await?;
+        let places: BTreeMap<String, usize> = runs
+            .iter()
+            .enumerate()
+            .map(|(place, run)| (run.run_id.clone(), place))
+            .collect();
+        for (run_id, key, value) in params {
+            runs[places[&run_id]].params.insert(key, value);
+        }
+        for (run_id, key, value) in tags {
+            runs[places[&run_id]].tags.insert(key, value);
+        }
+        for row in metrics {
+            runs[places[&row.run_id]]
+                .metrics
+                .insert(row.key, row.point.into_point());
+        }
+        for row in inputs {
+            let input = RunInput {
+                dataset: row.dataset,
+                version: number("version", row.version)?,
+                digest: row.digest,
+                context: row.context,
+            };
+            runs[places[&row.run_id]].inputs.push(input);
+        }
+        Ok(runs)
+    }
+
+    async fn run_in(tx: &mut Transaction<<P as Pools>::Db>, project: &str, run_id: &str) -> Result<Option<Run>> {
+        let rows: Vec<RunRow> = sqlx::query_as(select_runs!("WHERE r.project = $1 AND r.id = $2"))
+            .bind(project)
+            .bind(run_id)
+            .fetch_all(&mut **tx)
+            .await?;
+        Ok(Self::complete_runs(tx, rows).await?.pop())
+    }
+
+    /// The run that was created with the key of `new`.
+    async fn repeated_run(tx: &mut Transaction<<P as Pools>::Db>, new: &NewRun) -> Result<Option<Run>> {
+        let row: Option<RunRow> = sqlx::query_as(select_runs!("WHERE r.project = $1 AND r.idempotency_key = $2"))
+            .bind(&new.project)
+            .bind(new.idempotency_key.as_deref())
+            .fetch_optional(&mut **tx)
+            .await?;
+        match row {
+            None => Ok(None),
+            Some(row) if row.request_digest == new.request_digest => {
+                Ok(Self::complete_runs(tx, vec![row]).await?.pop())
+            }
+            Some(_) => Err(Error::KeyReused {
+                what: "run",
+                key: new.idempotency_key.clone().unwrap_or_default(),
+            }),
+        }
+    }
+}
+
+#[trait_gen(P -> SqlitePools, PostgresPools)]
+#[async_trait]
+impl RunStore for SqlStore<P> {
+    async fn create_run(&self, new: &NewRun) -> Result<Run> {
+        let mut tx = self.pools.begin().await?;
+        if let Some(run) = Self::repeated_run(&mut tx, new).await? {
+            return Ok(run);
+        }
+        let experiment_id = Self::experiment_id(&mut tx, &new.project, &new.experiment, new.now).await?;
+        let inserted = sqlx::query(
+            "INSERT INTO run (id, project, experiment_id, name, status, lifecycle, start_time, end_time,
+                              idempotency_key, request_digest)
+             VALUES ($1, $2, $3, $4, 'RUNNING', 'active', $5, NULL, $6, $7)
+             ON CONFLICT (project, idempotency_key) DO NOTHING",
+        )
+        .bind(&new.run_id)
+        .bind(&new.project)
+        .bind(experiment_id)
+        .bind(&new.name)
+        .bind(new.now.as_micros())
+        .bind(new.idempotency_key.as_deref())
+        .bind(&new.request_digest)
+        .execute(&mut *tx)
+        .await?;
+        if inserted.rows_affected() == 0 {
+            // Somebody else created it between the look and the insertion.
+            let run = Self::repeated_run(&mut tx, new).await?;
+            return run.ok_or_else(|| Error::Contended {
+                what: "run",
+                name: new.name.clone(),
+            });
+        }
+        Self::insert_run_details(&mut tx, new).await?;
+        let created = Self::run_in(&mut tx, &new.project, &new.run_id).await?;
+        tx.commit().await?;
+        created.ok_or_else(|| Error::not_found("run", &new.run_id, NO_RUN))
+    }
+
+    async fn log_batch(&self, project: &str, run_id: &str, batch: &Batch) -> Result<()> {
+        let mut tx = self.pools.begin().await?;
+        let lifecycle: Option<String> = sqlx::query_scalar("SELECT lifecycle FROM run WHERE project = $1 AND id = $2")
+            .bind(project)
+            .bind(run_id)
+            .fetch_optional(&mut *tx)
+            .await?;
+        match lifecycle.as_deref() {
+            None => return Err(Error::not_found("run", run_id, NO_RUN)),
+            Some("active") => {}
+            Some(_) => {
+                return Err(Error::State(format!(
+                    "run `{run_id}` is deleted and takes nothing: restore it first"
+                )));
+            }
+        }
+        Self::insert_params(&mut tx, run_id, &batch.params).await?;
+        Self::insert_metrics(&mut tx, run_id, &batch.metrics).await?;
+        Self::upsert_tags(&mut tx, run_id, &batch.tags).await?;
+        Ok(tx.commit().await?)
+    }
+
+    async fn finish_run(&self, project: &str, run_id: &str, status: RunStatus, now: Timestamp) -> Result<Run> {
+        let mut tx = self.pools.begin().await?;
+        sqlx::query(
+            "UPDATE run SET end_time = CASE WHEN status = $3 THEN end_time ELSE $4 END, status = $3
+             WHERE project = $1 AND id = $2 AND lifecycle = 'active'",
+        )
+        .bind(project)
+        .bind(run_id)
+        .bind(status.as_str())
+        .bind(now.as_micros())
+        .execute(&mut *tx)
+        .await?;
+        let run = Self::run_in(&mut tx, project, run_id).await?;
+        tx.commit().await?;
+        run.ok_or_else(|| Error::not_found("run", run_id, NO_RUN))
+    }
+
+    async fn find_run(&self, project: &str, run_id: &str) -> Result<Option<Run>> {
+        let mut tx = self.pools.snapshot().await?;
+        let found = Self::run_in(&mut tx, project, run_id).await?;
+        tx.rollback().await?;
+        Ok(found)
+    }
+
+    async fn list_runs(
+        &self,
+        project: &str,
+        experiment: Option<&str>,
+        page: &PageRequest<RunPlace>,
+    ) -> Result<Page<Run>> {
+        let mut tx = self.pools.snapshot().await?;
+        let mut query = QueryBuilder::<<P as Pools>::Db>::new(select_runs!("WHERE r.project = "));
+        query.push_bind(project.to_owned());
+        query.push(" AND r.lifecycle = 'active'");
+        if let Some(experiment) = experiment {
+            query.push(" AND r.experiment_id = (SELECT id FROM experiment WHERE project = ");
+            query.push_bind(project.to_owned()).push(" AND name = ");
+            query.push_bind(experiment.to_owned()).push(")");
+        }
+        if let Some(after) = &page.after {
+            query.push(" AND (r.start_time, r.id) < (");
+            query.push_bind(after.start_time.as_micros()).push(", ");
+            query.push_bind(after.run_id.clone()).push(")");
+        }
+        query.push(" ORDER BY r.start_time DESC, r.id DESC LIMIT ");
+        query.push_bind(page.rows());
+        let rows: Vec<RunRow> = query.build_query_as().fetch_all(&mut *tx).await?;
+        let runs = Self::complete_runs(&mut tx, rows).await?;
+        tx.rollback().await?;
+        Ok(page.cut(runs, |run| RunPlace {
+            start_time: run.start_time,
+            run_id: run.run_id.clone(),
+        }))
+    }
+
+    async fn metric_history(
+        &self,
+        project: &str,
+        run_id: &str,
+        key: &str,
+        page: &PageRequest<MetricPlace>,
+    ) -> Result<Option<Page<MetricPoint>>> {
+        let mut tx = self.pools.snapshot().await?;
+        let found: Option<String> = sqlx::query_scalar("SELECT id FROM run WHERE project = $1 AND id = $2")
+            .bind(project)
+            .bind(run_id)
+            .fetch_optional(&mut *tx)
+            .await?;
+        if found.is_none() {
+            return Ok(None);
+        }
+        let mut query = QueryBuilder::<<P as Pools>::Db>::new(
+            "SELECT timestamp, step, value, is_nan FROM run_metric WHERE run_id = ",
+        );
+        query
+            .push_bind(run_id.to_owned())
+            .push(" AND key = ")
+            .push_bind(key.to_owned());
+        if let Some(MetricPlace(after)) = &page.after {
+            let (value, is_nan) = stored_value(after);
+            query.push(" AND (timestamp, step, value, is_nan) > (");
+            query.push_bind(after.timestamp.as_micros()).push(", ");
+            query.push_bind(after.step).push(", ").push_bind(value).push(", ");
+            query.push_bind(is_nan).push(")");
+        }
+        query
+            .push(" ORDER BY timestamp, step, value, is_nan LIMIT ")
+            .push_bind(page.rows());
+        let rows: Vec<PointRow> = query.build_query_as().fetch_all(&mut *tx).await?;
+        tx.rollback().await?;
+        let points = rows.into_iter().map(PointRow::into_point).collect();
+        Ok(Some(page.cut(points, |point| MetricPlace(*point))))
+    }
+
+    async fn list_experiments(&self, project: &str, page: &PageRequest<u64>) -> Result<Page<Experiment>> {
+        let after = page.after.map_or(-1, |after| i64::try_from(after).unwrap_or(i64::MAX));
+        let rows: Vec<ExperimentRow> = sqlx::query_as(
+            "SELECT id, project, name, lifecycle, created_at, updated_at FROM experiment
+             WHERE project = $1 AND id > $2 AND lifecycle = 'active' ORDER BY id LIMIT $3",
+        )
+        .bind(project)
+        .bind(after)
+        .bind(page.rows())
+        .fetch_all(self.pools.reader())
+        .await?;
+        let mut experiments = Vec::with_capacity(rows.len());
+        for row in rows {
+            experiments.push(Experiment {
+                experiment_id: row.id.to_string(),
+                project: row.project,
+                name: row.name,
+                created_at: Timestamp::from_micros(row.created_at),
+                updated_at: Timestamp::from_micros(row.updated_at),
+            });
+        }
+        Ok(page.cut(experiments, |experiment| experiment.experiment_id.parse().unwrap_or(0)))
+    }
+}
