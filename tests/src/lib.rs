@@ -1,1 +1,1 @@
-//! modelyard-tests
+//! Black-box tests of the built binary: see the folder `tests/` of this package.

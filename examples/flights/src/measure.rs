@@ -27,6 +27,7 @@ pub async fn run(format: Format) -> Result<ExitCode> {
     let terminal = Terminal::new();
     let mut server = Server::start(ServerOptions {
         binary: modelyard()?,
+        wrapper: Vec::new(),
         data_dir: folder.path().join("data"),
         log: folder.path().join("server.log"),
         arguments: ["--listen", "127.0.0.1:0", "--internal-listen", "127.0.0.1:0"]

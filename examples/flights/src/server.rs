@@ -32,6 +32,8 @@ const ADDRESSES_FILE: &str = "addresses.json";
 pub struct ServerOptions {
     /// The program `modelyard`.
     pub binary: PathBuf,
+    /// A program and its arguments that become the server by `exec`; none: it is started by itself.
+    pub wrapper: Vec<String>,
     /// Its data folder.
     pub data_dir: PathBuf,
     /// The file that its log is added to.
@@ -225,7 +227,14 @@ fn spawn(options: &ServerOptions) -> Result<Child> {
         .append(true)
         .open(&options.log)
         .with_context(|| format!("the log file `{}` cannot be written", options.log.display()))?;
-    let mut command = Command::new(&options.binary);
+    let mut command = match options.wrapper.split_first() {
+        Some((program, arguments)) => {
+            let mut command = Command::new(program);
+            command.args(arguments).arg(&options.binary);
+            command
+        }
+        None => Command::new(&options.binary),
+    };
     command
         .arg("serve")
         .arg("--data-dir")

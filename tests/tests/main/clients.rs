@@ -1,0 +1,88 @@
+//! Clients of others, unchanged, against an endpoint that serves a real model.
+
+use std::{env, path::Path, process::Command, time::Duration};
+
+use anyhow::{Context, Result, ensure};
+use modelyard_flights::{Quiet, train_first_model};
+use serde_json::Value;
+
+use crate::deployment::{Deployment, Engine, Topology, example_folder};
+
+/// The variable that names the Python with the clients.
+const PYTHON: &str = "TEST_PYTHON";
+
+/// Enough flights for a model.
+const SAMPLE: f64 = 0.05;
+
+/// The largest difference between answers over different ways: they come from the same float32 computation.
+const TOLERANCE: f64 = 1e-6;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tritonclient_gets_the_same_answers_over_http_and_grpc_as_plain_json() -> Result<()> {
+    let deployment = Deployment::start(Topology::AllInOne, Engine::Sqlite).await?;
+    train_first_model(&deployment.main_job(1, SAMPLE, Duration::ZERO), &Quiet).await?;
+
+    let request = example_folder().join("request.json");
+    let predicted = deployment.modelyard(&["predict", "flight-delay", "-f", &request.display().to_string()])?;
+    ensure!(
+        predicted.status.success(),
+        "{}",
+        String::from_utf8_lossy(&predicted.stderr)
+    );
+    let json: Value = serde_json::from_slice(&predicted.stdout)?;
+
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("clients/triton.py");
+    let address = deployment.url().trim_start_matches("http://").to_owned();
+    let answers: Value = serde_json::from_str(&run_python(&script, &[&address, &request.display().to_string()])?)?;
+    ensure!(
+        answers.pointer("/http/version").and_then(Value::as_str) == Some("1"),
+        "{answers}"
+    );
+    let outputs = json
+        .get("outputs")
+        .and_then(Value::as_array)
+        .context("the answer has no outputs")?;
+    ensure!(!outputs.is_empty());
+    for output in outputs {
+        let name = output
+            .get("name")
+            .and_then(Value::as_str)
+            .context("an output has no name")?;
+        let expected = numbers(output.get("data"));
+        for way in ["http", "grpc"] {
+            let got = numbers(answers.pointer(&format!("/{way}/outputs/{name}")));
+            let is_same = got.len() == expected.len()
+                && expected
+                    .iter()
+                    .zip(&got)
+                    .all(|(one, other)| (one - other).abs() <= TOLERANCE);
+            ensure!(
+                !expected.is_empty() && is_same,
+                "{name} over {way}: {got:?}, as JSON {expected:?}"
+            );
+        }
+    }
+
+    // The script of the README, as a newcomer runs it.
+    let output = run_python(&example_folder().join("predict.py"), &[&address])?;
+    ensure!(output.contains("late"), "{output}");
+    deployment.stop().await
+}
+
+fn run_python(script: &Path, arguments: &[&str]) -> Result<String> {
+    let python = env::var_os(PYTHON).with_context(|| {
+        format!("{PYTHON} is not set: run the tests by `cargo xtask test`, which makes that Python")
+    })?;
+    let output = Command::new(python).arg(script).args(arguments).output()?;
+    ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    Ok(String::from_utf8(output.stdout)?)
+}
+
+/// The numbers in a nested array, in order.
+fn numbers(value: Option<&Value>) -> Vec<f64> {
+    match value {
+        Some(Value::Array(items)) => items.iter().flat_map(|item| numbers(Some(item))).collect(),
+        Some(Value::Number(number)) => number.as_f64().into_iter().collect(),
+        _ => Vec::new(),
+    }
+}

@@ -1,0 +1,7 @@
+//! What users rely on, seen from outside: the built binary, its files, its network, and clients of others.
+
+mod bad_input;
+mod clients;
+mod deployment;
+mod main_job;
+mod observability;
