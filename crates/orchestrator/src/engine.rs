@@ -20,7 +20,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value};
 use tokio::{
     sync::watch,
-    time::{Instant, sleep, sleep_until},
+    time::{Instant, sleep, sleep_until, timeout},
 };
 use tokio_util::sync::CancellationToken;
 
@@ -40,6 +40,8 @@ const PROGRESS_INTERVAL: Duration = Duration::from_millis(500);
 const REPORT_PATIENCE: Duration = Duration::from_secs(60);
 /// The time between two tries.
 const REPORT_PAUSE: Duration = Duration::from_millis(200);
+/// How long an op that was called off has for saying so to others.
+const LAST_WORDS: Duration = Duration::from_secs(3);
 /// How often steps are looked for whose jobs the queue has given up.
 const LOST_INTERVAL: Duration = Duration::from_secs(5);
 /// How many of them at once.
@@ -126,7 +128,7 @@ enum Ended {
     Failed(String),
     /// Another service is away.
     Later(String),
-    /// Nobody wants it any more.
+    /// The run was called off: its job has ended with it.
     Stopped,
 }
 
@@ -231,6 +233,7 @@ impl Engine {
         // Ends with this function, however it ends: threads of the op see it.
         let cancelled = running.cancelled.child_token();
         let _cancels_when_dropped = cancelled.clone().drop_guard();
+        let registered = self.cancellations.register(&job.run);
         let context = StepContext {
             project: input.project.clone(),
             run_id: job.run.clone(),
@@ -240,6 +243,7 @@ impl Engine {
             with,
             progress: watch::Sender::default(),
             cancelled,
+            called_off: registered.token.clone(),
             tools: Arc::clone(&self.tools),
         };
         self.watch(job, planned, op, &context, since).await
@@ -254,7 +258,6 @@ impl Engine {
         context: &StepContext,
         since: Timestamp,
     ) -> Result<Ended> {
-        let registered = self.cancellations.register(&job.run);
         let began = Instant::now();
         let deadline = planned.timeout().map(|timeout| began + timeout);
         let mut progress = context.progress.subscribe();
@@ -268,8 +271,15 @@ impl Engine {
                     Ok(ended) => sort(ended),
                     Err(panic) => Ended::Failed(format!("the op broke off: {}", panic_text(&*panic))),
                 }),
-                () = registered.token.cancelled() => return Ok(Ended::Stopped),
+                () = context.called_off.cancelled() => {
+                    context.cancelled.cancel();
+                    timeout(LAST_WORDS, &mut work).await.ok();
+                    return Ok(Ended::Stopped);
+                }
                 () = sleep_until(deadline.unwrap_or(next_look)), if deadline.is_some() => {
+                    context.called_off.cancel();
+                    context.cancelled.cancel();
+                    timeout(LAST_WORDS, &mut work).await.ok();
                     let text = humantime::format_duration(planned.timeout().unwrap_or_default());
                     return Ok(Ended::Failed(format!("it took longer than its timeout of {text}")));
                 }
@@ -282,7 +292,7 @@ impl Engine {
                     };
                     match stored {
                         Ok(()) => shown = true,
-                        Err(Error::Stale) => return Err(Error::Stale),
+                        Err(Error::Stale) => context.called_off.cancel(),
                         Err(error) => tracing::warn!(error = %error, "the progress of a step could not be stored"),
                     }
                     next_look = Instant::now() + PROGRESS_INTERVAL;

@@ -117,6 +117,7 @@ struct RunListQuery {
 /// What a run is started with.
 #[derive(Debug, Default, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields, default)]
+#[schema(as = CreatePipelineRun)]
 struct CreateRun {
     /// Values that take the place of the pipeline's defaults.
     #[schema(value_type = Object)]

@@ -140,7 +140,6 @@ fn fit(default: &Value, value: &Value) -> Result<Value, String> {
 
 #[cfg(test)]
 mod tests {
-    #![expect(clippy::unwrap_used, reason = "tests")]
     use serde_json::json;
 
     use super::*;

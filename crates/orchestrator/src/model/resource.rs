@@ -7,6 +7,7 @@ use utoipa::ToSchema;
 
 /// The kinds of resources that the orchestrator owns.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[schema(as = OrchestratorResourceKind)]
 pub enum ResourceKind {
     /// A DAG of steps.
     Pipeline,
@@ -45,6 +46,7 @@ impl ResourceKind {
 
 /// A declared resource.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+#[schema(as = OrchestratorResource)]
 pub struct Resource {
     /// What it is.
     pub kind: ResourceKind,
@@ -64,6 +66,7 @@ pub struct Resource {
 /// What declaring a resource did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
+#[schema(as = OrchestratorOutcome)]
 pub enum Outcome {
     /// It was not there.
     Created,
@@ -75,6 +78,7 @@ pub enum Outcome {
 
 /// The answer to a declaration.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+#[schema(as = OrchestratorApplied)]
 pub struct AppliedResource {
     /// What happened.
     pub outcome: Outcome,
@@ -84,6 +88,7 @@ pub struct AppliedResource {
 
 /// One page of resources, by name.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+#[schema(as = OrchestratorResourcePage)]
 pub struct ResourcePage {
     /// The resources.
     pub items: Vec<Resource>,

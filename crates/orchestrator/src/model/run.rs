@@ -11,6 +11,7 @@ pub const MAX_OUTPUT_BYTES: usize = 256 << 10;
 /// Where a run stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
+#[schema(as = PipelineRunStatus)]
 pub enum RunStatus {
     /// No step has begun.
     Queued,
@@ -121,6 +122,7 @@ impl StepStatus {
 
 /// How far a step is.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, ToSchema)]
+#[schema(as = StepProgress)]
 pub struct Progress {
     /// Parts that are done.
     pub done: u64,

@@ -266,7 +266,6 @@ fn conclude(plan: &Plan, state: &mut RunState, now: Timestamp) {
 
 #[cfg(test)]
 mod tests {
-    #![expect(clippy::unwrap_used, reason = "tests")]
     use proptest::prelude::*;
     use serde_json::Map;
 

@@ -95,8 +95,11 @@ pub(crate) struct StepContext {
     /// What the op is given, without expressions.
     pub(crate) with: Map<String, Value>,
     pub(crate) progress: watch::Sender<Progress>,
-    /// Cancelled when the work is not wanted any more: what runs on a thread of its own looks at it.
+    /// Cancelled when this attempt shall stop, here at least: what runs on a thread of its own looks at it.
     pub(crate) cancelled: CancellationToken,
+    /// Cancelled when the attempt shall not go on anywhere: the run was called off, or its time is over. The op then has a
+    /// moment to say so to others.
+    pub(crate) called_off: CancellationToken,
     pub(crate) tools: Arc<Tools>,
 }
 

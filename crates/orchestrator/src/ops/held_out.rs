@@ -181,7 +181,6 @@ fn places(column: &ArrayRef, classes: &Labels) -> Result<Vec<u32>, String> {
 
 #[cfg(test)]
 mod tests {
-    #![expect(clippy::unwrap_used, reason = "tests")]
     use std::sync::Arc;
 
     use arrow::array::{BooleanArray, Float64Array, Int64Array, StringArray};

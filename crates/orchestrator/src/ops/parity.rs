@@ -19,11 +19,16 @@ pub(super) struct Parity {
     pub(super) rows: u64,
 }
 
-/// Runs the graph in ONNX Runtime on the rows, and compares.
-pub(super) fn check(model: &TrainedModel, rows: &RecordBatch, reporter: &Reporter) -> Result<Parity, StepError> {
+/// Runs the exported graph in ONNX Runtime on the rows, and compares.
+pub(super) fn check(
+    model: &TrainedModel,
+    onnx: &[u8],
+    rows: &RecordBatch,
+    reporter: &Reporter,
+) -> Result<Parity, StepError> {
     let fail = |error: modelyard_inference::Error| StepError::Fail(format!("the graph cannot be checked: {error}"));
     let runtime = Runtime::load().map_err(fail)?;
-    let graph = Model::from_bytes(&runtime, model.onnx(), ModelOptions::single()).map_err(fail)?;
+    let graph = Model::from_bytes(&runtime, onnx, ModelOptions::single()).map_err(fail)?;
     let total = rows.num_rows();
     let mut parity = Parity {
         largest_difference: 0.0,
@@ -99,4 +104,61 @@ fn predictions(model: &TrainedModel, outputs: &[Tensor]) -> modelyard_inference:
         labels,
         probabilities: to_f32(probabilities)?,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{ops::ControlFlow, sync::Arc};
+
+    use arrow::array::{ArrayRef, Float64Array, Int64Array, StringArray};
+    use modelyard_trainer::{TrainConfig, train};
+
+    use super::*;
+
+    const ROWS: usize = 600;
+
+    /// Rows whose label depends on `x`, the other way round when `flipped`.
+    fn rows(flipped: bool) -> RecordBatch {
+        let x: Vec<f64> = (0..ROWS).map(|row| ((row * 37) % 100) as f64).collect();
+        let names: Vec<&str> = (0..ROWS).map(|row| ["red", "green", "blue"][row % 3]).collect();
+        let labels: Vec<i64> = x.iter().map(|x| i64::from((*x > 50.0) != flipped)).collect();
+        let columns: [(&str, ArrayRef); 3] = [
+            ("x", Arc::new(Float64Array::from(x))),
+            ("colour", Arc::new(StringArray::from(names))),
+            ("y", Arc::new(Int64Array::from(labels))),
+        ];
+        RecordBatch::try_from_iter(columns).unwrap()
+    }
+
+    fn trained(flipped: bool) -> TrainedModel {
+        let config = TrainConfig {
+            target: "y".to_owned(),
+            trees: 5,
+            ..TrainConfig::default()
+        };
+        train(&rows(flipped), &config, &|_| ControlFlow::Continue(())).unwrap()
+    }
+
+    #[test]
+    fn a_graph_that_answers_something_else_is_refused_with_the_place() {
+        let (model, other) = (trained(false), trained(true));
+        let reporter = Reporter::detached();
+        let parity = check(&model, model.onnx(), &rows(false), &reporter).unwrap();
+        assert_eq!(parity.rows, ROWS as u64);
+        assert!(parity.largest_difference <= MAX_DIFFERENCE);
+        let refused = check(&model, other.onnx(), &rows(false), &reporter);
+        let Err(StepError::Fail(error)) = refused else {
+            panic!("it must fail: {refused:?}");
+        };
+        for part in [
+            "at row ",
+            "x=",
+            "colour=",
+            "`probabilities[",
+            "was expected, a difference of",
+            "nothing was registered",
+        ] {
+            assert!(error.contains(part), "`{part}` is not in: {error}");
+        }
+    }
 }

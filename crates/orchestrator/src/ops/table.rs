@@ -170,9 +170,8 @@ fn join(schema: &SchemaRef, batches: &[RecordBatch]) -> Result<RecordBatch, Step
 
 #[cfg(test)]
 mod tests {
-    #![expect(clippy::unwrap_used, reason = "tests")]
     use arrow::array::{AsArray, Int32Array, StringArray};
-    use arrow::datatypes::{Float64Type, Int64Type};
+    use arrow::datatypes::{Float64Type, Int64Type, TimeUnit};
     use modelyard_proto::registry::v1::DatasetColumn;
 
     use super::*;
@@ -209,6 +208,31 @@ mod tests {
         let gaps = table.column(3).as_primitive::<Float64Type>();
         assert!(gaps.is_null(0), "whole numbers with gaps become floating point");
         assert_eq!(gaps.value(1), 7.0);
+    }
+
+    #[test]
+    fn types_as_the_registry_writes_them_are_read() {
+        let types = [
+            DataType::Int32,
+            DataType::UInt8,
+            DataType::Float32,
+            DataType::Boolean,
+            DataType::Utf8,
+            DataType::Date32,
+            DataType::Null,
+            DataType::Timestamp(TimeUnit::Microsecond, None),
+            DataType::Timestamp(TimeUnit::Millisecond, Some("UTC".into())),
+        ];
+        for data_type in types {
+            let written = data_type.to_string();
+            let read = schema(&version(&[("a", &written)])).unwrap();
+            assert_eq!(read.field(0).data_type(), &data_type, "{written}");
+        }
+        assert!(
+            schema(&version(&[("a", "Colour")]))
+                .unwrap_err()
+                .contains("type `Colour`")
+        );
     }
 
     #[test]

@@ -1,16 +1,16 @@
 //! `train`: trains gradient-boosted trees on a dataset version, exports them to one ONNX graph, proves that the graph answers
 //! what the trainer predicts, and records it all as a run of an experiment.
 
-use std::{collections::BTreeMap, ops::ControlFlow};
+use std::{collections::BTreeMap, ops::ControlFlow, sync::Arc};
 
-use arrow::array::RecordBatch;
+use arrow::array::{ArrayRef, Float64Array, RecordBatch};
 use async_trait::async_trait;
 use modelyard_common::name::check_name;
 use modelyard_proto::registry::v1::{
     CreateRunRequest, DatasetInput as RunInput, DatasetVersion, LogBatchRequest, Metric, Param, Run, RunStatus, Tag,
 };
 use modelyard_stats::{Profile, ProfileOptions};
-use modelyard_trainer::{FeatureKind, Labels, Output, Phase, Progress, Task, TrainConfig, TrainedModel};
+use modelyard_trainer::{FeatureKind, Labels, Output, Phase, Predictions, Progress, Task, TrainConfig, TrainedModel};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
@@ -26,6 +26,8 @@ use crate::model::parse_duration;
 
 /// Without a held-out slice the graph is compared on this many of the last training rows.
 const PARITY_ROWS: usize = 20_000;
+/// What the profile calls the predictions; monitoring looks for this name.
+const PREDICTION_COLUMN: &str = "prediction";
 /// The longest value of a setting that the experiment shows.
 const MAX_PARAM_BYTES: usize = 6_000;
 
@@ -205,7 +207,17 @@ impl Op for Train {
                 }
                 Err(StepError::Fail(error))
             }
-            Err(retry) => Err(retry),
+            Err(retry) => {
+                if step.called_off.is_cancelled() {
+                    // Once, not patiently: the time for it is short.
+                    let registry = &step.tools.registry;
+                    let killed = registry.finish_run(&step.project, &run.run_id, RunStatus::Killed).await;
+                    if let Err(error) = killed {
+                        tracing::warn!(run = run.run_id, %error, "the run of a training that was called off could not be ended");
+                    }
+                }
+                Err(retry)
+            }
         }
     }
 }
@@ -401,11 +413,11 @@ fn fit(
             table.slice(table.num_rows() - rows, rows)
         }
     };
-    let parity = parity::check(&model, &compared, reporter)?;
+    let parity = parity::check(&model, model.onnx(), &compared, reporter)?;
     reporter.check()?;
     reporter.report(0, 0, "profiling the training rows");
     Ok(Fitted {
-        profile: profile(training, &model)?.into(),
+        profile: profile(training, &compared, &model)?.into(),
         signature: signature(&model),
         training_rows: training.num_rows() as u64,
         holdout_rows: slices.as_ref().map_or(0, |(_, slice)| slice.num_rows() as u64),
@@ -447,14 +459,38 @@ fn tell(progress: &Progress, reporter: &Reporter) -> ControlFlow<()> {
     ControlFlow::Continue(())
 }
 
-/// The profile that monitoring compares traffic with: the features of the training rows.
-fn profile(training: &RecordBatch, model: &TrainedModel) -> Result<String, StepError> {
+/// The profile that monitoring compares traffic with: the features of the training rows, and as `prediction` what the model
+/// answers for rows that it was not trained on, where there are such rows.
+fn profile(training: &RecordBatch, compared: &RecordBatch, model: &TrainedModel) -> Result<String, StepError> {
+    let fail =
+        |error: &dyn std::fmt::Display| StepError::Fail(format!("the training rows cannot be profiled: {error}"));
     let options = ProfileOptions {
         columns: Some(model.inputs().iter().map(|feature| feature.name.clone()).collect()),
         ..ProfileOptions::default()
     };
-    let profile = Profile::of([training], &options).and_then(|profile| profile.to_json());
-    profile.map_err(|error| StepError::Fail(format!("the training rows cannot be profiled: {error}")))
+    let mut profile = Profile::of([training], &options).map_err(|error| fail(&error))?;
+    let predictions = model.predict(compared).map_err(|error| fail(&error))?;
+    if let Some(predictions) = one_a_row(predictions, model)
+        && !profile.columns.contains_key(PREDICTION_COLUMN)
+    {
+        let column: ArrayRef = Arc::new(Float64Array::from(predictions));
+        let batch = RecordBatch::try_from_iter([(PREDICTION_COLUMN, column)]).map_err(|error| fail(&error))?;
+        let of_predictions = Profile::of([&batch], &ProfileOptions::default()).map_err(|error| fail(&error))?;
+        // Added as a column, not merged: the profile's rows are the training rows.
+        profile.columns.extend(of_predictions.columns);
+    }
+    profile.to_json().map_err(|error| fail(&error))
+}
+
+/// The probability of the second of two classes, or the number. Of more classes no single number says enough.
+fn one_a_row(predictions: Predictions, model: &TrainedModel) -> Option<Vec<f64>> {
+    match predictions {
+        Predictions::Numbers(numbers) => Some(numbers.into_iter().map(f64::from).collect()),
+        Predictions::Classes { probabilities, .. } => {
+            let is_binary = model.classes().is_some_and(|classes| classes.len() == 2);
+            is_binary.then(|| probabilities.chunks_exact(2).map(|row| f64::from(row[1])).collect())
+        }
+    }
 }
 
 /// The signature as MLflow writes it: columns in, tensors out.

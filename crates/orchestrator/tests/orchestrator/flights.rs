@@ -9,10 +9,11 @@ use arrow::{
 use modelyard_inference::{Model, ModelOptions, Runtime, probabilities, tensors_from_batch};
 use modelyard_proto::registry::v1::{DatasetColumn, DatasetFile, DatasetVersion, RunStatus};
 use modelyard_stats::Profile;
+use modelyard_testkit::wait::until;
 use parquet::arrow::{ArrowWriter, arrow_reader::ParquetRecordBatchReaderBuilder};
 use serde_json::{Value, json};
 
-use crate::world::{World, step};
+use crate::world::{PATIENCE, World, step};
 
 /// One row of so many is kept.
 const SAMPLE: usize = 4;
@@ -193,7 +194,17 @@ async fn check_registered(world: &World, rows: &RecordBatch, trained: &Value, ev
         .unwrap();
     let profile = Profile::from_json(std::str::from_utf8(&profile).unwrap()).unwrap();
     assert_eq!(profile.rows, version.training_rows);
-    assert_eq!(profile.columns.len(), inputs.len());
+    let names: Vec<&str> = profile
+        .columns
+        .keys()
+        .map(String::as_str)
+        .filter(|name| !inputs.contains(name))
+        .collect();
+    assert_eq!(names, ["prediction"], "beside the inputs");
+    assert_eq!(
+        profile.columns["prediction"].count,
+        trained["holdout_rows"].as_u64().unwrap()
+    );
     let graph = artifacts
         .get_bytes(version.artifact_digest.parse().unwrap(), 1 << 30)
         .await
@@ -235,6 +246,46 @@ async fn what_the_trainer_refuses_is_the_error_of_the_step_and_ends_its_run() {
             i32::from(RunStatus::Failed)
         );
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_training_that_is_called_off_ends_its_run_as_killed() {
+    let world = World::new().await;
+    add_version(&world, 1, &[months(&flights(), &["2013-01", "2013-02"])]).await;
+    let train = |timeout: &str| {
+        json!({"name": "t", "op": "train", "timeout": timeout,
+            "with": {"dataset": "flights/1", "target": "late", "exclude": ["flight", "time_hour"], "trees": 5000, "max_depth": 12}})
+    };
+    let id = world.run_steps(json!([train("1h")])).await;
+    let boosting = |run: &Value| {
+        run["steps"][0]["progress"]["message"]
+            .as_str()
+            .is_some_and(|text| text.contains("boosting"))
+    };
+    let run = world.wait(&id, "the training says how far it is", boosting).await;
+    assert_eq!(run["steps"][0]["progress"]["total"], 5000);
+    let (_, run) = world
+        .send(http::Method::POST, &format!("pipeline-runs/{id}/cancel"), None)
+        .await;
+    assert_eq!(run["status"], "cancelled");
+    let killed = |place: usize| {
+        let registry = world.registry.clone();
+        until("the run of the experiment is killed", PATIENCE, move || {
+            let contents = registry.contents.lock();
+            let is_killed = contents
+                .runs
+                .get(place)
+                .is_some_and(|run| run.status == i32::from(RunStatus::Killed));
+            std::future::ready(is_killed.then_some(()))
+        })
+    };
+    killed(0).await;
+    let run = world.finish(&world.run_steps(json!([train("300ms")])).await).await;
+    assert_eq!(
+        run["error"],
+        "step `t` failed: it took longer than its timeout of 300ms"
+    );
+    killed(1).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
