@@ -34,7 +34,7 @@ pub fn print_json(value: &impl Serialize) -> anyhow::Result<()> {
 pub fn table(header: &[&str], rows: impl IntoIterator<Item = Vec<String>>) -> String {
     let mut table = Table::new();
     table
-        .load_preset(presets::NOTHING)
+        .load_style(presets::NOTHING)
         .set_content_arrangement(ContentArrangement::Dynamic)
         .set_header(header.iter().map(|name| name.to_uppercase()));
     for row in rows {

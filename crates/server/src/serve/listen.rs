@@ -68,12 +68,11 @@ impl Listeners {
             .fallback(front)
             .with_state(Arc::new(public))
             .layer(middleware::from_fn(guard::same_machine));
-        let internal = Router::new()
-            .merge(stack::stack(
-                probes(context.readiness.clone()).route("/metrics", get(metrics)),
-            ))
+        let contracts = Router::new()
             .fallback(internal_grpc)
             .with_state(Arc::new(services.internal_grpc));
+        let internal = stack::stack(probes(context.readiness.clone()).route("/metrics", get(metrics)))
+            .fallback_service(contracts);
         spawn(&context.lifecycle, "public listener", self.public, public);
         spawn(&context.lifecycle, "internal listener", self.internal, internal);
         Ok(addresses)
