@@ -67,14 +67,14 @@ pub enum Error {
     #[error(transparent)]
     Inference(#[from] modelyard_inference::Error),
     /// A model's file could not be fetched.
-    #[error("the model's file cannot be fetched: {source}")]
+    #[error("the model's file cannot be fetched")]
     Artifact {
         /// Why.
         #[from]
         source: modelyard_artifacts::Error,
     },
     /// A file or folder of the gateway's.
-    #[error("cannot use {}: {source}", path.display())]
+    #[error("cannot use {}", path.display())]
     Io {
         /// The file or folder.
         path: PathBuf,

@@ -260,7 +260,7 @@ impl Reconciler {
             .then(|| self.shipping.log(key))
             .transpose()
             .unwrap_or_else(|error| {
-                tracing::error!(endpoint = %key, %error, "predictions are not logged");
+                tracing::error!(endpoint = %key, error = %Chain(&error), "predictions are not logged");
                 None
             });
         if let Some(entry) = self.entries.get_mut(key) {
@@ -317,7 +317,7 @@ impl Reconciler {
             desired: Desired::clone(&desired),
         };
         if let Err(error) = self.state.write(&kept).await {
-            tracing::warn!(%error, "the last state cannot be written: a restart needs the registry");
+            tracing::warn!(error = %Chain(&error), "the last state cannot be written: a restart needs the registry");
         }
         if idle {
             let used: HashSet<_> = kept

@@ -13,7 +13,7 @@ use std::{
 use modelyard_artifacts::Storage;
 use modelyard_common::{
     ErrorKind, Fault as _,
-    error::RemoteError,
+    error::{Chain, RemoteError},
     id::SharedIds,
     lifecycle::Lifecycle,
     rpc::{Channel, MAX_MESSAGE_BYTES},
@@ -319,7 +319,7 @@ impl Shipping {
             }
             tokio::time::sleep(backoff.next()).await;
         }
-        let error = last.as_ref().map(Error::to_string);
+        let error = last.as_ref().map(|error: &Error| Chain(error).to_string());
         tracing::error!(version = %name, error, "a shadow's answers are given up: its version cannot be loaded");
         None
     }

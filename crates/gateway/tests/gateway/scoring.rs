@@ -1,0 +1,168 @@
+//! MLflow's scoring and TensorFlow Serving's protocol.
+
+use axum::body::Body;
+use http::{Request, StatusCode};
+use serde_json::{Value, json};
+
+use crate::{
+    harness::{Running, World, endpoint, live},
+    onnx::{scale, simple},
+    peers::Registry,
+};
+
+async fn gateway() -> (World, Running) {
+    let world = World::new(Registry::new(vec![]));
+    let (named, single) = (world.store(scale(2.0)).await, world.store(simple(2.0)).await);
+    world.registry.set(vec![
+        endpoint("named", vec![live("m", 1, &named, 1.0)]),
+        endpoint("single", vec![live("s", 1, &single, 1.0)]),
+    ]);
+    let running = world.start_ready().await;
+    (world, running)
+}
+
+#[tokio::test]
+async fn mlflow_clients_score_in_every_form() {
+    let (_world, running) = gateway().await;
+    let record = |x: [f32; 2], who: &str, n: i64| json!({"x": x, "who": who, "n": n});
+    let answered = |y: [f32; 2], name: &str, m: i64| json!({"y": y, "name": name, "m": m});
+    let named = json!([answered([2.0, 4.0], "ann", 1), answered([6.0, 8.0], "", 2)]);
+    let by_column = json!({"y": [[2.0, 4.0], [6.0, 8.0]], "name": ["ann", ""], "m": [1, 2]});
+    let columns = json!({"x": [[1, 2], [3, 4]], "who": ["ann", null], "n": [1, 2]});
+    let single = json!([[2.0, 4.0], [6.0, 8.0]]);
+    let cases = [
+        (
+            "named",
+            json!({"dataframe_records": [record([1.0, 2.0], "ann", 1), record([3.0, 4.0], "", 2)]}),
+            &named,
+        ),
+        (
+            "named",
+            json!({"dataframe_split": {"columns": ["n", "x", "who", "more"], "index": [0, 1],
+                "data": [[1, [1, 2], "ann", 0], [2, [3, 4], null, 0]]}}),
+            &named,
+        ),
+        (
+            "named",
+            json!({"instances": [record([1.0, 2.0], "ann", 1), record([3.0, 4.0], "", 2)]}),
+            &named,
+        ),
+        ("named", json!({"inputs": columns, "params": {}}), &by_column),
+        ("single", json!({"instances": [[1, 2], [3, 4]]}), &single),
+        ("single", json!({"inputs": [[1, 2], [3, 4]]}), &single),
+        ("single", json!({"inputs": {"x": [[1, 2], [3, 4]]}}), &single),
+        (
+            "single",
+            json!({"dataframe_split": {"columns": ["a", "b"], "data": [[1, 2], [3, 4]]}}),
+            &single,
+        ),
+    ];
+    for (name, body, expected) in cases {
+        let answer = running.post(&format!("/endpoints/{name}/invocations"), &body).await;
+        assert_eq!(answer.status, StatusCode::OK, "{body}: {:?}", answer.body);
+        assert_eq!(answer.json(), json!({"predictions": expected}), "{body}");
+        assert!(answer.headers.contains_key("x-request-id"));
+    }
+    let csv = "a,\"b\"\r\n1,2\n\"3\",4\n";
+    let request = Request::post("/endpoints/single/invocations")
+        .header("content-type", "text/csv; charset=utf-8")
+        .header("x-request-id", "mine");
+    let answer = running.send(request.body(Body::from(csv)).unwrap()).await;
+    assert_eq!(answer.json(), json!({"predictions": single}));
+    assert_eq!(answer.headers["x-request-id"], "mine");
+}
+
+#[tokio::test]
+async fn what_mlflow_clients_get_wrong_is_named() {
+    let (_world, running) = gateway().await;
+    let cases = [
+        (json!({}), "exactly one of dataframe_split"),
+        (json!({"instances": [], "inputs": []}), "exactly one of"),
+        (json!({"rows": []}), "`rows` is unknown"),
+        (
+            json!({"dataframe_split": {"columns": ["x"], "data": [[1, 2]]}}),
+            "row 0 has 2 values for 1 columns",
+        ),
+        (json!({"dataframe_records": [{"x": [1, 2]}]}), "no column `who`"),
+        (json!({"dataframe_records": [{"x": 1}, {}]}), "record 1 has no `x`"),
+        (json!({"instances": [[1, 2]]}), "takes the inputs x, who, n: name them"),
+        (
+            json!({"inputs": {"x": [[1, 2]], "who": ["a"], "n": [1.5]}}),
+            "`n`: expected an integer of INT64",
+        ),
+        (json!({"inputs": {"x": [[1, 2]], "who": ["a"]}}), "no `n` in `inputs`"),
+        (
+            json!({"inputs": {"x": [[1, 2], [3]], "who": ["a", "b"], "n": [1, 2]}}),
+            "holds 4 elements, got 3",
+        ),
+    ];
+    for (body, expected) in cases {
+        let answer = running.post("/endpoints/named/invocations", &body).await;
+        let message = answer.json()["message"].as_str().unwrap().to_owned();
+        assert_eq!(answer.status, StatusCode::BAD_REQUEST, "{message}");
+        assert!(message.contains(expected), "{message} lacks {expected}");
+        assert!(answer.json()["error_code"].is_string());
+    }
+    for (media, body, status, expected) in [
+        (
+            "application/vnd.apache.parquet",
+            "",
+            StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            "use application/json or text/csv",
+        ),
+        ("text/csv", "a,b\n1,x\n", StatusCode::BAD_REQUEST, "`x` is no FP32"),
+        (
+            "text/csv",
+            "a,b\n1,\"2\n",
+            StatusCode::BAD_REQUEST,
+            "within a quoted field",
+        ),
+        ("text/csv", "", StatusCode::BAD_REQUEST, "the CSV is empty"),
+    ] {
+        let request = Request::post("/endpoints/single/invocations").header("content-type", media);
+        let answer = running.send(request.body(Body::from(body)).unwrap()).await;
+        let message = answer.json()["message"].to_string();
+        assert_eq!(answer.status, status, "{message}");
+        assert!(message.contains(expected), "{message} lacks {expected}");
+    }
+    let answer = running
+        .post("/endpoints/none/invocations", &json!({"instances": [1]}))
+        .await;
+    assert_eq!(answer.status, StatusCode::NOT_FOUND);
+}
+
+#[tokio::test]
+async fn tensorflow_serving_clients_predict() {
+    let (_world, running) = gateway().await;
+    let cases: [(&str, Value, Value); 2] = [
+        (
+            "single",
+            json!({"instances": [[1, 2]]}),
+            json!({"predictions": [[2.0, 4.0]]}),
+        ),
+        (
+            "named",
+            json!({"signature_name": "serving_default", "inputs": {"x": [[1, 2]], "who": ["a"], "n": [1]}}),
+            json!({"outputs": {"y": [[2.0, 4.0]], "name": ["a"], "m": [1]}}),
+        ),
+    ];
+    for (name, body, expected) in cases {
+        let answer = running.post(&format!("/v1/models/{name}:predict"), &body).await;
+        assert_eq!((answer.status, answer.json()), (StatusCode::OK, expected));
+    }
+    let status = running.get("/v1/models/single").await.json();
+    assert_eq!(status["ready"], true);
+    assert_eq!(status["model_version_status"][0]["version"], "1");
+    for (path, status) in [
+        ("/v1/models/single", StatusCode::BAD_REQUEST),
+        ("/v1/models/single:explain", StatusCode::BAD_REQUEST),
+        ("/v1/models/none:predict", StatusCode::NOT_FOUND),
+    ] {
+        assert_eq!(
+            running.post(path, &json!({"instances": [[1, 2]]})).await.status,
+            status,
+            "{path}"
+        );
+    }
+    assert_eq!(running.get("/ping").await.status, StatusCode::OK);
+}
