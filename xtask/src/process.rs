@@ -57,7 +57,18 @@ fn cargo_program() -> PathBuf {
 pub fn cargo(workspace: &Workspace) -> Command {
     let mut command = Command::new(cargo_program());
     command.current_dir(&workspace.root);
+    without_our_package(&mut command);
     command
+}
+
+/// Takes away what `cargo run` told this program about its own package: build scripts that look at it would run again.
+pub fn without_our_package(command: &mut Command) {
+    for (name, _) in env::vars_os() {
+        let text = name.to_string_lossy();
+        if text.starts_with("CARGO_PKG_") || text.starts_with("CARGO_MANIFEST_") || text == "CARGO_BIN_NAME" {
+            command.env_remove(&name);
+        }
+    }
 }
 
 /// Runs a program and fails when it fails.

@@ -40,6 +40,7 @@ pub fn run(workspace: &Workspace, options: &[String]) -> Result<ExitCode> {
     process::run(cargo(workspace).args(["test", "--workspace", "--doc", "--quiet"]))?;
     say("running the tests");
     let mut with_postgres = workspace.binary("with-postgres");
+    process::without_our_package(&mut with_postgres);
     with_postgres
         .env("TEST_PYTHON", setup::test_python_path(workspace))
         .env("MODELYARD_REQUIRE_POSTGRES", "1")
