@@ -7,8 +7,9 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use modelyard_flights::{MainJob, Report, Server, ServerOptions, run_main_job};
+use tokio::signal::unix::{SignalKind, signal};
 
 use crate::{DemoArguments, Format, complain, example_folder, modelyard, print, terminal::Terminal};
 
@@ -33,7 +34,7 @@ pub async fn run(arguments: &DemoArguments) -> Result<ExitCode> {
     };
     let result = tokio::select! {
         result = run_main_job(&job, &terminal) => result,
-        _ = tokio::signal::ctrl_c() => Err(anyhow::anyhow!("interrupted; the server is stopped, its folder stays: {}", folder.path.display())),
+        () = told_to_end()? => Err(anyhow!("interrupted; the server is stopped, its folder stays: {}", folder.path.display())),
     };
     terminal.finish();
     let report = match result {
@@ -62,6 +63,18 @@ pub async fn run(arguments: &DemoArguments) -> Result<ExitCode> {
         ExitCode::SUCCESS
     } else {
         ExitCode::FAILURE
+    })
+}
+
+/// Ends when this program is told to end.
+fn told_to_end() -> Result<impl Future<Output = ()>> {
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    Ok(async move {
+        tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+        }
     })
 }
 
