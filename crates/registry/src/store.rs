@@ -7,6 +7,7 @@ mod datasets;
 mod endpoints;
 mod events;
 mod models;
+mod run_rows;
 mod runs;
 mod versions;
 

@@ -8,12 +8,15 @@ use modelyard_common::Timestamp;
 use modelyard_db::{Pools, PostgresPools, SqlitePools, Transaction};
 use sqlx::QueryBuilder;
 
-use super::{SqlStore, number, word};
+use super::{
+    SqlStore, number,
+    run_rows::{ExperimentRow, InputRow, LatestRow, PointRow, RunRow, latest_points, select_runs, stored_value},
+};
 use crate::{
     error::{Error, Result},
     model::{
         page::{Page, PageRequest},
-        run::{Batch, Experiment, MetricPlace, MetricPoint, MetricValue, NewRun, Run, RunInput, RunPlace, RunStatus},
+        run::{Batch, Experiment, MetricPlace, MetricPoint, NewRun, Run, RunInput, RunPlace, RunStatus},
     },
 };
 
@@ -50,122 +53,6 @@ pub trait RunStore: Send + Sync {
     ) -> Result<Option<Page<MetricPoint>>>;
     /// The experiments by id.
     async fn list_experiments(&self, project: &str, page: &PageRequest<u64>) -> Result<Page<Experiment>>;
-}
-
-#[derive(sqlx::FromRow)]
-struct ExperimentRow {
-    id: i64,
-    project: String,
-    name: String,
-    lifecycle: String,
-    created_at: i64,
-    updated_at: i64,
-}
-
-#[derive(sqlx::FromRow)]
-struct RunRow {
-    id: String,
-    project: String,
-    experiment_id: i64,
-    experiment: String,
-    name: String,
-    status: String,
-    start_time: i64,
-    end_time: Option<i64>,
-    request_digest: String,
-}
-
-/// The columns of [`RunRow`].
-macro_rules! select_runs {
-    ($rest:literal) => {
-        concat!(
-            "SELECT r.id, r.project, r.experiment_id, e.name AS experiment, r.name, r.status, r.start_time, r.end_time,
-                    r.request_digest
-             FROM run r JOIN experiment e ON e.id = r.experiment_id ",
-            $rest
-        )
-    };
-}
-
-impl RunRow {
-    fn into_run(self) -> Result<Run> {
-        Ok(Run {
-            run_id: self.id,
-            project: self.project,
-            experiment_id: self.experiment_id.to_string(),
-            experiment: self.experiment,
-            name: self.name,
-            status: word("status of a run", &self.status, RunStatus::parse)?,
-            start_time: Timestamp::from_micros(self.start_time),
-            end_time: self.end_time.map(Timestamp::from_micros),
-            params: BTreeMap::new(),
-            metrics: BTreeMap::new(),
-            tags: BTreeMap::new(),
-            inputs: Vec::new(),
-        })
-    }
-}
-
-#[derive(sqlx::FromRow)]
-struct PointRow {
-    timestamp: i64,
-    step: i64,
-    value: f64,
-    is_nan: i64,
-}
-
-impl PointRow {
-    fn into_point(self) -> MetricPoint {
-        let value = if self.is_nan == 0 { self.value } else { f64::NAN };
-        MetricPoint {
-            value: MetricValue(value),
-            timestamp: Timestamp::from_micros(self.timestamp),
-            step: self.step,
-        }
-    }
-}
-
-#[derive(sqlx::FromRow)]
-struct LatestRow {
-    run_id: String,
-    key: String,
-    #[sqlx(flatten)]
-    point: PointRow,
-}
-
-#[derive(sqlx::FromRow)]
-struct InputRow {
-    run_id: String,
-    dataset: String,
-    version: i64,
-    digest: String,
-    context: String,
-}
-
-/// A point as it is stored: the value, and whether it is NaN.
-fn stored_value(point: &MetricPoint) -> (f64, i64) {
-    if point.value.0.is_nan() {
-        (0.0, 1)
-    } else {
-        // The two zeros are one value, and one row.
-        (point.value.0 + 0.0, 0)
-    }
-}
-
-/// The latest point of each metric of a batch, by key: the order in which every batch takes its locks.
-fn latest_points(metrics: &[(String, MetricPoint)]) -> Vec<(&str, MetricPoint)> {
-    let mut latest: BTreeMap<&str, MetricPoint> = BTreeMap::new();
-    for (key, point) in metrics {
-        latest
-            .entry(key)
-            .and_modify(|present| {
-                if point.is_after(present) {
-                    *present = *point;
-                }
-            })
-            .or_insert(*point);
-    }
-    latest.into_iter().collect()
 }
 
 #[trait_gen(P -> SqlitePools, PostgresPools)]

@@ -1,0 +1,128 @@
+//! Experiments and runs as rows.
+
+use std::collections::BTreeMap;
+
+use modelyard_common::Timestamp;
+
+use super::word;
+use crate::{
+    error::Result,
+    model::run::{MetricPoint, MetricValue, Run, RunStatus},
+};
+
+#[derive(sqlx::FromRow)]
+pub(super) struct ExperimentRow {
+    pub(super) id: i64,
+    pub(super) project: String,
+    pub(super) name: String,
+    pub(super) lifecycle: String,
+    pub(super) created_at: i64,
+    pub(super) updated_at: i64,
+}
+
+#[derive(sqlx::FromRow)]
+pub(super) struct RunRow {
+    pub(super) id: String,
+    pub(super) project: String,
+    pub(super) experiment_id: i64,
+    pub(super) experiment: String,
+    pub(super) name: String,
+    pub(super) status: String,
+    pub(super) start_time: i64,
+    pub(super) end_time: Option<i64>,
+    pub(super) request_digest: String,
+}
+
+/// The columns of [`RunRow`].
+macro_rules! select_runs {
+    ($rest:literal) => {
+        concat!(
+            "SELECT r.id, r.project, r.experiment_id, e.name AS experiment, r.name, r.status, r.start_time, r.end_time,
+                    r.request_digest
+             FROM run r JOIN experiment e ON e.id = r.experiment_id ",
+            $rest
+        )
+    };
+}
+pub(super) use select_runs;
+
+impl RunRow {
+    pub(super) fn into_run(self) -> Result<Run> {
+        Ok(Run {
+            run_id: self.id,
+            project: self.project,
+            experiment_id: self.experiment_id.to_string(),
+            experiment: self.experiment,
+            name: self.name,
+            status: word("status of a run", &self.status, RunStatus::parse)?,
+            start_time: Timestamp::from_micros(self.start_time),
+            end_time: self.end_time.map(Timestamp::from_micros),
+            params: BTreeMap::new(),
+            metrics: BTreeMap::new(),
+            tags: BTreeMap::new(),
+            inputs: Vec::new(),
+        })
+    }
+}
+
+#[derive(sqlx::FromRow)]
+pub(super) struct PointRow {
+    pub(super) timestamp: i64,
+    pub(super) step: i64,
+    pub(super) value: f64,
+    pub(super) is_nan: i64,
+}
+
+impl PointRow {
+    pub(super) fn into_point(self) -> MetricPoint {
+        let value = if self.is_nan == 0 { self.value } else { f64::NAN };
+        MetricPoint {
+            value: MetricValue(value),
+            timestamp: Timestamp::from_micros(self.timestamp),
+            step: self.step,
+        }
+    }
+}
+
+#[derive(sqlx::FromRow)]
+pub(super) struct LatestRow {
+    pub(super) run_id: String,
+    pub(super) key: String,
+    #[sqlx(flatten)]
+    pub(super) point: PointRow,
+}
+
+#[derive(sqlx::FromRow)]
+pub(super) struct InputRow {
+    pub(super) run_id: String,
+    pub(super) dataset: String,
+    pub(super) version: i64,
+    pub(super) digest: String,
+    pub(super) context: String,
+}
+
+/// A point as it is stored: the value, and whether it is NaN.
+pub(super) fn stored_value(point: &MetricPoint) -> (f64, i64) {
+    if point.value.0.is_nan() {
+        (0.0, 1)
+    } else {
+        // The two zeros are one value, and one row.
+        (point.value.0 + 0.0, 0)
+    }
+}
+
+/// The latest point of each metric of a batch, by key: the order in which every batch takes its locks.
+pub(super) fn latest_points(metrics: &[(String, MetricPoint)]) -> Vec<(&str, MetricPoint)> {
+    let mut latest: BTreeMap<&str, MetricPoint> = BTreeMap::new();
+    for (key, point) in metrics {
+        latest
+            .entry(key)
+            .and_modify(|present| {
+                if point.is_after(present) {
+                    *present = *point;
+                }
+            })
+            .or_insert(*point);
+    }
+    latest.into_iter().collect()
+}

@@ -1,0 +1,13 @@
+//! The registry through its two faces, on each database that can be tested.
+#![expect(clippy::unwrap_used, clippy::panic, reason = "tests")]
+
+mod artifacts;
+mod datasets;
+mod endpoints;
+#[path = "../../src/fixture.rs"]
+mod fixture;
+mod models;
+mod openapi;
+mod runs;
+mod support;
+mod watch;
