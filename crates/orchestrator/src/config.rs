@@ -37,7 +37,7 @@ impl Default for Config {
             light_steps: 4,
             heavy_steps: 1,
             lease: Duration::from_secs(30),
-            keep_runs: Duration::from_secs(365 * 24 * 60 * 60),
+            keep_runs: Duration::from_hours(365 * 24),
         }
     }
 }

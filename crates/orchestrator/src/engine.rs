@@ -37,7 +37,7 @@ const SHOWN_AFTER: Duration = Duration::from_millis(50);
 /// How often progress is stored at most.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(500);
 /// How long the end of a step is kept in memory while the database is away, before the step is done again.
-const REPORT_PATIENCE: Duration = Duration::from_secs(60);
+const REPORT_PATIENCE: Duration = Duration::from_mins(1);
 /// The time between two tries.
 const REPORT_PAUSE: Duration = Duration::from_millis(200);
 /// How long an op that was called off has for saying so to others.
@@ -47,7 +47,7 @@ const LOST_INTERVAL: Duration = Duration::from_secs(5);
 /// How many of them at once.
 const LOST_BATCH: u32 = 100;
 /// How often old runs are looked for.
-const RETENTION_INTERVAL: Duration = Duration::from_secs(60 * 60);
+const RETENTION_INTERVAL: Duration = Duration::from_hours(1);
 /// How many are removed in one transaction: writers wait for it.
 const RETENTION_BATCH: u32 = 100;
 

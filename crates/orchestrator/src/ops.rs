@@ -79,10 +79,10 @@ impl OpCatalog for Ops {
 }
 
 /// Keys of an op: those that it needs, then those that it can do without.
-fn keys(required: &[&str], optional: &[&str]) -> Option<Vec<(String, bool)>> {
+fn keys(required: &[&str], optional: &[&str]) -> Vec<(String, bool)> {
     let required = required.iter().map(|key| ((*key).to_owned(), true));
     let optional = optional.iter().map(|key| ((*key).to_owned(), false));
-    Some(required.chain(optional).collect())
+    required.chain(optional).collect()
 }
 
 /// Checks the literal values of an op by what each must be.
@@ -113,7 +113,7 @@ impl<'a> Literals<'a> {
     }
 
     /// A value that must come from another step's outputs.
-    fn from_step(mut self, key: &str, op: &str) -> Self {
+    fn of_step(mut self, key: &str, op: &str) -> Self {
         if self.values.contains_key(key) {
             self.problems.push(format!(
                 "{key}: must be the outputs of a step of op `{op}`: write {{{{ steps.NAME.outputs }}}}"

@@ -19,7 +19,7 @@ pub const MAX_PARAMETERS_BYTES: usize = 64 << 10;
 /// The most attempts that a step may ask for.
 pub const MAX_ATTEMPTS: u32 = 100;
 /// The longest wait between attempts, and the longest time that a step may be given.
-pub(crate) const MAX_DURATION: Duration = Duration::from_secs(30 * 24 * 60 * 60);
+pub(crate) const MAX_DURATION: Duration = Duration::from_hours(30 * 24);
 
 /// What a pipeline does.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
@@ -132,8 +132,10 @@ fn fit(default: &Value, value: &Value) -> Result<Value, String> {
         },
         (Value::Bool(_), Value::String(text)) => text.parse().map(Value::Bool).or_else(|_| refuse()),
         (Value::String(_), Value::Number(number)) => Ok(Value::String(number.to_string())),
-        (Value::Null, _) | (Value::String(_), Value::String(_)) | (Value::Bool(_), Value::Bool(_)) => Ok(value.clone()),
-        (Value::Number(_), Value::Number(_)) => Ok(value.clone()),
+        (Value::Null, _)
+        | (Value::String(_), Value::String(_))
+        | (Value::Bool(_), Value::Bool(_))
+        | (Value::Number(_), Value::Number(_)) => Ok(value.clone()),
         _ => refuse(),
     }
 }

@@ -305,14 +305,12 @@ impl<'a> Planner<'a> {
                 };
                 let op = self.spec.steps.get(place).map_or("", |other| &other.op);
                 let outputs = self.catalog.shape(op).and_then(|shape| shape.outputs);
-                if let (Some(outputs), Some(first)) = (outputs, path.first()) {
-                    if !outputs.contains(&first.as_str()) {
-                        let known = outputs.join(", ");
-                        self.problem(
-                            step,
-                            format!("{field}: step `{name}` has no output `{first}`: op `{op}` gives {known}"),
-                        );
-                    }
+                if let (Some(outputs), Some(first)) = (outputs, path.first())
+                    && !outputs.contains(&first.as_str())
+                {
+                    let known = outputs.join(", ");
+                    let what = format!("step `{name}` has no output `{first}`: op `{op}` gives {known}");
+                    self.problem(step, format!("{field}: {what}"));
                 }
                 Some(place)
             }

@@ -13,7 +13,7 @@ use crate::{model::Progress, registry::Registry};
 
 /// How long a step waits within one attempt for another service or the storage: long enough that a restart of it does not
 /// cost what the step has computed so far.
-const PATIENCE: Duration = Duration::from_secs(180);
+const PATIENCE: Duration = Duration::from_mins(3);
 /// The waits between the calls.
 const BACKOFF: Backoff = Backoff {
     first: Duration::from_millis(200),

@@ -97,7 +97,7 @@ impl Op for Dataset {
 
     fn shape(&self) -> OpShape {
         OpShape {
-            keys: keys(&["dataset"], &[]),
+            keys: Some(keys(&["dataset"], &[])),
             outputs: Some(&["name", "version", "reference", "digest", "rows", "files"]),
             heavy: false,
         }

@@ -60,7 +60,7 @@ impl Op for Evaluate {
 
     fn shape(&self) -> OpShape {
         OpShape {
-            keys: keys(&["candidate", "model"], &["alias"]),
+            keys: Some(keys(&["candidate", "model"], &["alias"])),
             outputs: Some(&["candidate", "champion", "champion_version", "rows"]),
             heavy: true,
         }
@@ -68,7 +68,7 @@ impl Op for Evaluate {
 
     fn check(&self, literals: &Map<String, Value>) -> Vec<String> {
         Literals::new(literals)
-            .from_step("candidate", "train")
+            .of_step("candidate", "train")
             .name("model", "a model")
             .name("alias", "an alias")
             .problems()

@@ -109,7 +109,7 @@ impl Op for Gate {
 
     fn shape(&self) -> OpShape {
         OpShape {
-            keys: keys(&["evaluation", "metric"], &["min_gain"]),
+            keys: Some(keys(&["evaluation", "metric"], &["min_gain"])),
             outputs: Some(&["passed", "reason", "metric", "candidate", "champion", "gain"]),
             heavy: false,
         }
@@ -117,7 +117,7 @@ impl Op for Gate {
 
     fn check(&self, literals: &Map<String, Value>) -> Vec<String> {
         Literals::new(literals)
-            .from_step("evaluation", "evaluate")
+            .of_step("evaluation", "evaluate")
             .each("metric", |metric: String| check_metric(&metric).map(drop))
             .each("min_gain", check_gain)
             .problems()

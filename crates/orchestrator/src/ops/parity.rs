@@ -45,8 +45,7 @@ pub(super) fn check(
         let outputs = graph.run(inputs).map_err(fail)?;
         let actual = predictions(model, &outputs).map_err(fail)?;
         let difference = largest_difference(&expected, &actual).map_err(|error| StepError::Fail(error.to_string()))?;
-        // Not a number is a difference, too.
-        if !(difference.value <= MAX_DIFFERENCE) {
+        if difference.value > MAX_DIFFERENCE || difference.value.is_nan() {
             return Err(StepError::Fail(format!(
                 "the exported graph does not answer what the trainer predicts: at row {} of the held-out slice ({}) `{}` is {} \
                  where {} was expected, a difference of {:e}, above {MAX_DIFFERENCE:e}; nothing was registered",

@@ -72,7 +72,7 @@ impl Op for Register {
 
     fn shape(&self) -> OpShape {
         OpShape {
-            keys: keys(&["candidate", "model"], &["evaluation", "description", "tags"]),
+            keys: Some(keys(&["candidate", "model"], &["evaluation", "description", "tags"])),
             outputs: Some(&["model", "version", "reference"]),
             heavy: false,
         }
@@ -80,8 +80,8 @@ impl Op for Register {
 
     fn check(&self, literals: &Map<String, Value>) -> Vec<String> {
         Literals::new(literals)
-            .from_step("candidate", "train")
-            .from_step("evaluation", "evaluate")
+            .of_step("candidate", "train")
+            .of_step("evaluation", "evaluate")
             .name("model", "a model")
             .each("description", |_: String| Ok(()))
             .each("tags", |_: BTreeMap<String, String>| Ok(()))

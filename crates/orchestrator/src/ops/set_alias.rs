@@ -35,7 +35,7 @@ impl Op for SetAlias {
 
     fn shape(&self) -> OpShape {
         OpShape {
-            keys: keys(&["model", "alias", "version"], &[]),
+            keys: Some(keys(&["model", "alias", "version"], &[])),
             outputs: Some(&["model", "alias", "version", "previous_version"]),
             heavy: false,
         }

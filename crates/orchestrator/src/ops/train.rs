@@ -406,13 +406,13 @@ fn fit(
                 error => StepError::Fail(error.to_string()),
             },
         )?;
-    let compared = match &slices {
-        Some((_, slice)) => slice.clone(),
-        None => {
+    let compared = slices.as_ref().map_or_else(
+        || {
             let rows = PARITY_ROWS.min(table.num_rows());
             table.slice(table.num_rows() - rows, rows)
-        }
-    };
+        },
+        |(_, slice)| slice.clone(),
+    );
     let parity = parity::check(&model, model.onnx(), &compared, reporter)?;
     reporter.check()?;
     reporter.report(0, 0, "profiling the training rows");

@@ -13,7 +13,10 @@ use super::{
 };
 use crate::{
     error::{Error, Result},
-    model::{Command, Event, PipelineRun, PipelineRunPage, Plan, Progress, RunState, StepState, TriggerRef, decide},
+    model::{
+        Command, Event, PipelineRun, PipelineRunPage, Plan, Progress, RunState, RunStatus, StepState, TriggerRef,
+        decide,
+    },
 };
 
 /// How often one attempt of a step may meet a service that is away, each time for as long as an op is patient, before that
@@ -402,7 +405,7 @@ impl RunStore for SqlStore<P> {
         .bind(filter.pipeline)
         .bind(filter.trigger)
         .bind(filter.trigger_key)
-        .bind(filter.status.map(|status| status.as_str()))
+        .bind(filter.status.map(RunStatus::as_str))
         .bind(page.after)
         .bind(i64::from(page.limit) + 1)
         .fetch_all(&mut *tx)

@@ -304,7 +304,13 @@ fn the_description_of_the_api_is_as_it_was_agreed() {
         let context = crate::world::context(folder.path());
         let storage = modelyard_artifacts::Storage::open(&modelyard_artifacts::StorageConfig::memory()).unwrap();
         let registry = crate::registry::FakeRegistry::new();
-        let started = modelyard_orchestrator::start(Default::default(), &context, storage, registry.channel()).await;
+        let started = modelyard_orchestrator::start(
+            modelyard_orchestrator::Config::default(),
+            &context,
+            storage,
+            registry.channel(),
+        )
+        .await;
         let (_, description) = started.unwrap().http.split_for_parts();
         context.lifecycle.abort();
         insta::assert_snapshot!(description.to_pretty_json().unwrap());

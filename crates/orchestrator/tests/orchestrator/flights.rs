@@ -156,7 +156,10 @@ async fn check_registered(world: &World, rows: &RecordBatch, trained: &Value, ev
         (version.run_id.as_str(), run.experiment.as_str()),
         (run.run_id.as_str(), "flight-delay")
     );
-    assert_eq!(version.metrics["auc"], evaluated["candidate"]["auc"].as_f64().unwrap());
+    assert_eq!(
+        version.metrics.get("auc").copied(),
+        evaluated["candidate"]["auc"].as_f64()
+    );
     assert_eq!(version.training_rows, trained["training_rows"].as_u64().unwrap());
     assert_eq!(run.inputs[0].name, "flights");
     let logged = |key: &str| {

@@ -1,6 +1,6 @@
 //! The orchestrator alone: its stores on both databases, its faces and its engine against a registry that the tests play.
 
-#![expect(clippy::unwrap_used, clippy::panic, reason = "tests")]
+#![expect(clippy::unwrap_used, reason = "tests")]
 
 mod definitions;
 mod engine;

@@ -98,24 +98,24 @@ impl RunService for FakeRegistry {
         self.enter().await?;
         let request = request.into_inner();
         let mut contents = self.contents.lock();
-        let place = match contents.keys.get(&request.idempotency_key) {
-            Some(&place) => place,
-            None => {
-                let place = contents.runs.len();
-                contents.keys.insert(request.idempotency_key, place);
-                contents.runs.push(Run {
-                    project: request.project,
-                    run_id: format!("run-{place}"),
-                    experiment: request.experiment,
-                    name: request.name,
-                    status: RunStatus::Running.into(),
-                    start_time_us: 1_000_000,
-                    tags: request.tags,
-                    inputs: request.inputs,
-                    ..Run::default()
-                });
-                place
-            }
+        let known = contents.keys.get(&request.idempotency_key).copied();
+        let place = if let Some(place) = known {
+            place
+        } else {
+            let place = contents.runs.len();
+            contents.keys.insert(request.idempotency_key, place);
+            contents.runs.push(Run {
+                project: request.project,
+                run_id: format!("run-{place}"),
+                experiment: request.experiment,
+                name: request.name,
+                status: RunStatus::Running.into(),
+                start_time_us: 1_000_000,
+                tags: request.tags,
+                inputs: request.inputs,
+                ..Run::default()
+            });
+            place
         };
         let run = Some(contents.runs[place].clone());
         Ok(Response::new(CreateRunResponse { run }))
@@ -172,34 +172,34 @@ impl ModelService for FakeRegistry {
         self.enter().await?;
         let request = request.into_inner();
         let mut contents = self.contents.lock();
-        let place = match contents.keys.get(&request.idempotency_key) {
-            Some(&place) => place,
-            None => {
-                let place = contents.versions.len();
-                let of_model = contents
-                    .versions
-                    .iter()
-                    .filter(|version| version.name == request.name)
-                    .count();
-                contents.keys.insert(request.idempotency_key, place);
-                contents.versions.push(ModelVersion {
-                    project: request.project,
-                    name: request.name,
-                    version: of_model as u32 + 1,
-                    format: request.format,
-                    artifact_digest: request.artifact_digest,
-                    signature_json: request.signature_json,
-                    reference_profile_digest: request.reference_profile_digest,
-                    metrics: request.metrics,
-                    run_id: request.run_id,
-                    dataset: request.dataset,
-                    dataset_version: request.dataset_version,
-                    tags: request.tags,
-                    training_rows: request.training_rows,
-                    ..ModelVersion::default()
-                });
-                place
-            }
+        let known = contents.keys.get(&request.idempotency_key).copied();
+        let place = if let Some(place) = known {
+            place
+        } else {
+            let place = contents.versions.len();
+            let of_model = contents
+                .versions
+                .iter()
+                .filter(|version| version.name == request.name)
+                .count();
+            contents.keys.insert(request.idempotency_key, place);
+            contents.versions.push(ModelVersion {
+                project: request.project,
+                name: request.name,
+                version: of_model as u32 + 1,
+                format: request.format,
+                artifact_digest: request.artifact_digest,
+                signature_json: request.signature_json,
+                reference_profile_digest: request.reference_profile_digest,
+                metrics: request.metrics,
+                run_id: request.run_id,
+                dataset: request.dataset,
+                dataset_version: request.dataset_version,
+                tags: request.tags,
+                training_rows: request.training_rows,
+                ..ModelVersion::default()
+            });
+            place
         };
         let model_version = Some(contents.versions[place].clone());
         Ok(Response::new(CreateModelVersionResponse { model_version }))

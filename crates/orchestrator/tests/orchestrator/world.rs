@@ -15,7 +15,7 @@ use tower::ServiceExt;
 
 use crate::registry::FakeRegistry;
 
-pub const PATIENCE: Duration = Duration::from_secs(120);
+pub const PATIENCE: Duration = Duration::from_mins(2);
 
 /// The machine's own clock and random ids, as in production.
 pub fn context(data_dir: &Path) -> Context {
