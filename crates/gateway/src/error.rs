@@ -2,6 +2,7 @@
 
 use std::{io, path::PathBuf};
 
+use http::StatusCode;
 use modelyard_common::error::{ErrorKind, Fault};
 
 /// The result of this crate's functions.
@@ -27,6 +28,12 @@ pub enum Error {
     UnsupportedMedia {
         /// What came and what is read.
         detail: String,
+    },
+    /// The body is larger than bodies may be.
+    #[error("the body is larger than {limit_bytes} bytes: send less at once")]
+    BodyTooLarge {
+        /// The most bytes that are taken.
+        limit_bytes: usize,
     },
     /// There is no such endpoint.
     #[error("there is no endpoint `{name}` in project `{project}`: create it with `modelyard apply`")]
@@ -95,6 +102,15 @@ impl Error {
         Self::InvalidRequest { detail: detail.into() }
     }
 
+    /// The HTTP status: the common table's, but where HTTP has a word that gRPC lacks.
+    pub(crate) fn status(&self) -> StatusCode {
+        match self {
+            Self::UnsupportedMedia { .. } => StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            Self::BodyTooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
+            _ => self.kind().status(),
+        }
+    }
+
     /// A file error.
     pub(crate) fn io(path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
         let path = path.into();
@@ -105,9 +121,10 @@ impl Error {
 impl Fault for Error {
     fn kind(&self) -> ErrorKind {
         match self {
-            Self::Config { .. } | Self::InvalidRequest { .. } | Self::UnsupportedMedia { .. } => {
-                ErrorKind::InvalidArgument
-            }
+            Self::Config { .. }
+            | Self::InvalidRequest { .. }
+            | Self::UnsupportedMedia { .. }
+            | Self::BodyTooLarge { .. } => ErrorKind::InvalidArgument,
             Self::EndpointNotFound { .. } | Self::VersionNotServed { .. } => ErrorKind::NotFound,
             Self::NotReady { .. } | Self::Starting => ErrorKind::Unavailable,
             Self::InvalidEndpoint { .. } => ErrorKind::FailedPrecondition,
@@ -122,6 +139,7 @@ impl Fault for Error {
             Self::Config { .. } => "INVALID_CONFIG",
             Self::InvalidRequest { .. } => "INVALID_REQUEST",
             Self::UnsupportedMedia { .. } => "UNSUPPORTED_MEDIA",
+            Self::BodyTooLarge { .. } => "BODY_TOO_LARGE",
             Self::EndpointNotFound { .. } => "ENDPOINT_NOT_FOUND",
             Self::VersionNotServed { .. } => "VERSION_NOT_SERVED",
             Self::NotReady { .. } => "ENDPOINT_NOT_READY",

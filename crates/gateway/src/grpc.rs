@@ -37,10 +37,6 @@ impl InferenceService {
     }
 }
 
-fn status(error: Error) -> Status {
-    to_status(&error)
-}
-
 fn non_empty(text: &str) -> Option<&str> {
     (!text.is_empty()).then_some(text)
 }
@@ -67,11 +63,14 @@ impl GrpcInferenceService for InferenceService {
         request: Request<proto::ModelReadyRequest>,
     ) -> Result<Response<proto::ModelReadyResponse>, Status> {
         let request = request.into_inner();
-        let endpoint = self.gateway.endpoint(&request.name).map_err(status)?;
+        let endpoint = self
+            .gateway
+            .endpoint(&request.name)
+            .map_err(|error| to_status(&error))?;
         let ready = match endpoint.describe(non_empty(&request.version)) {
             Ok(_) => true,
             Err(Error::NotReady { .. }) => false,
-            Err(error) => return Err(status(error)),
+            Err(error) => return Err(to_status(&error)),
         };
         Ok(Response::new(proto::ModelReadyResponse { ready }))
     }
@@ -92,8 +91,13 @@ impl GrpcInferenceService for InferenceService {
         request: Request<proto::ModelMetadataRequest>,
     ) -> Result<Response<proto::ModelMetadataResponse>, Status> {
         let request = request.into_inner();
-        let endpoint = self.gateway.endpoint(&request.name).map_err(status)?;
-        let version = endpoint.describe(non_empty(&request.version)).map_err(status)?;
+        let endpoint = self
+            .gateway
+            .endpoint(&request.name)
+            .map_err(|error| to_status(&error))?;
+        let version = endpoint
+            .describe(non_empty(&request.version))
+            .map_err(|error| to_status(&error))?;
         let tensors = |specs: &[TensorSpec]| {
             let each = specs.iter().map(|spec| TensorMetadata {
                 name: spec.name.clone(),
@@ -117,7 +121,7 @@ impl GrpcInferenceService for InferenceService {
         self.infer(request, &metadata, arrived)
             .await
             .map(Response::new)
-            .map_err(status)
+            .map_err(|error| to_status(&error))
     }
 }
 

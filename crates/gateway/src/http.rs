@@ -2,7 +2,12 @@
 //!
 //! This is the hot path: no span and no log line a request; the metrics are the gateway's own.
 
-use std::{sync::Arc, time::Instant};
+#![expect(
+    clippy::unused_async,
+    reason = "axum's handlers are async, also those that wait for nothing"
+)]
+
+use std::{io::Read as _, sync::Arc, time::Instant};
 
 use axum::{
     Router,
@@ -12,6 +17,7 @@ use axum::{
     routing::{get, post},
 };
 use bytes::Bytes;
+use flate2::read::{GzDecoder, ZlibDecoder};
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use modelyard_common::error::Problem;
 use serde_json::{Value, json};
@@ -58,17 +64,11 @@ pub(crate) fn router(gateway: Arc<Gateway>) -> Router {
 
 /// An error in the protocol's shape.
 pub(crate) fn refuse(error: Error) -> Response {
-    let media = matches!(error, Error::UnsupportedMedia { .. });
-    let problem = Problem::from(error);
-    let status = if media {
-        StatusCode::UNSUPPORTED_MEDIA_TYPE
-    } else {
-        StatusCode::from_u16(problem.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR)
-    };
-    refuse_as(status, &problem.detail)
+    let status = error.status();
+    refuse_as(status, &Problem::from(error).detail)
 }
 
-pub(crate) fn refuse_as(status: StatusCode, message: &str) -> Response {
+fn refuse_as(status: StatusCode, message: &str) -> Response {
     json_response(status, &json!({ "error": message }))
 }
 
@@ -83,21 +83,50 @@ fn or_refuse(result: Result<Value>) -> Response {
     }
 }
 
-/// The body, or the answer to one that is too large or broken.
-#[expect(clippy::result_large_err, reason = "the error is the response itself")]
-pub(crate) fn received(body: Received) -> Result<Bytes, Response> {
-    body.map_err(|rejection| {
-        meters::refused_request();
-        let status = rejection.status();
-        if status == StatusCode::PAYLOAD_TOO_LARGE {
-            refuse_as(
-                status,
-                &format!("the body is larger than {MAX_BODY_BYTES} bytes: send less at once"),
-            )
+/// The body, without its compression.
+///
+/// # Errors
+/// `BodyTooLarge`, `UnsupportedMedia`, or `InvalidRequest` if it broke off.
+pub(crate) fn received(headers: &HeaderMap, body: Received) -> Result<Bytes> {
+    let body = body.map_err(|rejection| {
+        if rejection.status() == StatusCode::PAYLOAD_TOO_LARGE {
+            TOO_LARGE
         } else {
-            refuse_as(status, &rejection.body_text())
+            Error::invalid(rejection.body_text())
         }
-    })
+    })?;
+    inflate(headers, body)
+}
+
+const TOO_LARGE: Error = Error::BodyTooLarge {
+    limit_bytes: MAX_BODY_BYTES,
+};
+
+fn inflate(headers: &HeaderMap, body: Bytes) -> Result<Bytes> {
+    let Some(encoding) = headers.get(header::CONTENT_ENCODING) else {
+        return Ok(body);
+    };
+    // One byte more than may be tells that there is more.
+    let limit = MAX_BODY_BYTES as u64 + 1;
+    let mut plain = Vec::new();
+    let read = match encoding.as_bytes() {
+        b"identity" | b"" => return Ok(body),
+        b"gzip" => GzDecoder::new(body.as_ref()).take(limit).read_to_end(&mut plain),
+        b"deflate" => ZlibDecoder::new(body.as_ref()).take(limit).read_to_end(&mut plain),
+        other => {
+            return Err(Error::UnsupportedMedia {
+                detail: format!(
+                    "content encoding `{}` is not read: use gzip, deflate or none",
+                    other.escape_ascii()
+                ),
+            });
+        }
+    };
+    read.map_err(|error| Error::invalid(format!("the compressed body is broken: {error}")))?;
+    if plain.len() > MAX_BODY_BYTES {
+        return Err(TOO_LARGE);
+    }
+    Ok(plain.into())
 }
 
 async fn wrong_method() -> Response {
@@ -204,10 +233,6 @@ async fn answer(
     body: Received,
 ) -> Response {
     let arrived = Instant::now();
-    let body = match received(body) {
-        Ok(body) => body,
-        Err(response) => return response,
-    };
     match run(gateway, model, version, headers, body, arrived).await {
         Ok(body) => respond(body),
         Err(error) => refuse(error),
@@ -219,11 +244,11 @@ async fn run(
     model: &str,
     version: Option<&str>,
     headers: &HeaderMap,
-    body: Bytes,
+    body: Received,
     arrived: Instant,
 ) -> Result<Body> {
     let read = header_bytes(headers)
-        .and_then(|header_bytes| oip::read(&scoring::inflate(headers, body)?, header_bytes))
+        .and_then(|header_bytes| oip::read(&received(headers, body)?, header_bytes))
         .inspect_err(|_| meters::refused_request())?;
     if read.outputs.len() > MAX_TENSORS {
         return Err(Error::invalid(format!("at most {MAX_TENSORS} outputs are possible")));

@@ -1,14 +1,12 @@
 //! MLflow's scoring (`/endpoints/NAME/invocations`) and TensorFlow Serving's (`/v1/models/NAME:predict`): rows in JSON or
 //! CSV, for clients that know no tensors. A client that brings an `X-Request-Id` can label its predictions by it.
 
-use std::{io::Read as _, sync::Arc, time::Instant};
+use std::{sync::Arc, time::Instant};
 
 use axum::{
     extract::{Path, State},
     response::Response,
 };
-use bytes::Bytes;
-use flate2::read::{GzDecoder, ZlibDecoder};
 use http::{HeaderMap, HeaderValue, StatusCode, header};
 use modelyard_common::error::Problem;
 use modelyard_inference::{DataType, Signature, Tensor, TensorSpec};
@@ -19,7 +17,7 @@ use crate::{
     error::{Error, Result},
     http::{Received, json_response, received, refuse},
     meters,
-    oip::{DataSeed, MAX_BODY_BYTES, write_elements},
+    oip::{DataSeed, write_elements},
     predict::{Answer, Gateway, Inputs, Request},
     spool::Protocol,
 };
@@ -29,39 +27,6 @@ const REQUEST_ID: &str = "x-request-id";
 
 /// What ends the path of a prediction in TensorFlow Serving's protocol.
 const PREDICT: &str = ":predict";
-
-/// The body of a request, without its compression.
-///
-/// # Errors
-/// `UnsupportedMedia` for an encoding that is not read, `InvalidRequest` if it is broken or its content too large.
-pub(crate) fn inflate(headers: &HeaderMap, body: Bytes) -> Result<Bytes> {
-    let Some(encoding) = headers.get(header::CONTENT_ENCODING) else {
-        return Ok(body);
-    };
-    // One byte more than may be tells that there is more.
-    let limit = MAX_BODY_BYTES as u64 + 1;
-    let mut plain = Vec::new();
-    let read = match encoding.as_bytes() {
-        b"identity" | b"" => return Ok(body),
-        b"gzip" => GzDecoder::new(body.as_ref()).take(limit).read_to_end(&mut plain),
-        b"deflate" => ZlibDecoder::new(body.as_ref()).take(limit).read_to_end(&mut plain),
-        other => {
-            return Err(Error::UnsupportedMedia {
-                detail: format!(
-                    "content encoding `{}` is not read: use gzip, deflate or none",
-                    other.escape_ascii()
-                ),
-            });
-        }
-    };
-    read.map_err(|error| Error::invalid(format!("the compressed body is broken: {error}")))?;
-    if plain.len() > MAX_BODY_BYTES {
-        return Err(Error::invalid(format!(
-            "the body is larger than {MAX_BODY_BYTES} bytes without its compression: send less at once"
-        )));
-    }
-    Ok(plain.into())
-}
 
 /// Rows as a client sends them.
 #[derive(Debug)]
@@ -89,11 +54,7 @@ pub(crate) async fn invocations(
     body: Received,
 ) -> Response {
     let arrived = Instant::now();
-    let body = match received(body) {
-        Ok(body) => body,
-        Err(response) => return response,
-    };
-    let rows = inflate(&headers, body)
+    let rows = received(&headers, body)
         .and_then(|body| read_invocation(&headers, &body))
         .inspect_err(|_| meters::refused_request());
     let answer = match rows {
@@ -122,11 +83,7 @@ pub(crate) async fn predict(
             "POST /v1/models/NAME{PREDICT} is the only one here"
         )));
     };
-    let body = match received(body) {
-        Ok(body) => body,
-        Err(response) => return response,
-    };
-    let rows = inflate(&headers, body)
+    let rows = received(&headers, body)
         .and_then(|body| read_object(&body))
         .and_then(
             |mut object| match (object.remove("instances"), object.remove("inputs")) {
@@ -149,6 +106,7 @@ pub(crate) async fn predict(
     }
 }
 
+#[expect(clippy::unused_async, reason = "axum's handlers are async")]
 pub(crate) async fn model_status(State(gateway): State<Arc<Gateway>>, Path(name): Path<String>) -> Response {
     let endpoint = match gateway.endpoint(&name) {
         Ok(endpoint) => endpoint,
@@ -508,14 +466,8 @@ fn nested(tensor: &Tensor) -> Value {
 }
 
 fn refuse_as_mlflow(error: Error) -> Response {
-    let media = matches!(error, Error::UnsupportedMedia { .. });
+    let status = error.status();
     let problem = Problem::from(error);
-    let status = StatusCode::from_u16(problem.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-    let status = if media {
-        StatusCode::UNSUPPORTED_MEDIA_TYPE
-    } else {
-        status
-    };
     json_response(
         status,
         &json!({"error_code": problem.reason, "message": problem.detail}),

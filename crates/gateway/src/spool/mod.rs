@@ -10,6 +10,8 @@ mod read;
 mod record;
 mod ship;
 mod table;
+#[cfg(test)]
+mod tests;
 
 use std::{
     collections::HashMap,

@@ -25,7 +25,6 @@ use tokio::{
     time::{timeout, timeout_at},
 };
 use tokio_util::task::TaskTracker;
-use tonic::Status;
 use uuid::Uuid;
 
 use super::{
@@ -253,7 +252,7 @@ impl Shipping {
         timeout(CALL_TIMEOUT, client.commit_segment(request))
             .await
             .map_err(|_| Failure::TimedOut("the commit"))?
-            .map_err(|status: Status| RemoteError::from(status))?;
+            .map_err(RemoteError::from)?;
         Ok(())
     }
 

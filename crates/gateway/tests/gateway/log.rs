@@ -18,7 +18,7 @@ use serde_json::{Value, json};
 
 use crate::{
     harness::{PATIENCE, Running, World, endpoint, live, shadow},
-    onnx::{scale, simple},
+    onnx::{scale, simple, slow},
     peers::Registry,
 };
 
@@ -269,6 +269,41 @@ async fn kills_at_any_moment_cost_and_repeat_no_row() {
     wait_until_whole(&world, ROUNDS * REQUESTS).await;
     running.stop().await;
     assert!(segments(&world).is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn shadows_that_a_kill_interrupts_are_computed_after_it() {
+    const REQUESTS: usize = 200;
+    let mut world = World::new(Registry::new(vec![]));
+    let (fast, slow) = (world.store(simple(2.0)).await, world.store(slow(1.0, 100)).await);
+    let routes = vec![live("m", 2, &fast, 1.0), shadow("m", 1, &slow, 1.0)];
+    world.registry.set(vec![endpoint("e", routes)]);
+    world.config.flush_interval = Duration::from_hours(1);
+    let running = world.start_ready().await;
+    for id in 0..REQUESTS {
+        let body = json!({"id": format!("r{id}"), "inputs": [
+            {"name": "x", "datatype": "FP32", "shape": [1, 2], "data": [id, 1]},
+        ]});
+        assert_eq!(running.post("/v2/models/e/infer", &body).await.status, StatusCode::OK);
+    }
+    running.kill().await;
+    // The shadow has no route any more: what it owes is computed all the same.
+    world.registry.set(vec![endpoint("e", vec![live("m", 2, &fast, 1.0)])]);
+    world.config.flush_interval = Duration::from_millis(100);
+    let running = world.start_ready().await;
+    wait_until_whole(&world, REQUESTS).await;
+    for batch in world.rows("e").await {
+        let y = batch.column_by_name("output_y").unwrap().as_list::<i32>();
+        for (row, id) in texts(&batch, "request_id").iter().enumerate() {
+            let factor: f64 = texts(&batch, "model_version")[row].parse().unwrap();
+            let id: f64 = id.trim_start_matches('r').parse().unwrap();
+            assert_eq!(
+                y.value(row).as_primitive::<Float64Type>().values(),
+                &[id * factor, factor]
+            );
+        }
+    }
+    running.stop().await;
 }
 
 #[tokio::test]

@@ -178,3 +178,37 @@ pub fn simple(factor: f32) -> Vec<u8> {
         output: vec![tensor("y", FLOAT, &[-1, 2])],
     })
 }
+
+/// As [`simple`], but each run takes a while: `steps` multiplications by a matrix of 256 x 256 that changes nothing.
+pub fn slow(factor: f32, steps: usize) -> Vec<u8> {
+    const WIDTH: usize = 256;
+    let matrix = |rows: usize, columns: usize, diagonal: f32, name: &str| TensorProto {
+        dims: vec![rows as i64, columns as i64],
+        data_type: FLOAT,
+        float_data: (0..rows * columns)
+            .map(|cell| {
+                if cell / columns == cell % columns {
+                    diagonal
+                } else {
+                    0.0
+                }
+            })
+            .collect(),
+        name: name.to_owned(),
+    };
+    let name = |step: usize| format!("x{step}");
+    let mut nodes = vec![node("MatMul", &["x", "widen"], &["x0"])];
+    nodes.extend((0..steps).map(|step| node("MatMul", &[&name(step), "keep"], &[&name(step + 1)])));
+    nodes.push(node("MatMul", &[&name(steps), "narrow"], &["y"]));
+    file(Graph {
+        node: nodes,
+        name: "slow".to_owned(),
+        initializer: vec![
+            matrix(2, WIDTH, factor, "widen"),
+            matrix(WIDTH, WIDTH, 1.0, "keep"),
+            matrix(WIDTH, 2, 1.0, "narrow"),
+        ],
+        input: vec![tensor("x", FLOAT, &[-1, 2])],
+        output: vec![tensor("y", FLOAT, &[-1, 2])],
+    })
+}
