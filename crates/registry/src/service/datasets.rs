@@ -76,7 +76,7 @@ fn dataset_file(file: &FileReference, size_bytes: u64, table: &Table) -> Dataset
 
 impl Registry {
     /// Makes a dataset version of files. A manifest that equals the newest version's is that version; whether it is new.
-    #[tracing::instrument(name = "registry.create_dataset_version", skip_all, fields(project, dataset))]
+    #[tracing::instrument(name = "registry.create_dataset_version", skip_all, fields(%project, %dataset))]
     pub async fn create_dataset_version(
         &self,
         project: &str,

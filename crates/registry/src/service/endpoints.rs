@@ -18,7 +18,7 @@ use crate::{
 
 impl Registry {
     /// Makes the spec of an endpoint this one.
-    #[tracing::instrument(name = "registry.put_endpoint", skip_all, fields(project, name))]
+    #[tracing::instrument(name = "registry.put_endpoint", skip_all, fields(%project, %name))]
     pub async fn put_endpoint(&self, project: &str, name: &str, spec: &Value) -> Result<(Outcome, EndpointResource)> {
         self.enter(project).await?;
         let key = endpoint_key(project, name)?;

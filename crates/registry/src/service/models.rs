@@ -114,7 +114,7 @@ impl ModelVersionRequest {
 impl Registry {
     /// Registers a version of a model, which is created when it does not exist. Whether the version is new: a repeated
     /// idempotency key finds the version of the first call.
-    #[tracing::instrument(name = "registry.create_model_version", skip_all, fields(project, model))]
+    #[tracing::instrument(name = "registry.create_model_version", skip_all, fields(%project, %model))]
     pub async fn create_model_version(
         &self,
         project: &str,
@@ -230,7 +230,7 @@ impl Registry {
     }
 
     /// Points an alias at a version; where it pointed before. Pointing where it points already changes nothing.
-    #[tracing::instrument(name = "registry.set_alias", skip_all, fields(project, model, alias, version))]
+    #[tracing::instrument(name = "registry.set_alias", skip_all, fields(%project, %model, %alias, %version))]
     pub async fn set_alias(
         &self,
         project: &str,

@@ -51,7 +51,7 @@ pub struct InputRequest {
 
 impl Registry {
     /// Starts a run.
-    #[tracing::instrument(name = "registry.create_run", level = "debug", skip_all, fields(project))]
+    #[tracing::instrument(name = "registry.create_run", level = "debug", skip_all, fields(%project))]
     pub async fn create_run(&self, project: &str, request: RunRequest) -> Result<Run> {
         self.enter(project).await?;
         check_title("an experiment", &request.experiment)?;
