@@ -1,0 +1,63 @@
+//! Alerts: shown, and their triggers fired.
+
+use modelyard_common::{error::Chain, name::check_name};
+use modelyard_jobs::Claim;
+
+use super::{Monitoring, check_project};
+use crate::{
+    error::{Error, Result},
+    model::{
+        alert::Alert,
+        page::{Page, PageRequest},
+    },
+    store::{AlertFilter, FireJob},
+};
+
+/// The longest text that is looked up as the id of an alert, in bytes.
+const MAX_ID_BYTES: usize = 64;
+
+impl Monitoring {
+    /// Alerts, the newest first.
+    ///
+    /// # Errors
+    /// What is wrong with the request, or the database.
+    pub async fn list_alerts(&self, project: &str, filter: &AlertFilter, page: &PageRequest) -> Result<Page<Alert>> {
+        check_project(project)?;
+        if let Some(rule) = &filter.rule {
+            check_name("an alert rule", rule)?;
+        }
+        self.store.list_alerts(project, filter, page).await
+    }
+
+    /// An alert.
+    ///
+    /// # Errors
+    /// There is none, or the database.
+    pub async fn get_alert(&self, project: &str, id: &str) -> Result<Alert> {
+        check_project(project)?;
+        let found = if id.len() > MAX_ID_BYTES { None } else { self.store.find_alert(project, id).await? };
+        found.ok_or_else(|| {
+            let shown: String = id.chars().take(MAX_ID_BYTES).flat_map(char::escape_default).collect();
+            Error::not_found("alert", shown, "list them with GET alerts")
+        })
+    }
+
+    /// Fires the trigger of an alert.
+    pub(super) async fn run_fire(&self, job: &FireJob, claim: &Claim) -> Result<()> {
+        let alert = self.store.alert_to_fire(&job.alert).await?;
+        if let Some((alert, trigger)) = alert.as_ref().and_then(|alert| Some((alert, alert.trigger.as_deref()?))) {
+            match self.orchestrator.fire(alert, trigger).await {
+                Ok(run) => {
+                    self.store.alert_fired(&alert.id, &run).await?;
+                    tracing::info!(alert = alert.id, trigger, pipeline_run = run, "a trigger was fired");
+                }
+                Err(error) => {
+                    self.store.alert_not_fired(&alert.id, &Chain(&error).to_string()).await?;
+                    return Err(error);
+                }
+            }
+        }
+        self.jobs.complete(claim, self.clock.now()).await?;
+        Ok(())
+    }
+}

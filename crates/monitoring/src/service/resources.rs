@@ -1,0 +1,140 @@
+//! Monitors, their windows, and alert rules.
+
+use modelyard_common::{Timestamp, name::check_name};
+use serde_json::Value;
+
+use super::{Monitoring, check_project};
+use crate::{
+    error::{Error, Result},
+    model::{
+        monitor::{Monitor, MonitorSpec},
+        page::{Page, PageRequest},
+        resource::Applied,
+        rule::{AlertRule, AlertRuleSpec},
+        score::MonitorWindow,
+    },
+};
+
+fn check_monitor(project: &str, name: &str) -> Result<()> {
+    check_project(project)?;
+    Ok(check_name("a monitor", name)?)
+}
+
+fn check_rule(project: &str, name: &str) -> Result<()> {
+    check_project(project)?;
+    Ok(check_name("an alert rule", name)?)
+}
+
+fn no_monitor(name: &str) -> Error {
+    Error::not_found("monitor", name, "declare it with `modelyard apply`")
+}
+
+fn no_rule(name: &str) -> Error {
+    Error::not_found("alert rule", name, "declare it with `modelyard apply`")
+}
+
+impl Monitoring {
+    /// Declares a monitor. What is in the log already is scored, too.
+    ///
+    /// # Errors
+    /// What is wrong with the spec, or the database.
+    pub async fn put_monitor(&self, project: &str, name: &str, spec: Value) -> Result<Applied<MonitorSpec>> {
+        check_monitor(project, name)?;
+        let spec = MonitorSpec::read(name, spec)?;
+        self.store.put_monitor(project, name, &spec, self.clock.now()).await
+    }
+
+    /// A monitor.
+    ///
+    /// # Errors
+    /// There is none, or the database.
+    pub async fn get_monitor(&self, project: &str, name: &str) -> Result<Monitor> {
+        check_monitor(project, name)?;
+        self.store.find_monitor(project, name).await?.ok_or_else(|| no_monitor(name))
+    }
+
+    /// Monitors by name.
+    ///
+    /// # Errors
+    /// The database.
+    pub async fn list_monitors(&self, project: &str, page: &PageRequest) -> Result<Page<Monitor>> {
+        check_project(project)?;
+        self.store.list_monitors(project, page).await
+    }
+
+    /// Removes a monitor with its windows.
+    ///
+    /// # Errors
+    /// There is none, an alert rule refers to it, or the database.
+    pub async fn delete_monitor(&self, project: &str, name: &str) -> Result<()> {
+        check_monitor(project, name)?;
+        let deleted = self.store.delete_monitor(project, name).await?;
+        deleted.then_some(()).ok_or_else(|| no_monitor(name))
+    }
+
+    /// The windows of a monitor that have rows, newest first or oldest first.
+    ///
+    /// # Errors
+    /// There is no such monitor, or the database.
+    pub async fn list_windows(
+        &self,
+        project: &str,
+        monitor: &str,
+        page: &PageRequest,
+        ascending: bool,
+    ) -> Result<Page<MonitorWindow>> {
+        let monitor = self.get_monitor(project, monitor).await?;
+        self.store.list_windows(&monitor, page, ascending).await
+    }
+
+    /// A window of a monitor.
+    ///
+    /// # Errors
+    /// There is no such monitor or window, or the database.
+    pub async fn get_window(&self, project: &str, monitor: &str, start: Timestamp) -> Result<MonitorWindow> {
+        let monitor = self.get_monitor(project, monitor).await?;
+        let window = self.store.find_window(&monitor, start).await?;
+        window.ok_or_else(|| {
+            let remedy = format!("no predictions of endpoint `{}` were scored there yet", monitor.spec.endpoint);
+            Error::not_found("window", start.to_string(), remedy)
+        })
+    }
+
+    /// Declares an alert rule. It judges the windows that end from now on, in event time.
+    ///
+    /// # Errors
+    /// What is wrong with the spec, or the database.
+    pub async fn put_rule(&self, project: &str, name: &str, spec: Value) -> Result<Applied<AlertRuleSpec>> {
+        check_rule(project, name)?;
+        let spec = AlertRuleSpec::read(name, spec)?;
+        self.store.put_rule(project, name, &spec, self.clock.now()).await
+    }
+
+    /// An alert rule.
+    ///
+    /// # Errors
+    /// There is none, or the database.
+    pub async fn get_rule(&self, project: &str, name: &str) -> Result<AlertRule> {
+        check_rule(project, name)?;
+        self.store.find_rule(project, name).await?.ok_or_else(|| no_rule(name))
+    }
+
+    /// Alert rules by name.
+    ///
+    /// # Errors
+    /// The database.
+    pub async fn list_rules(&self, project: &str, page: &PageRequest) -> Result<Page<AlertRule>> {
+        check_project(project)?;
+        self.store.list_rules(project, page).await
+    }
+
+    /// Removes an alert rule and resolves its alerts.
+    ///
+    /// # Errors
+    /// There is none, or the database.
+    pub async fn delete_rule(&self, project: &str, name: &str) -> Result<()> {
+        check_rule(project, name)?;
+        let deleted = self.store.delete_rule(project, name, self.clock.now()).await?;
+        deleted.then_some(()).ok_or_else(|| no_rule(name))
+    }
+}

@@ -1,0 +1,100 @@
+//! Scoring windows.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Instant,
+};
+
+use futures::TryStreamExt as _;
+use modelyard_common::Timestamp;
+use modelyard_jobs::Claim;
+use tokio::sync::mpsc;
+use tracing::Instrument as _;
+
+use super::Monitoring;
+use crate::{
+    error::{Error, Result},
+    measure,
+    model::score::WindowScore,
+    scoring::{Plan, Reference, Scorer},
+    store::{MonitorJob, ScoreJob, ScoreTask, Scored},
+};
+
+/// How many batches wait for the thread that computes.
+const BATCHES_AHEAD: usize = 2;
+
+impl Monitoring {
+    /// Scores a window anew; what it replaces is gone. Then the alert rules judge it.
+    pub(super) async fn run_score(&self, job: &ScoreJob, claim: &Claim) -> Result<()> {
+        let span = tracing::debug_span!("monitoring.score", monitor = job.monitor, window = %job.start);
+        self.score(job, claim).instrument(span).await
+    }
+
+    async fn score(&self, job: &ScoreJob, claim: &Claim) -> Result<()> {
+        let Some(task) = self.store.begin_score(job).await? else {
+            // The monitor was deleted.
+            self.jobs.complete(claim, self.clock.now()).await?;
+            return Ok(());
+        };
+        let started = Instant::now();
+        let score = self.compute(&task).await?;
+        let took = started.elapsed();
+        measure::scored(&task.monitor.name, took);
+        let scored = Scored { task, score, took };
+        for raised in self.store.finish_score(claim, &scored, self.clock.now()).await? {
+            measure::raised(&raised.rule);
+            tracing::info!(rule = raised.rule, alert = raised.alert, window = %job.start, "an alert fires");
+        }
+        Ok(())
+    }
+
+    async fn compute(&self, task: &ScoreTask) -> Result<WindowScore> {
+        let monitor = &task.monitor;
+        let tables = self.tables(&monitor.project, &monitor.spec.endpoint)?;
+        let mut references = BTreeMap::new();
+        for group in tables.groups(task.span).await? {
+            let reference = if group.version == 0 {
+                Arc::new(Reference::default())
+            } else {
+                self.registry.reference(&monitor.project, &group.model, group.version).await?
+            };
+            references.insert(group, reference);
+        }
+        let plan = Plan::new(&monitor.spec, references);
+        let columns = plan.columns(&tables.log_columns().await?);
+        let mut answers = tables.answers(task.span, &columns).await?;
+        // The numbers are computed on a thread of their own, one batch behind the query.
+        let (sender, mut receiver) = mpsc::channel(BATCHES_AHEAD);
+        let numbers = tokio::task::spawn_blocking(move || {
+            let mut scorer = Scorer::new(plan);
+            while let Some(batch) = receiver.blocking_recv() {
+                scorer.update(&batch)?;
+            }
+            scorer.finish()
+        });
+        let read = async {
+            while let Some(batch) = answers.try_next().await.map_err(|error| Error::Query(error.into()))? {
+                // The thread has stopped at an error, which it answers with.
+                if sender.send(batch).await.is_err() {
+                    break;
+                }
+            }
+            Ok::<_, Error>(())
+        }
+        .await;
+        drop(sender);
+        let score = numbers.await.map_err(|error| Error::Thread(error.to_string()))?;
+        read?;
+        score
+    }
+
+    /// Finds the windows of a monitor that have predictions already.
+    pub(super) async fn run_backfill(&self, job: &MonitorJob, claim: &Claim) -> Result<()> {
+        let hours: BTreeSet<Timestamp> = match self.store.find_monitor(&job.project, &job.monitor).await? {
+            Some(monitor) => self.tables(&job.project, &monitor.spec.endpoint)?.all_hours().await?,
+            None => BTreeSet::new(),
+        };
+        self.store.finish_backfill(claim, job, &hours, self.clock.now()).await
+    }
+}
