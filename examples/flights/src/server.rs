@@ -84,7 +84,7 @@ impl Server {
     }
 
     async fn wait_listening(&mut self) -> Result<Addresses> {
-        let file = self.options.data_dir.join(ADDRESSES_FILE);
+        let file = self.data_dir_seen_from_here().join(ADDRESSES_FILE);
         let deadline = Instant::now() + START_PATIENCE;
         loop {
             // The file may still be that of a server which was killed.
@@ -151,6 +151,19 @@ impl Server {
     #[must_use]
     pub fn options(&self) -> &ServerOptions {
         &self.options
+    }
+
+    /// The path to the data folder that leads there also when a wrapper gave the server file systems of its own.
+    #[must_use]
+    pub fn data_dir_seen_from_here(&self) -> PathBuf {
+        let folder = &self.options.data_dir;
+        match folder.strip_prefix("/") {
+            Ok(below) if !self.options.wrapper.is_empty() => Path::new("/proc")
+                .join(self.addresses.pid.to_string())
+                .join("root")
+                .join(below),
+            _ => folder.clone(),
+        }
     }
 
     /// Its end, if it has ended.

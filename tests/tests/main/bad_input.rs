@@ -231,11 +231,6 @@ async fn a_full_disk_is_named_loses_nothing_and_heals_when_there_is_space() -> R
     .await
     .context("a server on a small disk cannot be started: this test needs `unshare` and the right to mount a tmpfs")?;
     server.wait_ready().await?;
-    // The mount exists for that process alone; this is its way in.
-    let seen = Path::new("/proc")
-        .join(server.addresses().pid.to_string())
-        .join("root")
-        .join(disk.strip_prefix("/")?);
     let url = server.addresses().public.clone();
     let command = |arguments: &[&str]| modelyard(arguments, &[("MODELYARD_URL", &url)]);
 
@@ -243,7 +238,8 @@ async fn a_full_disk_is_named_loses_nothing_and_heals_when_there_is_space() -> R
     let pushed = command(&["data", "push", "kept", &kept])?;
     ensure!(pushed.status.success(), "{}", String::from_utf8_lossy(&pushed.stderr));
 
-    let filler = seen.join("filler");
+    // The disk exists for that process alone; this is the way in.
+    let filler = server.data_dir_seen_from_here().with_file_name("filler");
     fill(&filler)?;
     let mut lines = String::from("a,b\n");
     for number in 0..200_000 {
