@@ -34,8 +34,8 @@ use crate::{
 /// How many bytes of a body are JSON.
 static HEADER_LENGTH: HeaderName = HeaderName::from_static("inference-header-content-length");
 
-const JSON: HeaderValue = HeaderValue::from_static("application/json");
-const BINARY: HeaderValue = HeaderValue::from_static("application/octet-stream");
+static JSON: HeaderValue = HeaderValue::from_static("application/json");
+static BINARY: HeaderValue = HeaderValue::from_static("application/octet-stream");
 
 type Shared = State<Arc<Gateway>>;
 pub(crate) type Received = Result<Bytes, BytesRejection>;
@@ -73,7 +73,7 @@ fn refuse_as(status: StatusCode, message: &str) -> Response {
 }
 
 pub(crate) fn json_response(status: StatusCode, body: &Value) -> Response {
-    (status, [(header::CONTENT_TYPE, JSON)], body.to_string()).into_response()
+    (status, [(header::CONTENT_TYPE, JSON.clone())], body.to_string()).into_response()
 }
 
 fn or_refuse(result: Result<Value>) -> Response {
@@ -288,10 +288,10 @@ fn respond(body: Body) -> Response {
     let headers = response.headers_mut();
     match body.header_bytes {
         None => {
-            headers.insert(header::CONTENT_TYPE, JSON);
+            headers.insert(header::CONTENT_TYPE, JSON.clone());
         }
         Some(bytes) => {
-            headers.insert(header::CONTENT_TYPE, BINARY);
+            headers.insert(header::CONTENT_TYPE, BINARY.clone());
             headers.insert(&HEADER_LENGTH, HeaderValue::from(bytes));
         }
     }

@@ -132,8 +132,6 @@ fn sweep_files(folder: &Path, used: &HashSet<Digest>, limit: u64) -> io::Result<
 
 #[cfg(test)]
 mod tests {
-    #![expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
-
     use super::*;
 
     #[test]

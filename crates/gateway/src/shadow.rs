@@ -113,21 +113,12 @@ pub(crate) async fn work(
 }
 
 async fn answer_job(job: ShadowJob, ids: &SharedIds) {
-    match read_live(job.record) {
-        Some(record) => {
-            answer(
-                &record,
-                &job.live,
-                &job.shadow,
-                Some(&job.meters),
-                &job.log,
-                job.owed.owed(),
-                ids,
-            )
-            .await;
-        }
-        None => job.log.room().lose(DropReason::Damaged, 1),
-    }
+    let Some(record) = read_live(job.record) else {
+        job.log.room().lose(DropReason::Damaged, 1);
+        return;
+    };
+    let (owed, meters) = (job.owed.owed(), Some(&*job.meters));
+    answer(&record, &job.live, &job.shadow, meters, &job.log, owed, ids).await;
 }
 
 /// Computes an owed answer and writes it to the log; what cannot be computed is counted as lost.

@@ -123,7 +123,7 @@ impl<'de, T: Scalar> DeserializeSeed<'de> for Append<'_, T> {
 }
 
 impl<T: Scalar> Append<'_, T> {
-    fn push<E: Error>(self, value: Option<T>, given: impl fmt::Display) -> Result<(), E> {
+    fn push<E: Error>(self, value: Option<T>, given: &dyn fmt::Display) -> Result<(), E> {
         match value {
             Some(value) => {
                 self.0.push(value);
@@ -147,27 +147,27 @@ impl<'de, T: Scalar> Visitor<'de> for Append<'_, T> {
     }
 
     fn visit_bool<E: Error>(self, value: bool) -> Result<(), E> {
-        self.push(T::from_bool(value), value)
+        self.push(T::from_bool(value), &value)
     }
 
     fn visit_u64<E: Error>(self, value: u64) -> Result<(), E> {
-        self.push(T::from_u64(value), value)
+        self.push(T::from_u64(value), &value)
     }
 
     fn visit_i64<E: Error>(self, value: i64) -> Result<(), E> {
-        self.push(T::from_i64(value), value)
+        self.push(T::from_i64(value), &value)
     }
 
     fn visit_f64<E: Error>(self, value: f64) -> Result<(), E> {
-        self.push(T::from_f64(value), value)
+        self.push(T::from_f64(value), &value)
     }
 
     fn visit_str<E: Error>(self, value: &str) -> Result<(), E> {
-        self.push(T::from_text(value), "a string")
+        self.push(T::from_text(value), &"a string")
     }
 
     fn visit_unit<E: Error>(self) -> Result<(), E> {
-        self.push(T::from_null(), "null")
+        self.push(T::from_null(), &"null")
     }
 }
 

@@ -67,8 +67,12 @@ pub(crate) fn read(body: &Bytes, header_bytes: Option<usize>) -> Result<InferReq
             body.len()
         )));
     };
-    let request: WireRequest<'_> = serde_json::from_slice(header)
-        .map_err(|error| Error::invalid(format!("the body is no inference request: {error}")))?;
+    let request: WireRequest<'_> = serde_json::from_slice(header).map_err(|error| {
+        Error::invalid(format!(
+            "the body is no inference request: {error}{}",
+            hint_at(&error, header)
+        ))
+    })?;
     let mut binary = body.slice(header_bytes..);
     if request.inputs.len() > MAX_TENSORS {
         return Err(Error::invalid(format!(
@@ -99,6 +103,22 @@ pub(crate) fn read(body: &Bytes, header_bytes: Option<usize>) -> Result<InferReq
             .timeout
             .map(|timeout| Duration::from_micros(timeout.0)),
     })
+}
+
+/// What to do where a client's library wrote a float that JSON has no number for, as Python's does.
+fn hint_at(error: &serde_json::Error, header: &[u8]) -> &'static str {
+    // The longest such word, and the place where the reader may have stopped in it.
+    const BEFORE: usize = 3;
+    const AFTER: usize = 9;
+    let line = header.split(|&byte| byte == b'\n').nth(error.line().saturating_sub(1));
+    let line = line.unwrap_or_default();
+    let around = error.column().saturating_sub(BEFORE)..(error.column() + AFTER).min(line.len());
+    let around = String::from_utf8_lossy(line.get(around).unwrap_or_default());
+    if error.is_syntax() && (around.contains("NaN") || around.contains("Infinity")) {
+        ": JSON has no NaN and no Infinity: send null, \"NaN\", \"Infinity\" or binary data"
+    } else {
+        ""
+    }
 }
 
 /// The one row that a whole body is, for a model with one input.

@@ -450,8 +450,6 @@ pub(super) type Definitions = std::collections::HashMap<u32, Arc<Definition>>;
 
 #[cfg(test)]
 mod tests {
-    #![expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
-
     use modelyard_artifacts::Digest;
     use modelyard_inference::f16;
     use proptest::prelude::*;

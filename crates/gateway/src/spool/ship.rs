@@ -1,7 +1,7 @@
 //! Hands closed segments over to monitoring, each endpoint's in the order of their making.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     convert::Infallible,
     fs::{self, File},
     io,
@@ -283,11 +283,15 @@ impl Shipping {
         versions: &mut HashMap<VersionRef, Option<Arc<Version>>>,
     ) {
         let owing = content.owing(part);
-        for (_, _, _, shadow) in &owing {
-            let name = shadow.version();
-            if !versions.contains_key(name) {
-                versions.insert(name.clone(), self.version(name).await);
-            }
+        let missing: HashSet<VersionRef> = owing
+            .iter()
+            .map(|(_, _, _, shadow)| shadow.version())
+            .filter(|name| !versions.contains_key(name))
+            .cloned()
+            .collect();
+        for name in missing {
+            let version = self.version(&name).await;
+            versions.insert(name, version);
         }
         let answers = owing.into_iter().map(|(owed, prediction, live, shadow)| {
             let version = versions.get(shadow.version()).cloned().flatten();

@@ -1,6 +1,4 @@
 //! The spool without a gateway around it.
-#![expect(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
-
 use std::{fs::File, path::Path};
 
 use modelyard_artifacts::Digest;

@@ -256,6 +256,14 @@ async fn what_cannot_be_right_is_refused_by_name() {
         r#"{{"inputs":[{{"name":"x","datatype":"FP32","shape":[1,2],"data":{}"#,
         "[".repeat(200_000)
     );
+    for float in ["NaN", "Infinity", "-Infinity"] {
+        let data = format!(r#"{{"inputs":[{{"name":"x","datatype":"FP32","shape":[1,2],"data":[1.0, {float}]}}]}}"#);
+        let answer = running
+            .send(Request::post("/v2/models/e/infer").body(Body::from(data)).unwrap())
+            .await;
+        let message = answer.json()["error"].to_string();
+        assert!(message.contains("send null"), "{float}: {message}");
+    }
     for body in [deep.as_str(), "{", "\u{0}", r#"{"inputs": []} trailing"#] {
         let request = Request::post("/v2/models/e/infer")
             .body(Body::from(body.to_owned()))
