@@ -316,8 +316,13 @@ fn digest_of<'a>(ids: impl Iterator<Item = &'a str>) -> String {
 }
 
 fn label_rows(batches: &[(LabelBatch, Timestamp)], name: &str) -> Result<RecordBatch> {
-    let labels = || batches.iter().flat_map(|(batch, received)| batch.labels.iter().map(move |label| (label, *received)));
-    let count = labels().count();
+    // Collected first: Arrow builds its arrays from iterators that know their length.
+    let mut all = Vec::new();
+    for (batch, received) in batches {
+        all.extend(batch.labels.iter().map(|label| (label, *received)));
+    }
+    let labels = || all.iter().copied();
+    let count = all.len();
     let times = |time: fn(&Label, Timestamp) -> Timestamp| -> ArrayRef {
         let values = labels().map(|(label, received)| time(label, received).as_micros());
         Arc::new(TimestampMicrosecondArray::from_iter_values(values).with_timezone(UTC))
