@@ -62,10 +62,14 @@ impl Config {
             )));
         }
         if self.score_interval > MAX_SCORE_INTERVAL {
-            return Err(Error::Config("monitoring.score_interval is too long: set at most 1day".to_owned()));
+            return Err(Error::Config(
+                "monitoring.score_interval is too long: set at most 1day".to_owned(),
+            ));
         }
         if self.query_memory < MIN_QUERY_MEMORY_BYTES {
-            return Err(Error::Config("monitoring.query_memory is too small: set at least 16MiB".to_owned()));
+            return Err(Error::Config(
+                "monitoring.query_memory is too small: set at least 16MiB".to_owned(),
+            ));
         }
         if self.query_threads > MAX_QUERY_THREADS {
             return Err(Error::Config(format!(
@@ -85,10 +89,34 @@ mod tests {
     fn the_defaults_are_valid_and_bad_values_are_named() {
         assert!(Config::default().validate().is_ok());
         let wrong = [
-            ("score_concurrency", Config { score_concurrency: 0, ..Config::default() }),
-            ("score_interval", Config { score_interval: MAX_SCORE_INTERVAL * 2, ..Config::default() }),
-            ("query_memory", Config { query_memory: 1, ..Config::default() }),
-            ("query_threads", Config { query_threads: 1000, ..Config::default() }),
+            (
+                "score_concurrency",
+                Config {
+                    score_concurrency: 0,
+                    ..Config::default()
+                },
+            ),
+            (
+                "score_interval",
+                Config {
+                    score_interval: MAX_SCORE_INTERVAL * 2,
+                    ..Config::default()
+                },
+            ),
+            (
+                "query_memory",
+                Config {
+                    query_memory: 1,
+                    ..Config::default()
+                },
+            ),
+            (
+                "query_threads",
+                Config {
+                    query_threads: 1000,
+                    ..Config::default()
+                },
+            ),
         ];
         for (key, config) in wrong {
             let error = config.validate().unwrap_err().to_string();

@@ -104,7 +104,11 @@ impl Error {
 
     /// A thing that is not there.
     pub(crate) fn not_found(what: &'static str, name: impl Into<String>, remedy: impl Into<String>) -> Self {
-        Self::NotFound { what, name: name.into(), remedy: remedy.into() }
+        Self::NotFound {
+            what,
+            name: name.into(),
+            remedy: remedy.into(),
+        }
     }
 
     /// Arrow refused something that the log's format promises.

@@ -32,8 +32,14 @@ impl SegmentService for Segments {
             min_event_time: Timestamp::from_micros(file.min_event_time_us),
             max_event_time: Timestamp::from_micros(file.max_event_time_us),
         });
-        let segment = Segment { id: request.segment_id, files: files.collect() };
-        let committed = self.0.commit_segment(&request.project, &request.endpoint, &segment).await;
+        let segment = Segment {
+            id: request.segment_id,
+            files: files.collect(),
+        };
+        let committed = self
+            .0
+            .commit_segment(&request.project, &request.endpoint, &segment)
+            .await;
         committed.map_err(|error| to_status(&error))?;
         Ok(Response::new(CommitSegmentResponse {}))
     }

@@ -21,10 +21,16 @@ const MAX_LABEL_BYTES: usize = 24 << 20;
 
 /// The routes with their description.
 pub fn router(monitoring: Arc<Monitoring>) -> OpenApiRouter {
-    let labels = OpenApiRouter::new().routes(routes!(labels::add_labels)).layer(DefaultBodyLimit::max(MAX_LABEL_BYTES));
+    let labels = OpenApiRouter::new()
+        .routes(routes!(labels::add_labels))
+        .layer(DefaultBodyLimit::max(MAX_LABEL_BYTES));
     OpenApiRouter::new()
         .routes(routes!(monitors::list_monitors))
-        .routes(routes!(monitors::put_monitor, monitors::get_monitor, monitors::delete_monitor))
+        .routes(routes!(
+            monitors::put_monitor,
+            monitors::get_monitor,
+            monitors::delete_monitor
+        ))
         .routes(routes!(monitors::list_windows))
         .routes(routes!(monitors::get_window))
         .routes(routes!(rules::list_rules))

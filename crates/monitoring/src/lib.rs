@@ -27,16 +27,17 @@ use std::{sync::Arc, time::Duration};
 
 use modelyard_analytics::{Analytics, AnalyticsOptions};
 use modelyard_artifacts::{Artifacts, Storage};
-use modelyard_common::{Context, rpc::{Channel, MAX_MESSAGE_BYTES}};
+use modelyard_common::{
+    Context,
+    rpc::{Channel, MAX_MESSAGE_BYTES},
+};
 use modelyard_db::Database;
 use modelyard_jobs::{Backoff, JobStore, KEEP_FINISHED, Worker, WorkerConfig, retain};
 use modelyard_proto::monitoring::v1::segment_service_server::SegmentServiceServer;
 use tonic::service::Routes;
 use utoipa_axum::router::OpenApiRouter;
 
-pub use config::{
-    Config, MAX_QUERY_THREADS, MAX_SCORE_CONCURRENCY, MAX_SCORE_INTERVAL, MIN_QUERY_MEMORY_BYTES,
-};
+pub use config::{Config, MAX_QUERY_THREADS, MAX_SCORE_CONCURRENCY, MAX_SCORE_INTERVAL, MIN_QUERY_MEMORY_BYTES};
 pub use error::{Error, Result};
 
 use peers::{Orchestrator, Registry};
@@ -49,7 +50,10 @@ const LOG_CONCURRENCY: usize = 2;
 /// How many triggers are fired at once.
 const FIRE_CONCURRENCY: usize = 2;
 /// The waits of jobs whose peers or storage are away: short at first, so that work goes on soon after they are back.
-const BACKOFF: Backoff = Backoff { first: Duration::from_millis(200), longest: Duration::from_secs(10) };
+const BACKOFF: Backoff = Backoff {
+    first: Duration::from_millis(200),
+    longest: Duration::from_secs(10),
+};
 
 /// The faces of a running service.
 pub struct Service {
@@ -74,15 +78,29 @@ pub async fn start(
     config.validate()?;
     let gate = context.readiness.gate("monitoring.database");
     let database = Database::open(&config.database, &context.data_dir, NAME).await?;
-    database.migrate(&[modelyard_jobs::MIGRATIONS, store::MIGRATIONS]).await?;
+    database
+        .migrate(&[modelyard_jobs::MIGRATIONS, store::MIGRATIONS])
+        .await?;
     let jobs = modelyard_jobs::open(&database);
     jobs.release_node(&context.node, context.clock.now()).await?;
-    let store = store::open(&database, Arc::clone(&jobs), Arc::clone(&context.ids), config.score_interval);
+    let store = store::open(
+        &database,
+        Arc::clone(&jobs),
+        Arc::clone(&context.ids),
+        config.score_interval,
+    );
     let analytics = analytics(&config, context, &storage)?;
     let registry = Registry::new(registry, Artifacts::new(storage));
     let orchestrator = Orchestrator::new(orchestrator);
     let clock = Arc::clone(&context.clock);
-    let monitoring = Arc::new(Monitoring::new(store, Arc::clone(&jobs), analytics, registry, orchestrator, clock));
+    let monitoring = Arc::new(Monitoring::new(
+        store,
+        Arc::clone(&jobs),
+        analytics,
+        registry,
+        orchestrator,
+        clock,
+    ));
     spawn(&config, context, &jobs, &monitoring);
     gate.open();
     let segments = SegmentServiceServer::new(grpc::Segments(Arc::clone(&monitoring)));
@@ -94,12 +112,18 @@ pub async fn start(
 
 fn analytics(config: &Config, context: &Context, storage: &Storage) -> Result<Analytics> {
     let spill_dir = context.data_dir.join(NAME).join("spill");
-    std::fs::create_dir_all(&spill_dir)
-        .map_err(|source| Error::Folder { path: spill_dir.display().to_string(), source })?;
+    std::fs::create_dir_all(&spill_dir).map_err(|source| Error::Folder {
+        path: spill_dir.display().to_string(),
+        source,
+    })?;
     let defaults = AnalyticsOptions::default();
     let options = AnalyticsOptions {
         memory_limit_bytes: config.query_memory,
-        threads: if config.query_threads == 0 { defaults.threads } else { config.query_threads },
+        threads: if config.query_threads == 0 {
+            defaults.threads
+        } else {
+            config.query_threads
+        },
         spill_dir: Some(spill_dir),
         spill_limit_bytes: config.query_spill,
     };
@@ -109,15 +133,34 @@ fn analytics(config: &Config, context: &Context, storage: &Storage) -> Result<An
 fn spawn(config: &Config, context: &Context, jobs: &Arc<dyn JobStore>, monitoring: &Arc<Monitoring>) {
     let lifecycle = &context.lifecycle;
     let work = |name: &'static str, queues: &[&'static str], concurrency: usize| {
-        let config = WorkerConfig { concurrency, backoff: BACKOFF, ..WorkerConfig::new(queues.iter().copied()) };
+        let config = WorkerConfig {
+            concurrency,
+            backoff: BACKOFF,
+            ..WorkerConfig::new(queues.iter().copied())
+        };
         let handler = Arc::new(JobHandler(Arc::clone(monitoring)));
-        let worker = Worker::new(Arc::clone(jobs), handler, Arc::clone(&context.clock), &context.node, config);
+        let worker = Worker::new(
+            Arc::clone(jobs),
+            handler,
+            Arc::clone(&context.clock),
+            &context.node,
+            config,
+        );
         lifecycle.spawn(name, worker.run(lifecycle.soft()));
     };
-    work("monitoring log", &[store::COMMIT, store::LABELS, store::BACKFILL], LOG_CONCURRENCY);
+    work(
+        "monitoring log",
+        &[store::COMMIT, store::LABELS, store::BACKFILL],
+        LOG_CONCURRENCY,
+    );
     work("monitoring scores", &[store::SCORE], config.score_concurrency);
     work("monitoring triggers", &[store::FIRE], FIRE_CONCURRENCY);
     lifecycle.spawn("monitoring upkeep", Arc::clone(monitoring).upkeep(lifecycle.soft()));
-    let retention = retain(Arc::clone(jobs), Arc::clone(&context.clock), KEEP_FINISHED, lifecycle.soft());
+    let retention = retain(
+        Arc::clone(jobs),
+        Arc::clone(&context.clock),
+        KEEP_FINISHED,
+        lifecycle.soft(),
+    );
     lifecycle.spawn("monitoring job retention", retention);
 }

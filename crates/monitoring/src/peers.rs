@@ -15,8 +15,8 @@ use modelyard_common::{
 use modelyard_proto::{
     orchestrator::v1::{FireTriggerRequest, trigger_service_client::TriggerServiceClient},
     registry::v1::{
-        GetModelVersionRequest, GetRunRequest, ModelVersion, Run, RunStatus,
-        get_model_version_request::Selector, model_service_client::ModelServiceClient, run_service_client::RunServiceClient,
+        GetModelVersionRequest, GetRunRequest, ModelVersion, Run, RunStatus, get_model_version_request::Selector,
+        model_service_client::ModelServiceClient, run_service_client::RunServiceClient,
     },
 };
 use modelyard_stats::Profile;
@@ -70,7 +70,10 @@ fn request<T>(message: T) -> Request<T> {
 }
 
 fn of_peer(peer: &'static str, status: Status) -> Error {
-    Error::Peer { peer, source: RemoteError::from(status) }
+    Error::Peer {
+        peer,
+        source: RemoteError::from(status),
+    }
 }
 
 /// Calls, and again while that may help. A peer that does not answer at all is given up after the deadline.
@@ -138,7 +141,10 @@ impl Registry {
     /// # Errors
     /// The registry does not answer.
     pub async fn find_run(&self, project: &str, run_id: &str) -> Result<Option<Run>> {
-        let message = GetRunRequest { project: project.to_owned(), run_id: run_id.to_owned() };
+        let message = GetRunRequest {
+            project: project.to_owned(),
+            run_id: run_id.to_owned(),
+        };
         let call = || {
             let (mut runs, message) = (self.runs.clone(), message.clone());
             async move { runs.get_run(request(message)).await }
@@ -157,7 +163,10 @@ impl Registry {
         }
         let Some(found) = self.find_version(project, model, version).await? else {
             let note = format!("the registry does not know {model}/{version}: there is nothing to compare with");
-            return Ok(Arc::new(Reference { notes: vec![note], ..Reference::default() }));
+            return Ok(Arc::new(Reference {
+                notes: vec![note],
+                ..Reference::default()
+            }));
         };
         let mut notes = Vec::new();
         let profile = match self.profile(&found.reference_profile_digest).await? {
@@ -168,7 +177,11 @@ impl Registry {
             }
         };
         let metrics: BTreeMap<String, f64> = found.metrics.into_iter().collect();
-        let reference = Arc::new(Reference { metrics: Some(metrics), profile, notes });
+        let reference = Arc::new(Reference {
+            metrics: Some(metrics),
+            profile,
+            notes,
+        });
         // Versions never change, so that what is kept is right for ever.
         let mut references = self.references.lock();
         if references.len() >= MAX_REFERENCES {
@@ -181,7 +194,9 @@ impl Registry {
     /// A reference profile, or why there is none.
     async fn profile(&self, digest: &str) -> Result<Result<Arc<Profile>, String>> {
         if digest.is_empty() {
-            return Ok(Err("the version has no reference profile: its drift is not measured".to_owned()));
+            return Ok(Err(
+                "the version has no reference profile: its drift is not measured".to_owned()
+            ));
         }
         let unusable = |why: &dyn std::fmt::Display| format!("the reference profile {digest} cannot be used: {why}");
         let parsed: Digest = match digest.parse() {
@@ -194,7 +209,9 @@ impl Registry {
             Err(error) => return Ok(Err(unusable(&error))),
         };
         let text = String::from_utf8_lossy(&bytes);
-        Ok(Profile::from_json(&text).map(Arc::new).map_err(|error| unusable(&error)))
+        Ok(Profile::from_json(&text)
+            .map(Arc::new)
+            .map_err(|error| unusable(&error)))
     }
 }
 
@@ -202,7 +219,9 @@ impl Orchestrator {
     /// Calls the orchestrator over a channel.
     #[must_use]
     pub fn new(channel: Channel) -> Self {
-        Self { triggers: TriggerServiceClient::new(channel).max_decoding_message_size(MAX_MESSAGE_BYTES) }
+        Self {
+            triggers: TriggerServiceClient::new(channel).max_decoding_message_size(MAX_MESSAGE_BYTES),
+        }
     }
 
     /// Fires the trigger of an alert, once for each alert however often it is called. The answer is the pipeline run.
@@ -226,8 +245,11 @@ impl Orchestrator {
 
 /// What a trigger's parameters can refer to. It is the same whenever the trigger is fired: no state, no time of firing.
 fn event(alert: &Alert) -> serde_json::Value {
-    let values: BTreeMap<&str, f64> =
-        alert.conditions.iter().map(|condition| (condition.metric.as_str(), condition.value)).collect();
+    let values: BTreeMap<&str, f64> = alert
+        .conditions
+        .iter()
+        .map(|condition| (condition.metric.as_str(), condition.value))
+        .collect();
     serde_json::json!({
         "alert": alert.id,
         "rule": alert.rule,
@@ -274,7 +296,11 @@ pub fn training_run(run: Run) -> TrainingRun {
         started_at: Timestamp::from_micros(run.start_time_us),
         ended_at: (run.end_time_us > 0).then(|| Timestamp::from_micros(run.end_time_us)),
         params: run.params.into_iter().map(|param| (param.key, param.value)).collect(),
-        metrics: run.metrics.into_iter().map(|metric| (metric.key, metric.value)).collect(),
+        metrics: run
+            .metrics
+            .into_iter()
+            .map(|metric| (metric.key, metric.value))
+            .collect(),
         inputs: run
             .inputs
             .into_iter()

@@ -59,7 +59,10 @@ impl Plan {
             test: spec.tests,
             thresholds: spec.thresholds.clone(),
             min_rows: spec.min_rows,
-            features: spec.features.as_ref().map(|features| features.iter().cloned().collect()),
+            features: spec
+                .features
+                .as_ref()
+                .map(|features| features.iter().cloned().collect()),
             references,
         }
     }
@@ -79,7 +82,12 @@ impl Plan {
             }
             None => OUTPUTS.contains(&name),
         };
-        log.fields().iter().map(|field| field.name()).filter(|name| wanted(name)).cloned().collect()
+        log.fields()
+            .iter()
+            .map(|field| field.name())
+            .filter(|name| wanted(name))
+            .cloned()
+            .collect()
     }
 }
 
@@ -95,7 +103,12 @@ impl Scorer {
     /// A scorer that has seen no answers.
     #[must_use]
     pub const fn new(plan: Plan) -> Self {
-        Self { plan, current: None, rows: 0, groups: Vec::new() }
+        Self {
+            plan,
+            current: None,
+            rows: 0,
+            groups: Vec::new(),
+        }
     }
 
     /// Adds answers, in the order of their groups.
@@ -105,7 +118,10 @@ impl Scorer {
     pub fn update(&mut self, batch: &RecordBatch) -> Result<()> {
         self.rows += batch.num_rows() as u64;
         if self.rows > MAX_WINDOW_ROWS {
-            return Err(Error::WindowTooLarge { limit: MAX_WINDOW_ROWS, what: "rows" });
+            return Err(Error::WindowTooLarge {
+                limit: MAX_WINDOW_ROWS,
+                what: "rows",
+            });
         }
         let keys = GroupColumns::of(batch, 0)?;
         let mut start = 0;
@@ -148,6 +164,10 @@ impl Scorer {
         }
         let live = self.groups.iter().filter(|group| group.role == Role::Live);
         let (requests, labels) = live.fold((0, 0), |sum, group| (sum.0 + group.rows, sum.1 + group.labels));
-        Ok(WindowScore { requests, labels, groups: self.groups })
+        Ok(WindowScore {
+            requests,
+            labels,
+            groups: self.groups,
+        })
     }
 }

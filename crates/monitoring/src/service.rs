@@ -56,7 +56,14 @@ impl Monitoring {
         orchestrator: Orchestrator,
         clock: SharedClock,
     ) -> Self {
-        Self { store, jobs, analytics, registry, orchestrator, clock }
+        Self {
+            store,
+            jobs,
+            analytics,
+            registry,
+            orchestrator,
+            clock,
+        }
     }
 
     fn tables(&self, project: &str, endpoint: &str) -> Result<EndpointTables> {
@@ -82,7 +89,9 @@ impl Monitoring {
     async fn keep_up(&self) -> Result<()> {
         let now = self.clock.now();
         self.store.sweep(now).await?;
-        self.store.remove_ended_segments(now - KEEP_SEGMENTS, FORGET_BATCH).await?;
+        self.store
+            .remove_ended_segments(now - KEEP_SEGMENTS, FORGET_BATCH)
+            .await?;
         measure::firing(self.store.count_firing().await?);
         for (endpoint, watermark) in self.store.endpoints(DEFAULT_PROJECT, MAX_ENDPOINTS).await? {
             if let Some(watermark) = watermark {

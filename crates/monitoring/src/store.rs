@@ -171,8 +171,13 @@ pub trait LogStore: Send + Sync {
 #[async_trait]
 pub trait ResourceStore: Send + Sync {
     /// Declares a monitor, and asks for its windows to be found.
-    async fn put_monitor(&self, project: &str, name: &str, spec: &MonitorSpec, now: Timestamp)
-    -> Result<Applied<MonitorSpec>>;
+    async fn put_monitor(
+        &self,
+        project: &str,
+        name: &str,
+        spec: &MonitorSpec,
+        now: Timestamp,
+    ) -> Result<Applied<MonitorSpec>>;
     /// A monitor.
     async fn find_monitor(&self, project: &str, name: &str) -> Result<Option<Monitor>>;
     /// Monitors by name.
@@ -180,8 +185,13 @@ pub trait ResourceStore: Send + Sync {
     /// Removes a monitor with its windows; whether there was one. Refused while alert rules refer to it.
     async fn delete_monitor(&self, project: &str, name: &str) -> Result<bool>;
     /// Declares an alert rule. It judges windows that end after the present watermark.
-    async fn put_rule(&self, project: &str, name: &str, spec: &AlertRuleSpec, now: Timestamp)
-    -> Result<Applied<AlertRuleSpec>>;
+    async fn put_rule(
+        &self,
+        project: &str,
+        name: &str,
+        spec: &AlertRuleSpec,
+        now: Timestamp,
+    ) -> Result<Applied<AlertRuleSpec>>;
     /// An alert rule.
     async fn find_rule(&self, project: &str, name: &str) -> Result<Option<AlertRule>>;
     /// Alert rules by name.
@@ -194,8 +204,13 @@ pub trait ResourceStore: Send + Sync {
 #[async_trait]
 pub trait WindowStore: Send + Sync {
     /// Ends a job of finding windows: those of the hours are to be scored.
-    async fn finish_backfill(&self, claim: &Claim, job: &MonitorJob, hours: &BTreeSet<Timestamp>, now: Timestamp)
-    -> Result<()>;
+    async fn finish_backfill(
+        &self,
+        claim: &Claim,
+        job: &MonitorJob,
+        hours: &BTreeSet<Timestamp>,
+        now: Timestamp,
+    ) -> Result<()>;
     /// What is to be scored; `None` if the window is gone.
     async fn begin_score(&self, job: &ScoreJob) -> Result<Option<ScoreTask>>;
     /// Stores a score, lets the alert rules judge the window, and ends the job.
@@ -203,7 +218,8 @@ pub trait WindowStore: Send + Sync {
     /// Notes why a window could not be scored.
     async fn note_error(&self, job: &ScoreJob, error: &str) -> Result<()>;
     /// Windows with rows, newest first or oldest first.
-    async fn list_windows(&self, monitor: &Monitor, page: &PageRequest, ascending: bool) -> Result<Page<MonitorWindow>>;
+    async fn list_windows(&self, monitor: &Monitor, page: &PageRequest, ascending: bool)
+    -> Result<Page<MonitorWindow>>;
     /// A window that was scored.
     async fn find_window(&self, monitor: &Monitor, start: Timestamp) -> Result<Option<MonitorWindow>>;
 }
@@ -244,8 +260,18 @@ impl<S: LogStore + ResourceStore + WindowStore + AlertStore> Store for S {}
 #[must_use]
 pub fn open(database: &Database, jobs: Arc<dyn JobStore>, ids: SharedIds, score_interval: Duration) -> Arc<dyn Store> {
     match database.clone() {
-        Database::Sqlite(pools) => Arc::new(SqlStore { pools, jobs, ids, score_interval }),
-        Database::Postgres(pools) => Arc::new(SqlStore { pools, jobs, ids, score_interval }),
+        Database::Sqlite(pools) => Arc::new(SqlStore {
+            pools,
+            jobs,
+            ids,
+            score_interval,
+        }),
+        Database::Postgres(pools) => Arc::new(SqlStore {
+            pools,
+            jobs,
+            ids,
+            score_interval,
+        }),
     }
 }
 
@@ -259,23 +285,43 @@ struct SqlStore<P> {
 
 impl<P> SqlStore<P> {
     fn job<T: Serialize>(&self, queue: &str, key: String, payload: &T, run_at: Timestamp) -> Result<NewJob> {
-        let payload = serde_json::to_value(payload).map_err(|_| modelyard_db::Error::value("payload of a job", queue))?;
-        Ok(NewJob { key: Some(key), ..NewJob::new(self.ids.next(), queue, payload, run_at) })
+        let payload =
+            serde_json::to_value(payload).map_err(|_| modelyard_db::Error::value("payload of a job", queue))?;
+        Ok(NewJob {
+            key: Some(key),
+            ..NewJob::new(self.ids.next(), queue, payload, run_at)
+        })
     }
 
     fn endpoint_job(&self, queue: &str, project: &str, endpoint: &str, now: Timestamp) -> Result<NewJob> {
-        let payload = EndpointJob { project: project.to_owned(), endpoint: endpoint.to_owned() };
+        let payload = EndpointJob {
+            project: project.to_owned(),
+            endpoint: endpoint.to_owned(),
+        };
         self.job(queue, format!("{project}/{endpoint}"), &payload, now)
     }
 
     fn backfill_job(&self, project: &str, monitor: &str, now: Timestamp) -> Result<NewJob> {
-        let payload = MonitorJob { project: project.to_owned(), monitor: monitor.to_owned() };
+        let payload = MonitorJob {
+            project: project.to_owned(),
+            monitor: monitor.to_owned(),
+        };
         self.job(BACKFILL, format!("{project}/{monitor}"), &payload, now)
     }
 
     fn fire_job(&self, alert: &str, now: Timestamp) -> Result<NewJob> {
-        let job = self.job(FIRE, alert.to_owned(), &FireJob { alert: alert.to_owned() }, now)?;
-        Ok(NewJob { max_attempts: FIRE_ATTEMPTS, ..job })
+        let job = self.job(
+            FIRE,
+            alert.to_owned(),
+            &FireJob {
+                alert: alert.to_owned(),
+            },
+            now,
+        )?;
+        Ok(NewJob {
+            max_attempts: FIRE_ATTEMPTS,
+            ..job
+        })
     }
 
     /// The next scoring of a window: at once if it was not scored lately.
@@ -287,10 +333,15 @@ impl<P> SqlStore<P> {
         };
         let took = Duration::from_micros(u64::try_from(last.took_us.unwrap_or(0)).unwrap_or(0));
         let rest = self.score_interval.max(took.saturating_mul(SCORE_REST));
-        let earliest = last.scored_at.map_or(now, |scored_at| Timestamp::from_micros(scored_at) + rest);
+        let earliest = last
+            .scored_at
+            .map_or(now, |scored_at| Timestamp::from_micros(scored_at) + rest);
         let key = format!("{}/{}/{}", window.project, window.monitor, window.start.as_micros());
         let job = self.job(SCORE, key, &payload, earliest.max(now).min(now + rest))?;
-        Ok(NewJob { max_attempts: SCORE_ATTEMPTS, ..job })
+        Ok(NewJob {
+            max_attempts: SCORE_ATTEMPTS,
+            ..job
+        })
     }
 }
 
@@ -313,7 +364,10 @@ fn spans_of(length: Length, hours: &BTreeSet<Timestamp>) -> BTreeSet<Span> {
 }
 
 fn span(start: i64, end: i64) -> Span {
-    Span { start: Timestamp::from_micros(start), end: Timestamp::from_micros(end) }
+    Span {
+        start: Timestamp::from_micros(start),
+        end: Timestamp::from_micros(end),
+    }
 }
 
 fn read_json<T: serde::de::DeserializeOwned>(what: &'static str, text: &str) -> Result<T> {
@@ -375,7 +429,11 @@ impl SqlStore<P> {
         .bind(span.end.as_micros())
         .fetch_one(&mut **tx)
         .await?;
-        let window = WindowKey { project, monitor, start: span.start };
+        let window = WindowKey {
+            project,
+            monitor,
+            start: span.start,
+        };
         let job = self.score_job(window, LastScore { scored_at, took_us }, now)?;
         self.enqueue(tx, &job, now).await
     }

@@ -5,7 +5,10 @@
 use std::{collections::BTreeSet, sync::Arc};
 
 use arrow::{
-    array::{Array as _, ArrayRef, AsArray as _, BooleanArray, Date32Array, Float64Array, Int32Array, RecordBatch, StringArray, TimestampMicrosecondArray},
+    array::{
+        Array as _, ArrayRef, AsArray as _, BooleanArray, Date32Array, Float64Array, Int32Array, RecordBatch,
+        StringArray, TimestampMicrosecondArray,
+    },
     compute::cast,
     datatypes::{DataType, Field, Int64Type, Schema, SchemaRef, TimeUnit},
 };
@@ -126,12 +129,16 @@ fn month_of(time: Timestamp) -> NaiveDate {
 
 fn span_params(span: Span) -> Vec<(&'static str, ScalarValue)> {
     let (first, last) = span.dates();
-    vec![("start", time(span.start)), ("end", time(span.end)), ("first", date(first)), ("last", date(last))]
+    vec![
+        ("start", time(span.start)),
+        ("end", time(span.end)),
+        ("first", date(first)),
+        ("last", date(last)),
+    ]
 }
 
 /// The rows of a window; the dates let queries skip all other files.
-const IN_WINDOW: &str =
-    "event_date >= $first AND event_date <= $last AND event_time >= $start AND event_time < $end";
+const IN_WINDOW: &str = "event_date >= $first AND event_date <= $last AND event_time >= $start AND event_time < $end";
 
 /// Numbers the answers that are the same answer, the first that arrived with 1: clients retry and crashes repeat. A
 /// request is answered live once, whichever version did it; each shadow version answers it once.
@@ -163,10 +170,18 @@ impl EndpointTables {
             table: table.clone(),
             schema: Some(schema),
         };
-        [table("log", &self.log, log_schema()), table("labels", &self.labels, label_schema())]
+        [
+            table("log", &self.log, log_schema()),
+            table("labels", &self.labels, label_schema()),
+        ]
     }
 
-    async fn collect(&self, sql: &str, params: &[(&str, ScalarValue)], rows: usize) -> Result<(SchemaRef, Vec<RecordBatch>)> {
+    async fn collect(
+        &self,
+        sql: &str,
+        params: &[(&str, ScalarValue)],
+        rows: usize,
+    ) -> Result<(SchemaRef, Vec<RecordBatch>)> {
         let result = self.analytics.query_collect(sql, &self.tables(), params, rows).await?;
         Ok((result.schema, result.batches))
     }
@@ -191,9 +206,14 @@ impl EndpointTables {
     /// # Errors
     /// The storage.
     pub async fn append_labels(&self, batches: &[(LabelBatch, Timestamp)]) -> Result<String> {
-        let name = format!("labels-{}", digest_of(batches.iter().map(|(batch, _)| batch.id.as_str())));
+        let name = format!(
+            "labels-{}",
+            digest_of(batches.iter().map(|(batch, _)| batch.id.as_str()))
+        );
         let rows = label_rows(batches, &name)?;
-        self.analytics.write_and_append(&self.labels, rows, LABEL_PARTITION, &name).await?;
+        self.analytics
+            .write_and_append(&self.labels, rows, LABEL_PARTITION, &name)
+            .await?;
         Ok(name)
     }
 
@@ -221,7 +241,8 @@ impl EndpointTables {
     /// # Errors
     /// The query failed.
     pub async fn all_hours(&self) -> Result<BTreeSet<Timestamp>> {
-        self.hours("SELECT DISTINCT date_trunc('hour', event_time) AS hour FROM log", &[]).await
+        self.hours("SELECT DISTINCT date_trunc('hour', event_time) AS hour FROM log", &[])
+            .await
     }
 
     async fn hours(&self, sql: &str, params: &[(&str, ScalarValue)]) -> Result<BTreeSet<Timestamp>> {
@@ -322,7 +343,6 @@ fn label_rows(batches: &[(LabelBatch, Timestamp)], name: &str) -> Result<RecordB
         all.extend(batch.labels.iter().map(|label| (label, *received)));
     }
     let labels = || all.iter().copied();
-    let count = all.len();
     let times = |time: fn(&Label, Timestamp) -> Timestamp| -> ArrayRef {
         let values = labels().map(|(label, received)| time(label, received).as_micros());
         Arc::new(TimestampMicrosecondArray::from_iter_values(values).with_timezone(UTC))
@@ -340,15 +360,19 @@ fn label_rows(batches: &[(LabelBatch, Timestamp)], name: &str) -> Result<RecordB
         _ => None,
     });
     let columns: Vec<ArrayRef> = vec![
-        Arc::new(StringArray::from_iter_values(labels().map(|(label, _)| &label.request_id))),
+        Arc::new(StringArray::from_iter_values(
+            labels().map(|(label, _)| &label.request_id),
+        )),
         Arc::new(Int32Array::from_iter_values(labels().map(|(label, _)| label.row))),
         Arc::new(numbers.collect::<Float64Array>()),
         Arc::new(texts.collect::<StringArray>()),
         Arc::new(booleans.collect::<BooleanArray>()),
         times(|label, _| label.observed_at),
         times(|_, received| received),
-        Arc::new(StringArray::from(vec![name; count])),
-        Arc::new(Date32Array::from_iter_values(labels().map(|(label, _)| days(month_of(label.observed_at))))),
+        Arc::new(StringArray::from(vec![name; all.len()])),
+        Arc::new(Date32Array::from_iter_values(
+            labels().map(|(label, _)| days(month_of(label.observed_at))),
+        )),
     ];
     RecordBatch::try_new(label_schema(), columns).map_err(|error| Error::arrow(&error))
 }
@@ -357,7 +381,11 @@ fn label_rows(batches: &[(LabelBatch, Timestamp)], name: &str) -> Result<RecordB
 pub fn times_of(column: &ArrayRef) -> Result<Vec<Option<Timestamp>>> {
     let micros = cast(column, &time_type()).and_then(|times| cast(&times, &DataType::Int64));
     let micros = micros.map_err(|error| Error::arrow(&error))?;
-    Ok(micros.as_primitive::<Int64Type>().iter().map(|time| time.map(Timestamp::from_micros)).collect())
+    Ok(micros
+        .as_primitive::<Int64Type>()
+        .iter()
+        .map(|time| time.map(Timestamp::from_micros))
+        .collect())
 }
 
 /// The columns role, model and model_version of a batch.
@@ -371,24 +399,39 @@ impl GroupColumns {
     /// They stand side by side, from column `first` on.
     pub fn of(batch: &RecordBatch, first: usize) -> Result<Self> {
         let text = |index: usize| {
-            let column = batch.columns().get(index).ok_or_else(|| Error::Log("columns are missing".to_owned()))?;
+            let column = batch
+                .columns()
+                .get(index)
+                .ok_or_else(|| Error::Log("columns are missing".to_owned()))?;
             cast(column, &DataType::Utf8).map_err(|error| Error::arrow(&error))
         };
-        Ok(Self { roles: text(first)?, models: text(first + 1)?, versions: text(first + 2)? })
+        Ok(Self {
+            roles: text(first)?,
+            models: text(first + 1)?,
+            versions: text(first + 2)?,
+        })
     }
 
     /// Whose row it is; `None` for a row without a known role.
     pub fn key(&self, row: usize) -> Option<GroupKey> {
         let text = |column: &ArrayRef| -> String {
             let values = column.as_string::<i32>();
-            if values.is_null(row) { String::new() } else { values.value(row).to_owned() }
+            if values.is_null(row) {
+                String::new()
+            } else {
+                values.value(row).to_owned()
+            }
         };
         let role = match text(&self.roles).as_str() {
             "live" => Role::Live,
             "shadow" => Role::Shadow,
             _ => return None,
         };
-        Some(GroupKey { role, model: text(&self.models), version: text(&self.versions).parse().unwrap_or(0) })
+        Some(GroupKey {
+            role,
+            model: text(&self.models),
+            version: text(&self.versions).parse().unwrap_or(0),
+        })
     }
 
     /// Whether two rows are of one group.
@@ -407,12 +450,18 @@ impl GroupColumns {
 pub fn label_at(columns: [&ArrayRef; 3], row: usize) -> Option<LabelValue> {
     let [numbers, texts, booleans] = columns;
     if !numbers.is_null(row) {
-        return Some(LabelValue::Number(numbers.as_primitive_opt::<arrow::datatypes::Float64Type>()?.value(row)));
+        return Some(LabelValue::Number(
+            numbers.as_primitive_opt::<arrow::datatypes::Float64Type>()?.value(row),
+        ));
     }
     if !texts.is_null(row) {
         return Some(LabelValue::Text(texts.as_string_opt::<i32>()?.value(row).to_owned()));
     }
-    (!booleans.is_null(row)).then(|| booleans.as_boolean_opt().map(|values| LabelValue::Boolean(values.value(row))))?
+    (!booleans.is_null(row)).then(|| {
+        booleans
+            .as_boolean_opt()
+            .map(|values| LabelValue::Boolean(values.value(row)))
+    })?
 }
 
 #[cfg(test)]
@@ -427,14 +476,23 @@ mod tests {
     #[test]
     fn labels_of_each_type_have_their_own_column() {
         let at: Timestamp = "2013-04-17T00:00:00Z".parse().unwrap();
-        let values = [Some(LabelValue::Boolean(true)), Some(LabelValue::Number(2.5)), Some(LabelValue::Text("x".into())), None];
+        let values = [
+            Some(LabelValue::Boolean(true)),
+            Some(LabelValue::Number(2.5)),
+            Some(LabelValue::Text("x".into())),
+            None,
+        ];
         let labels = values.iter().map(|value| Label {
             request_id: "r".to_owned(),
             row: 0,
             label: value.clone(),
             observed_at: at,
         });
-        let batch = LabelBatch { id: "b".to_owned(), labels: labels.collect(), max_observed_at: at };
+        let batch = LabelBatch {
+            id: "b".to_owned(),
+            labels: labels.collect(),
+            max_observed_at: at,
+        };
         let rows = label_rows(&[(batch, at)], "labels-1").unwrap();
         for (row, value) in values.iter().enumerate() {
             assert_eq!(label_at([rows.column(2), rows.column(3), rows.column(4)], row), *value);

@@ -46,7 +46,10 @@ pub async fn list_alerts(
     Parameters(parameters): Parameters<AlertParameters>,
 ) -> Result<Json<Page<Alert>>, Problem> {
     let page = PageRequest::new(parameters.limit, parameters.cursor)?;
-    let filter = AlertFilter { state: parameters.state, rule: parameters.rule };
+    let filter = AlertFilter {
+        state: parameters.state,
+        rule: parameters.rule,
+    };
     Ok(Json(monitoring.list_alerts(&project, &filter, &page).await?))
 }
 

@@ -24,7 +24,10 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Body<T> {
             } else {
                 format!("the body cannot be read: {}", rejection.body_text())
             };
-            Problem { status: rejection.status().as_u16(), ..Problem::new(ErrorKind::InvalidArgument, REASON, detail) }
+            Problem {
+                status: rejection.status().as_u16(),
+                ..Problem::new(ErrorKind::InvalidArgument, REASON, detail)
+            }
         })?;
         let read = serde_json::from_slice(&bytes);
         read.map(Self).map_err(|error| {
@@ -43,7 +46,10 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for Parameters<T> 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
         let query = Query::<T>::from_request_parts(parts, state).await;
         query.map(|Query(parameters)| Self(parameters)).map_err(|rejection| {
-            let detail = format!("the parameters of the request cannot be read: {}", rejection.body_text());
+            let detail = format!(
+                "the parameters of the request cannot be read: {}",
+                rejection.body_text()
+            );
             Problem::new(ErrorKind::InvalidArgument, REASON, detail)
         })
     }

@@ -31,7 +31,9 @@ impl AlertState {
     /// Reads the word.
     #[must_use]
     pub fn read(word: &str) -> Option<Self> {
-        [Self::Firing, Self::Resolved].into_iter().find(|state| state.as_str() == word)
+        [Self::Firing, Self::Resolved]
+            .into_iter()
+            .find(|state| state.as_str() == word)
     }
 }
 

@@ -39,7 +39,9 @@ impl Outcome {
     /// Reads the word.
     #[must_use]
     pub fn read(word: &str) -> Option<Self> {
-        [Self::Fine, Self::Fired].into_iter().find(|outcome| outcome.as_str() == word)
+        [Self::Fine, Self::Fired]
+            .into_iter()
+            .find(|outcome| outcome.as_str() == word)
     }
 }
 
@@ -88,9 +90,17 @@ pub struct Scored<'a> {
 /// What a rule does about a window at a watermark. It judges once: whoever has judged does nothing any more.
 #[must_use]
 pub fn decide(standing: Standing, rule: &AlertRuleSpec, window: Scored<'_>, watermark: Option<Timestamp>) -> Decision {
-    let wait = |check_at| Decision { standing, check_at: Some(check_at), commands: Vec::new() };
+    let wait = |check_at| Decision {
+        standing,
+        check_at: Some(check_at),
+        commands: Vec::new(),
+    };
     if standing != Standing::Waiting {
-        return Decision { standing, check_at: None, commands: Vec::new() };
+        return Decision {
+            standing,
+            check_at: None,
+            commands: Vec::new(),
+        };
     }
     let Some(watermark) = watermark.filter(|watermark| *watermark >= window.span.end) else {
         return wait(window.span.end);
@@ -106,7 +116,11 @@ pub fn decide(standing: Standing, rule: &AlertRuleSpec, window: Scored<'_>, wate
         Some(finding) => (Outcome::Fired, Command::Raise(finding)),
         None => (Outcome::Fine, Command::ResolveEarlier),
     };
-    Decision { standing: Standing::Judged(outcome), check_at: None, commands: vec![command] }
+    Decision {
+        standing: Standing::Judged(outcome),
+        check_at: None,
+        commands: vec![command],
+    }
 }
 
 /// What breaks the rule: the first version by rows for which a condition holds.
@@ -117,11 +131,22 @@ fn find(rule: &AlertRuleSpec, window: Scored<'_>) -> Option<Finding> {
         .iter()
         .filter(|group| group.role == Role::Live && group.rows >= window.min_rows)
         .collect();
-    groups.sort_by(|a, b| b.rows.cmp(&a.rows).then_with(|| (&a.model, a.version).cmp(&(&b.model, b.version))));
+    groups.sort_by(|a, b| {
+        b.rows
+            .cmp(&a.rows)
+            .then_with(|| (&a.model, a.version).cmp(&(&b.model, b.version)))
+    });
     groups.into_iter().find_map(|group| {
-        let held = rule.any.iter().filter_map(|condition| holds(condition, group, window.min_rows));
+        let held = rule
+            .any
+            .iter()
+            .filter_map(|condition| holds(condition, group, window.min_rows));
         let conditions: Vec<FiredCondition> = held.collect();
-        (!conditions.is_empty()).then(|| Finding { model: group.model.clone(), version: group.version, conditions })
+        (!conditions.is_empty()).then(|| Finding {
+            model: group.model.clone(),
+            version: group.version,
+            conditions,
+        })
     })
 }
 
@@ -150,14 +175,26 @@ fn holds(condition: &Condition, group: &GroupScore, min_rows: u64) -> Option<Fir
             );
             (rise >= by, by, Some(reference), text)
         }
-        Bound::Above(limit) => {
-            (value > limit, limit, None, format!("{metric} {value:.4} of {version} is above {limit}"))
-        }
-        Bound::Below(limit) => {
-            (value < limit, limit, None, format!("{metric} {value:.4} of {version} is below {limit}"))
-        }
+        Bound::Above(limit) => (
+            value > limit,
+            limit,
+            None,
+            format!("{metric} {value:.4} of {version} is above {limit}"),
+        ),
+        Bound::Below(limit) => (
+            value < limit,
+            limit,
+            None,
+            format!("{metric} {value:.4} of {version} is below {limit}"),
+        ),
     };
-    held.then(|| FiredCondition { metric: metric.clone(), value, reference, threshold, text })
+    held.then(|| FiredCondition {
+        metric: metric.clone(),
+        value,
+        reference,
+        threshold,
+        text,
+    })
 }
 
 #[cfg(test)]
@@ -190,7 +227,11 @@ mod tests {
             version,
             rows,
             labels,
-            drift: drift.map(|share| DriftScore { share: Some(share), drifted: vec![], columns: vec![] }),
+            drift: drift.map(|share| DriftScore {
+                share: Some(share),
+                drifted: vec![],
+                columns: vec![],
+            }),
             prediction_drift: None,
             performance: auc.map(|auc| BTreeMap::from([("auc".to_owned(), auc)])),
             reference: Some(BTreeMap::from([("auc".to_owned(), 0.70)])),
@@ -201,11 +242,19 @@ mod tests {
     fn score(groups: Vec<GroupScore>) -> WindowScore {
         let live = groups.iter().filter(|group| group.role == Role::Live);
         let (requests, labels) = live.fold((0, 0), |sum, group| (sum.0 + group.rows, sum.1 + group.labels));
-        WindowScore { requests, labels, groups }
+        WindowScore {
+            requests,
+            labels,
+            groups,
+        }
     }
 
     fn look(rule: &AlertRuleSpec, score: &WindowScore, watermark: &str) -> Decision {
-        let window = Scored { span: march(), score, min_rows: 200 };
+        let window = Scored {
+            span: march(),
+            score,
+            min_rows: 200,
+        };
         decide(Standing::Waiting, rule, window, Some(at(watermark)))
     }
 
@@ -223,7 +272,10 @@ mod tests {
         let open = look(&rule, &few, "2013-03-31T23:00:00Z");
         assert_eq!((open.standing, open.check_at), (Standing::Waiting, Some(march().end)));
         let unlabelled = look(&rule, &few, "2013-04-02T00:00:00Z");
-        assert_eq!((unlabelled.standing, unlabelled.check_at), (Standing::Waiting, Some(at("2013-04-15T00:00:00Z"))));
+        assert_eq!(
+            (unlabelled.standing, unlabelled.check_at),
+            (Standing::Waiting, Some(at("2013-04-15T00:00:00Z")))
+        );
         let late = look(&rule, &few, "2013-04-15T00:00:00Z");
         assert_eq!((late.standing, late.check_at), (Standing::Judged(Outcome::Fired), None));
         let enough = score(vec![group(1, 1000, 950, Some(0.69), None)]);
@@ -237,7 +289,11 @@ mod tests {
         let value = json!({"monitor": "m", "any": [{"metric": "drift_share", "above": 0.5}]});
         let rule = AlertRuleSpec::read("r", value).unwrap();
         for (share, breaks) in [(0.5, false), (0.6, true)] {
-            let decision = look(&rule, &score(vec![group(1, 1000, 0, None, Some(share))]), "2013-04-01T00:00:00Z");
+            let decision = look(
+                &rule,
+                &score(vec![group(1, 1000, 0, None, Some(share))]),
+                "2013-04-01T00:00:00Z",
+            );
             assert_eq!(fired(&decision).is_some(), breaks, "{share}");
         }
     }
@@ -245,11 +301,18 @@ mod tests {
     #[test]
     fn drops_are_measured_against_held_out_data_and_named() {
         let rule = rule(json!([{"metric": "auc", "drop": 0.02}, {"metric": "drift_share", "above": 0.5}]));
-        let decision = look(&rule, &score(vec![group(3, 1000, 1000, Some(0.65), Some(0.4))]), "2013-04-01T00:00:00Z");
+        let decision = look(
+            &rule,
+            &score(vec![group(3, 1000, 1000, Some(0.65), Some(0.4))]),
+            "2013-04-01T00:00:00Z",
+        );
         let finding = fired(&decision).unwrap();
         assert_eq!((finding.version, finding.conditions.len()), (3, 1));
         let condition = &finding.conditions[0];
-        assert_eq!((condition.value, condition.reference, condition.threshold), (0.65, Some(0.70), 0.02));
+        assert_eq!(
+            (condition.value, condition.reference, condition.threshold),
+            (0.65, Some(0.70), 0.02)
+        );
         assert_eq!(
             condition.text,
             "auc 0.6500 of flight-delay/3 is 0.0500 below its 0.7000 on held-out data (limit 0.02)"
@@ -274,8 +337,11 @@ mod tests {
     #[test]
     fn the_largest_version_that_breaks_the_rule_is_named() {
         let rule = rule(json!([{"metric": "auc", "drop": 0.02}]));
-        let groups =
-            vec![group(1, 300, 300, Some(0.5), None), group(2, 900, 900, Some(0.6), None), group(3, 5000, 5000, Some(0.7), None)];
+        let groups = vec![
+            group(1, 300, 300, Some(0.5), None),
+            group(2, 900, 900, Some(0.6), None),
+            group(3, 5000, 5000, Some(0.7), None),
+        ];
         let decision = look(&rule, &score(groups), "2013-04-01T00:00:00Z");
         assert_eq!(fired(&decision).unwrap().version, 2);
     }

@@ -22,7 +22,7 @@ const MAX_PROBLEMS: usize = 20;
 
 /// What turned out to be true.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
-#[serde(untagged)]
+#[serde(untagged, expecting = "a label must be true or false, a number, a text, or null")]
 pub enum LabelValue {
     /// Yes or no.
     Boolean(bool),
@@ -91,17 +91,32 @@ impl LabelRequest {
         }
         let latest = now + MAX_CLOCK_AHEAD;
         let wrong = self.labels.iter().enumerate();
-        let mut problems = wrong.filter_map(|(index, label)| Some(format!("labels[{index}] {}", label.problem(latest)?)));
+        let mut problems =
+            wrong.filter_map(|(index, label)| Some(format!("labels[{index}] {}", label.problem(latest)?)));
         let named: Vec<String> = problems.by_ref().take(MAX_PROBLEMS).collect();
         if !named.is_empty() {
             let rest = problems.count();
-            let more = if rest > 0 { format!("; and {rest} more") } else { String::new() };
-            return Err(Error::request(format!("nothing was stored: {}{more}", named.join("; "))));
+            let more = if rest > 0 {
+                format!("; and {rest} more")
+            } else {
+                String::new()
+            };
+            return Err(Error::request(format!(
+                "nothing was stored: {}{more}",
+                named.join("; ")
+            )));
         }
         let content = serde_json::to_vec(&self.labels).map_err(|error| Error::request(error.to_string()))?;
         let max_observed_at = self.labels.iter().map(|label| label.observed_at).max().unwrap_or(now);
         let id = hex::encode(Sha256::digest(content));
-        Ok((self.endpoint, LabelBatch { id, labels: self.labels, max_observed_at }))
+        Ok((
+            self.endpoint,
+            LabelBatch {
+                id,
+                labels: self.labels,
+                max_observed_at,
+            },
+        ))
     }
 }
 
@@ -114,12 +129,16 @@ impl Label {
             return Some(format!("row is {}: rows count from 0", self.row));
         }
         if self.observed_at < Timestamp::default() || self.observed_at > latest {
-            return Some(format!("observed_at is {}: it must be a time of the past, after 1970", self.observed_at));
+            return Some(format!(
+                "observed_at is {}: it must be a time of the past, after 1970",
+                self.observed_at
+            ));
         }
         match &self.label {
-            Some(LabelValue::Text(text)) if text.len() > MAX_LABEL_TEXT_BYTES => {
-                Some(format!("label has {} bytes, and may have {MAX_LABEL_TEXT_BYTES}", text.len()))
-            }
+            Some(LabelValue::Text(text)) if text.len() > MAX_LABEL_TEXT_BYTES => Some(format!(
+                "label has {} bytes, and may have {MAX_LABEL_TEXT_BYTES}",
+                text.len()
+            )),
             _ => None,
         }
     }
@@ -156,7 +175,15 @@ mod tests {
         let (_, batch) = request(labels.clone()).check(now()).unwrap();
         let values: Vec<_> = batch.labels.iter().map(|label| label.label.clone()).collect();
         let text = LabelValue::Text("late".to_owned());
-        assert_eq!(values, [Some(LabelValue::Boolean(true)), Some(LabelValue::Number(2.5)), Some(text), None]);
+        assert_eq!(
+            values,
+            [
+                Some(LabelValue::Boolean(true)),
+                Some(LabelValue::Number(2.5)),
+                Some(text),
+                None
+            ]
+        );
         assert_eq!(batch.max_observed_at, "2013-04-02T00:00:00Z".parse().unwrap());
         assert_eq!(request(labels).check(now()).unwrap().1.id, batch.id);
     }

@@ -50,7 +50,7 @@ impl MonitorSpec {
     /// # Errors
     /// [`Error::Spec`] with everything that is wrong.
     pub fn read(name: &str, value: Value) -> Result<Self> {
-        let mut fields = Fields::new("", value);
+        let mut fields = Fields::new(value);
         let endpoint: Option<String> = fields.required("endpoint");
         let window = fields.required("window");
         let features: Option<BTreeSet<String>> = fields.optional("features");
@@ -73,10 +73,16 @@ impl MonitorSpec {
         }
         for (test, threshold) in &thresholds {
             if *test == DriftTest::Auto {
-                fields.problem("thresholds", "cannot have one of `auto`: name the tests that it chooses");
+                fields.problem(
+                    "thresholds",
+                    "cannot have one of `auto`: name the tests that it chooses",
+                );
             }
             if !threshold.is_finite() || *threshold < 0.0 {
-                fields.problem("thresholds", &format!("of `{test}` is {threshold}: it must be a number from 0"));
+                fields.problem(
+                    "thresholds",
+                    &format!("of `{test}` is {threshold}: it must be a number from 0"),
+                );
             }
         }
         if min_rows == 0 {
@@ -84,10 +90,19 @@ impl MonitorSpec {
         }
         let problems = fields.finish("endpoint, window, features, tests, thresholds, min_rows");
         match (endpoint, window) {
-            (Some(endpoint), Some(window)) if problems.is_empty() => {
-                Ok(Self { endpoint, window, features, tests, thresholds, min_rows })
-            }
-            _ => Err(Error::Spec { what: "monitor", name: name.to_owned(), problems }),
+            (Some(endpoint), Some(window)) if problems.is_empty() => Ok(Self {
+                endpoint,
+                window,
+                features,
+                tests,
+                thresholds,
+                min_rows,
+            }),
+            _ => Err(Error::Spec {
+                what: "monitor",
+                name: name.to_owned(),
+                problems,
+            }),
         }
     }
 }
@@ -102,7 +117,10 @@ mod tests {
     fn defaults_are_filled_in_and_the_spec_reads_back() {
         let spec = MonitorSpec::read("m", json!({"endpoint": "flight-delay", "window": "month"})).unwrap();
         assert_eq!((spec.tests, spec.min_rows), (DriftTest::Auto, DEFAULT_MIN_ROWS));
-        assert_eq!(MonitorSpec::read("m", serde_json::to_value(&spec).unwrap()).unwrap(), spec);
+        assert_eq!(
+            MonitorSpec::read("m", serde_json::to_value(&spec).unwrap()).unwrap(),
+            spec
+        );
     }
 
     #[test]
@@ -112,11 +130,22 @@ mod tests {
             "thresholds": {"psi": -1}, "min_rows": 0, "colour": "red"
         });
         let error = MonitorSpec::read("m", value).unwrap_err().to_string();
-        for named in ["`../etc`", "window", "features", "tests", "`psi` is -1", "min_rows", "colour"] {
+        for named in [
+            "`../etc`",
+            "window",
+            "features",
+            "tests",
+            "`psi` is -1",
+            "min_rows",
+            "colour",
+        ] {
             assert!(error.contains(named), "{named}: {error}");
         }
         let error = MonitorSpec::read("m", json!({})).unwrap_err().to_string();
-        assert!(error.contains("endpoint is missing") && error.contains("window is missing"), "{error}");
+        assert!(
+            error.contains("endpoint is missing") && error.contains("window is missing"),
+            "{error}"
+        );
         let error = MonitorSpec::read("m", json!([1])).unwrap_err().to_string();
         assert_eq!(error, "monitor `m` is not valid: the spec must be an object");
     }

@@ -36,7 +36,9 @@ impl PageRequest {
     pub fn new(limit: Option<u32>, cursor: Option<String>) -> Result<Self> {
         let limit = limit.unwrap_or(DEFAULT_PAGE);
         if !(1..=MAX_PAGE).contains(&limit) {
-            return Err(Error::request(format!("limit is {limit}: ask for 1 to {MAX_PAGE} items at once")));
+            return Err(Error::request(format!(
+                "limit is {limit}: ask for 1 to {MAX_PAGE} items at once"
+            )));
         }
         Ok(Self { after: cursor, limit })
     }

@@ -110,17 +110,24 @@ impl Condition {
                 PERFORMANCE_METRICS.join(", ")
             ));
         }
-        let (Bound::Drop(value) | Bound::Rise(value) | Bound::Above(value) | Bound::Below(value)) =
-            match self.bound() {
-                Some(bound) => bound,
-                None => return Some(format!("of `{metric}` must have exactly one of drop, rise, above, below")),
-            };
+        let (Bound::Drop(value) | Bound::Rise(value) | Bound::Above(value) | Bound::Below(value)) = match self.bound() {
+            Some(bound) => bound,
+            None => {
+                return Some(format!(
+                    "of `{metric}` must have exactly one of drop, rise, above, below"
+                ));
+            }
+        };
         let against_reference = self.drop.is_some() || self.rise.is_some();
         if against_reference && !self.needs_labels() {
-            return Some(format!("of `{metric}` has no value on held-out data to compare with: use above or below"));
+            return Some(format!(
+                "of `{metric}` has no value on held-out data to compare with: use above or below"
+            ));
         }
         if !value.is_finite() || (against_reference && value < 0.0) {
-            return Some(format!("of `{metric}` has the bound {value}: it must be a finite number, of a drop or rise from 0"));
+            return Some(format!(
+                "of `{metric}` has the bound {value}: it must be a finite number, of a drop or rise from 0"
+            ));
         }
         None
     }
@@ -149,7 +156,7 @@ impl AlertRuleSpec {
     /// # Errors
     /// [`Error::Spec`] with everything that is wrong.
     pub fn read(name: &str, value: Value) -> Result<Self> {
-        let mut fields = Fields::new("", value);
+        let mut fields = Fields::new(value);
         let monitor: Option<String> = fields.required("monitor");
         let labels: Option<LabelRequirement> = fields.optional("labels");
         let any: Option<Vec<Value>> = fields.required("any");
@@ -163,13 +170,19 @@ impl AlertRuleSpec {
         }
         if let Some(labels) = &labels {
             if !(labels.share > 0.0 && labels.share <= 1.0) {
-                fields.problem("labels.share", &format!("is {}: it must be over 0 and at most 1", labels.share));
+                fields.problem(
+                    "labels.share",
+                    &format!("is {}: it must be over 0 and at most 1", labels.share),
+                );
             }
             if labels.within > MAX_LABEL_WAIT {
                 fields.problem("labels.within", "is too long: wait at most 10 years");
             }
         }
-        if any.as_ref().is_some_and(|any| any.is_empty() || any.len() > MAX_CONDITIONS) {
+        if any
+            .as_ref()
+            .is_some_and(|any| any.is_empty() || any.len() > MAX_CONDITIONS)
+        {
             fields.problem("any", &format!("must have 1 to {MAX_CONDITIONS} conditions"));
         }
         let mut conditions = Vec::new();
@@ -187,8 +200,17 @@ impl AlertRuleSpec {
         }
         let problems = fields.finish("monitor, labels, any, trigger");
         match monitor {
-            Some(monitor) if problems.is_empty() => Ok(Self { monitor, labels, any: conditions, trigger }),
-            _ => Err(Error::Spec { what: "alert rule", name: name.to_owned(), problems }),
+            Some(monitor) if problems.is_empty() => Ok(Self {
+                monitor,
+                labels,
+                any: conditions,
+                trigger,
+            }),
+            _ => Err(Error::Spec {
+                what: "alert rule",
+                name: name.to_owned(),
+                problems,
+            }),
         }
     }
 }
@@ -209,7 +231,10 @@ mod tests {
         let spec = AlertRuleSpec::read("r", value).unwrap();
         assert_eq!(spec.labels.unwrap().within, Duration::from_secs(14 * 24 * 60 * 60));
         assert_eq!(spec.any[0].bound(), Some(Bound::Drop(0.02)));
-        assert_eq!(AlertRuleSpec::read("r", serde_json::to_value(&spec).unwrap()).unwrap(), spec);
+        assert_eq!(
+            AlertRuleSpec::read("r", serde_json::to_value(&spec).unwrap()).unwrap(),
+            spec
+        );
     }
 
     #[test]
@@ -220,9 +245,18 @@ mod tests {
                     {"metric": "drift_share", "drop": 0.1}, {"metric": "auc", "under": 1}, {"metric": "auc", "drop": -1}]
         });
         let error = AlertRuleSpec::read("r", value).unwrap_err().to_string();
-        for named in
-            ["`a b`", "labels.share", "`/`", "severity", "any[0]", "any[1]", "any[2]", "any[3]", "any[4]", "any[5]"]
-        {
+        for named in [
+            "`a b`",
+            "labels.share",
+            "`/`",
+            "severity",
+            "any[0]",
+            "any[1]",
+            "any[2]",
+            "any[3]",
+            "any[4]",
+            "any[5]",
+        ] {
             assert!(error.contains(named), "{named}: {error}");
         }
         assert!(AlertRuleSpec::read("r", json!({"monitor": "m", "any": []})).is_err());

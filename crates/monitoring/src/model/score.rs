@@ -167,6 +167,9 @@ impl MonitorWindow {
     /// The slice of time.
     #[must_use]
     pub const fn span(&self) -> Span {
-        Span { start: self.start, end: self.end }
+        Span {
+            start: self.start,
+            end: self.end,
+        }
     }
 }

@@ -39,7 +39,11 @@ impl SegmentFile {
     /// Whether it is what its path says.
     fn problem(&self) -> Option<&'static str> {
         let date = |text: &str| NaiveDate::parse_from_str(text, "%Y-%m-%d").ok();
-        let Some(date) = self.path.strip_prefix(PARTITION).and_then(|rest| date(rest.split_once('/')?.0)) else {
+        let Some(date) = self
+            .path
+            .strip_prefix(PARTITION)
+            .and_then(|rest| date(rest.split_once('/')?.0))
+        else {
             return Some("has a path other than `event_date=YYYY-MM-DD/NAME.parquet`");
         };
         if self.rows == 0 || self.size_bytes == 0 {
@@ -75,7 +79,10 @@ impl Segment {
             None => Ok(()),
             Some((file, problem)) => {
                 let path: String = file.path.chars().take(256).flat_map(char::escape_default).collect();
-                Err(Error::request(format!("file `{path}` of segment `{}` {problem}", self.id)))
+                Err(Error::request(format!(
+                    "file `{path}` of segment `{}` {problem}",
+                    self.id
+                )))
             }
         }
     }
@@ -83,13 +90,21 @@ impl Segment {
     /// The event time of its earliest row.
     #[must_use]
     pub fn min_event_time(&self) -> Timestamp {
-        self.files.iter().map(|file| file.min_event_time).min().unwrap_or_default()
+        self.files
+            .iter()
+            .map(|file| file.min_event_time)
+            .min()
+            .unwrap_or_default()
     }
 
     /// The event time of its latest row.
     #[must_use]
     pub fn max_event_time(&self) -> Timestamp {
-        self.files.iter().map(|file| file.max_event_time).max().unwrap_or_default()
+        self.files
+            .iter()
+            .map(|file| file.max_event_time)
+            .max()
+            .unwrap_or_default()
     }
 
     /// Its number of rows.
@@ -105,14 +120,23 @@ mod tests {
 
     fn file(path: &str, rows: u64, times: [&str; 2]) -> SegmentFile {
         let [min_event_time, max_event_time] = times.map(|time| time.parse().unwrap());
-        SegmentFile { path: path.to_owned(), size_bytes: 10, rows, min_event_time, max_event_time }
+        SegmentFile {
+            path: path.to_owned(),
+            size_bytes: 10,
+            rows,
+            min_event_time,
+            max_event_time,
+        }
     }
 
     #[test]
     fn what_would_be_read_wrongly_is_refused() {
         let path = "event_date=2013-03-01/s-0.parquet";
         let times = ["2013-03-01T00:00:00Z", "2013-03-01T23:59:59Z"];
-        let segment = |files: Vec<SegmentFile>| Segment { id: "s".to_owned(), files };
+        let segment = |files: Vec<SegmentFile>| Segment {
+            id: "s".to_owned(),
+            files,
+        };
         assert!(segment(vec![file(path, 1, times)]).check().is_ok());
         let wrong = [
             segment(vec![]),
@@ -121,7 +145,10 @@ mod tests {
             segment(vec![file(path, 0, times)]),
             segment(vec![file(path, 1, [times[1], times[0]])]),
             segment(vec![file(path, 1, [times[0], "2013-03-02T00:00:00Z"])]),
-            Segment { id: "../s".to_owned(), files: vec![file(path, 1, times)] },
+            Segment {
+                id: "../s".to_owned(),
+                files: vec![file(path, 1, times)],
+            },
         ];
         for segment in wrong {
             assert!(segment.check().is_err(), "{segment:?}");

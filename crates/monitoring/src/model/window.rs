@@ -60,7 +60,10 @@ impl Length {
             Self::Week => midnight(date) - Duration::days(i64::from(date.weekday().num_days_from_monday())),
             Self::Month => midnight(date) - Duration::days(i64::from(date.day0())),
         };
-        Span { start: Timestamp::from(start), end: Timestamp::from(self.next(start)) }
+        Span {
+            start: Timestamp::from(start),
+            end: Timestamp::from(self.next(start)),
+        }
     }
 
     fn next(self, start: DateTime<Utc>) -> DateTime<Utc> {
@@ -125,7 +128,10 @@ mod tests {
             assert_eq!((span.start, span.end), (at(start), at(end)));
         }
         let (first, last) = Length::Month.span_of(time).dates();
-        assert_eq!((first.to_string(), last.to_string()), ("2013-03-01".to_owned(), "2013-03-31".to_owned()));
+        assert_eq!(
+            (first.to_string(), last.to_string()),
+            ("2013-03-01".to_owned(), "2013-03-31".to_owned())
+        );
     }
 
     #[test]

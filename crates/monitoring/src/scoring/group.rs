@@ -61,19 +61,36 @@ impl Drift {
         if predictions {
             columns.insert(PREDICTION_COLUMN.to_owned());
         }
-        let options =
-            ProfileOptions { columns: Some(columns), binnings: profile.binnings(), ..ProfileOptions::default() };
+        let options = ProfileOptions {
+            columns: Some(columns),
+            binnings: profile.binnings(),
+            ..ProfileOptions::default()
+        };
         let profiler = Profiler::new(&options)?;
-        Ok(Self { profile, features, empty_is_missing, predictions, profiler })
+        Ok(Self {
+            profile,
+            features,
+            empty_is_missing,
+            predictions,
+            profiler,
+        })
     }
 
     fn update(&mut self, rows: &RecordBatch, predictions: Option<ArrayRef>) -> Result<()> {
         let (mut fields, mut columns) = (Vec::new(), Vec::new());
         for (field, column) in rows.schema_ref().fields().iter().zip(rows.columns()) {
-            let Some(name) = field.name().strip_prefix(INPUT).filter(|name| self.features.contains(*name)) else {
+            let Some(name) = field
+                .name()
+                .strip_prefix(INPUT)
+                .filter(|name| self.features.contains(*name))
+            else {
                 continue;
             };
-            let column = if self.empty_is_missing.contains(name) { without_empty(column)? } else { Arc::clone(column) };
+            let column = if self.empty_is_missing.contains(name) {
+                without_empty(column)?
+            } else {
+                Arc::clone(column)
+            };
             fields.push(Field::new(name, column.data_type().clone(), true));
             columns.push(column);
         }
@@ -84,7 +101,8 @@ impl Drift {
         if columns.is_empty() {
             return Ok(());
         }
-        let batch = RecordBatch::try_new(Arc::new(Schema::new(fields)), columns).map_err(|error| Error::arrow(&error))?;
+        let batch =
+            RecordBatch::try_new(Arc::new(Schema::new(fields)), columns).map_err(|error| Error::arrow(&error))?;
         Ok(self.profiler.update(&batch)?)
     }
 
@@ -92,11 +110,22 @@ impl Drift {
         let current = self.profiler.finish();
         let measured = measure(&self.profile, &current, self.features, plan)?;
         let columns: Vec<ColumnScore> = measured.columns.iter().map(column_score).collect();
-        let drifted = measured.columns.iter().filter(|column| column.drifted).map(|column| column.column.clone());
-        let score = DriftScore { share: measured.drifted_share, drifted: drifted.collect(), columns };
+        let drifted = measured
+            .columns
+            .iter()
+            .filter(|column| column.drifted)
+            .map(|column| column.column.clone());
+        let score = DriftScore {
+            share: measured.drifted_share,
+            drifted: drifted.collect(),
+            columns,
+        };
         let predictions = if self.predictions {
             let only = BTreeSet::from([PREDICTION_COLUMN.to_owned()]);
-            measure(&self.profile, &current, only, plan)?.columns.first().map(column_score)
+            measure(&self.profile, &current, only, plan)?
+                .columns
+                .first()
+                .map(column_score)
         } else {
             None
         };
@@ -151,7 +180,9 @@ fn column_score(drift: &modelyard_stats::ColumnDrift) -> ColumnScore {
         threshold: drift.threshold,
         allowance: drift.allowance,
         drifted: drift.drifted,
-        outcome: outcome.and_then(|outcome| outcome.as_str().map(str::to_owned)).unwrap_or_default(),
+        outcome: outcome
+            .and_then(|outcome| outcome.as_str().map(str::to_owned))
+            .unwrap_or_default(),
         missing_change: drift.missing_change,
     }
 }
@@ -173,7 +204,13 @@ impl Group {
             Some(profile) if role == Role::Live => Some(Drift::new(Arc::clone(profile), plan, rows)?),
             _ => None,
         };
-        Ok(Self { reference, rows: 0, labels: 0, drift, outcomes: Outcomes::default() })
+        Ok(Self {
+            reference,
+            rows: 0,
+            labels: 0,
+            drift,
+            outcomes: Outcomes::default(),
+        })
     }
 
     /// Adds answers.
@@ -183,7 +220,11 @@ impl Group {
         if let Some(drift) = &mut self.drift {
             drift.update(rows, outputs.predictions())?;
         }
-        let labels = [rows.column(LEADING_COLUMNS - 3), rows.column(LEADING_COLUMNS - 2), rows.column(LEADING_COLUMNS - 1)];
+        let labels = [
+            rows.column(LEADING_COLUMNS - 3),
+            rows.column(LEADING_COLUMNS - 2),
+            rows.column(LEADING_COLUMNS - 1),
+        ];
         for row in 0..rows.num_rows() {
             let Some(label) = label_at(labels, row) else { continue };
             self.labels += 1;

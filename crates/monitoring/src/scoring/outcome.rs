@@ -11,10 +11,7 @@ use arrow::{
     compute::cast,
     datatypes::{DataType, Float64Type},
 };
-use modelyard_stats::{
-    BinaryMetrics, MulticlassMetrics, RegressionMetrics,
-    performance::DECISION_THRESHOLD,
-};
+use modelyard_stats::{BinaryMetrics, MulticlassMetrics, RegressionMetrics, performance::DECISION_THRESHOLD};
 
 use crate::{
     error::{Error, Result},
@@ -50,7 +47,9 @@ impl Outputs {
     pub fn predictions(&self) -> Option<ArrayRef> {
         match &self.probabilities {
             Some(Probabilities { width: 2, values }) => {
-                let positive = values.chunks_exact(2).map(|pair| Some(pair[1]).filter(|value| !value.is_nan()));
+                let positive = values
+                    .chunks_exact(2)
+                    .map(|pair| Some(pair[1]).filter(|value| !value.is_nan()));
                 Some(std::sync::Arc::new(positive.collect::<Float64Array>()))
             }
             Some(_) => None,
@@ -85,7 +84,10 @@ impl Classes {
     fn number(&mut self, name: String) -> Result<u32> {
         let next = self.numbers.len();
         if next >= MAX_CLASSES && !self.numbers.contains_key(&name) {
-            return Err(Error::WindowTooLarge { limit: MAX_CLASSES as u64, what: "classes" });
+            return Err(Error::WindowTooLarge {
+                limit: MAX_CLASSES as u64,
+                what: "classes",
+            });
         }
         Ok(*self.numbers.entry(name).or_insert(next as u32))
     }
@@ -105,7 +107,9 @@ fn class_name(value: &LabelValue) -> String {
 }
 
 fn column(rows: &RecordBatch, name: &str) -> Option<ArrayRef> {
-    rows.column_by_name(name).filter(|column| column.null_count() < column.len()).cloned()
+    rows.column_by_name(name)
+        .filter(|column| column.null_count() < column.len())
+        .cloned()
 }
 
 fn probabilities(column: &ArrayRef) -> Result<Option<Probabilities>> {
@@ -113,7 +117,9 @@ fn probabilities(column: &ArrayRef) -> Result<Option<Probabilities>> {
     match column.data_type() {
         DataType::List(_) => {
             let lists = column.as_list::<i32>();
-            let width = (0..lists.len()).find(|row| lists.is_valid(*row)).map_or(0, |row| lists.value_length(row) as usize);
+            let width = (0..lists.len())
+                .find(|row| lists.is_valid(*row))
+                .map_or(0, |row| lists.value_length(row) as usize);
             let mut values = Vec::with_capacity(lists.len() * width);
             let all = doubles(lists.values())?;
             let all = all.as_primitive::<Float64Type>();
@@ -130,7 +136,10 @@ fn probabilities(column: &ArrayRef) -> Result<Option<Probabilities>> {
             let all = doubles(column)?;
             let all = all.as_primitive::<Float64Type>();
             let pair = |value: Option<f64>| value.map_or([f64::NAN; 2], |value| [1.0 - value, value]);
-            Ok(Some(Probabilities { width: 2, values: all.iter().flat_map(pair).collect() }))
+            Ok(Some(Probabilities {
+                width: 2,
+                values: all.iter().flat_map(pair).collect(),
+            }))
         }
         _ => Ok(None),
     }
@@ -143,7 +152,12 @@ fn text_at(column: &ArrayRef, row: usize) -> Option<String> {
     let value = match column.data_type() {
         DataType::Boolean => LabelValue::Boolean(column.as_boolean().value(row)),
         DataType::Utf8 => LabelValue::Text(column.as_string::<i32>().value(row).to_owned()),
-        DataType::Int64 => LabelValue::Text(column.as_primitive::<arrow::datatypes::Int64Type>().value(row).to_string()),
+        DataType::Int64 => LabelValue::Text(
+            column
+                .as_primitive::<arrow::datatypes::Int64Type>()
+                .value(row)
+                .to_string(),
+        ),
         DataType::Float64 => LabelValue::Number(column.as_primitive::<Float64Type>().value(row)),
         _ => return None,
     };
@@ -158,7 +172,10 @@ impl Outcomes {
         let prediction = prediction.map(|column| cast(&column, &DataType::Float64)).transpose();
         Ok(Outputs {
             labels: column(rows, LABEL),
-            probabilities: column(rows, PROBABILITIES).map(|column| probabilities(&column)).transpose()?.flatten(),
+            probabilities: column(rows, PROBABILITIES)
+                .map(|column| probabilities(&column))
+                .transpose()?
+                .flatten(),
             prediction: prediction.map_err(|error| Error::arrow(&error))?,
         })
     }
@@ -166,7 +183,10 @@ impl Outcomes {
     /// Adds a row with its label.
     pub fn add(&mut self, outputs: &Outputs, row: usize, label: &LabelValue) -> Result<()> {
         if self.probabilities.len() + self.numbers.len() > MAX_NUMBERS {
-            return Err(Error::WindowTooLarge { limit: MAX_NUMBERS as u64, what: "numbers to compare with labels" });
+            return Err(Error::WindowTooLarge {
+                limit: MAX_NUMBERS as u64,
+                what: "numbers to compare with labels",
+            });
         }
         if let Some(Probabilities { width, values }) = &outputs.probabilities {
             let values = &values[row * width..(row + 1) * width];
@@ -205,9 +225,17 @@ impl Outcomes {
             _ => self.multiclass()?,
         };
         if self.unusable > 0 {
-            notes.push(format!("{} labels do not fit the outputs and are in no metric", self.unusable));
+            notes.push(format!(
+                "{} labels do not fit the outputs and are in no metric",
+                self.unusable
+            ));
         }
-        Ok(metrics.map(|values| values.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()))
+        Ok(metrics.map(|values| {
+            values
+                .into_iter()
+                .map(|(name, value)| (name.to_owned(), value))
+                .collect()
+        }))
     }
 
     /// Which class each place among the probabilities stands for, as far as the rows tell.
@@ -221,7 +249,10 @@ impl Outcomes {
                 }
             }
             // In a tie the label could be either's.
-            let alone = values.iter().enumerate().all(|(place, value)| place == best || *value < values[best]);
+            let alone = values
+                .iter()
+                .enumerate()
+                .all(|(place, value)| place == best || *value < values[best]);
             if let Some(guess) = guess.filter(|_| alone) {
                 places[best].get_or_insert(guess);
             }
@@ -244,12 +275,21 @@ impl Outcomes {
             found => found,
         };
         let other = |known: u32| {
-            let partner = if Some(known) == zero { one } else if Some(known) == one { zero } else { None };
+            let partner = if Some(known) == zero {
+                one
+            } else if Some(known) == one {
+                zero
+            } else {
+                None
+            };
             let mut rest = self.classes.numbers.values().filter(|class| **class != known);
             let only = rest.next().copied().filter(|_| rest.next().is_none());
             partner.or(only)
         };
-        (negative.or_else(|| other(positive?)), positive.or_else(|| other(negative?)))
+        (
+            negative.or_else(|| other(positive?)),
+            positive.or_else(|| other(negative?)),
+        )
     }
 
     fn binary(&mut self) -> Result<Option<Vec<(&'static str, f64)>>> {
@@ -266,19 +306,35 @@ impl Outcomes {
         if labels.is_empty() {
             return Ok(None);
         }
-        Ok(Some(BinaryMetrics::compute(&labels, &scores, DECISION_THRESHOLD)?.values()))
+        Ok(Some(
+            BinaryMetrics::compute(&labels, &scores, DECISION_THRESHOLD)?.values(),
+        ))
     }
 
     fn multiclass(&mut self) -> Result<Option<Vec<(&'static str, f64)>>> {
         let places = self.places();
-        let place_of: HashMap<u32, u32> =
-            places.iter().enumerate().filter_map(|(place, class)| Some(((*class)?, place as u32))).collect();
+        let place_of: HashMap<u32, u32> = places
+            .iter()
+            .enumerate()
+            .filter_map(|(place, class)| Some(((*class)?, place as u32)))
+            .collect();
         if self.truths.iter().all(|truth| place_of.contains_key(truth)) {
-            let labels: Vec<u32> = self.truths.iter().filter_map(|truth| place_of.get(truth).copied()).collect();
-            return Ok(Some(MulticlassMetrics::compute(&labels, &self.probabilities, self.width as u32)?.values()));
+            let labels: Vec<u32> = self
+                .truths
+                .iter()
+                .filter_map(|truth| place_of.get(truth).copied())
+                .collect();
+            return Ok(Some(
+                MulticlassMetrics::compute(&labels, &self.probabilities, self.width as u32)?.values(),
+            ));
         }
         // A class that was never predicted has no known place: only what the names say can be measured.
-        let right = self.truths.iter().zip(&self.guesses).filter(|(truth, guess)| **guess == Some(**truth)).count();
+        let right = self
+            .truths
+            .iter()
+            .zip(&self.guesses)
+            .filter(|(truth, guess)| **guess == Some(**truth))
+            .count();
         let rows = self.guesses.iter().filter(|guess| guess.is_some()).count();
         Ok((rows > 0).then(|| vec![("accuracy", right as f64 / rows as f64)]))
     }
@@ -293,7 +349,9 @@ mod tests {
     use super::*;
 
     fn rows(probabilities: &[Vec<f64>], labels: ArrayRef) -> RecordBatch {
-        let lists = probabilities.iter().map(|row| Some(row.iter().copied().map(Some).collect::<Vec<_>>()));
+        let lists = probabilities
+            .iter()
+            .map(|row| Some(row.iter().copied().map(Some).collect::<Vec<_>>()));
         let lists: ArrayRef = Arc::new(ListArray::from_iter_primitive::<Float64Type, _, _>(lists));
         RecordBatch::try_from_iter([(PROBABILITIES, lists), (LABEL, labels)]).unwrap()
     }
@@ -315,7 +373,10 @@ mod tests {
     #[test]
     fn auc_is_that_of_the_second_probability() {
         // By hand: positives 0.9, 0.4; negatives 0.6, 0.2. Of 4 pairs 3 are in order: 0.75.
-        let batch = rows(&two(&[0.9, 0.6, 0.4, 0.2]), Arc::new(Int64Array::from(vec![1, 1, 0, 0])));
+        let batch = rows(
+            &two(&[0.9, 0.6, 0.4, 0.2]),
+            Arc::new(Int64Array::from(vec![1, 1, 0, 0])),
+        );
         let truths = [1.0, 0.0, 1.0, 0.0].map(LabelValue::Number);
         assert_eq!(metrics(&batch, &truths).0["auc"], 0.75);
         let truths = [true, false, true, false].map(LabelValue::Boolean);
@@ -338,7 +399,10 @@ mod tests {
 
     #[test]
     fn a_class_that_is_never_predicted_is_still_counted() {
-        let batch = rows(&two(&[0.1, 0.4, 0.2, 0.3]), Arc::new(Int64Array::from(vec![0, 0, 0, 0])));
+        let batch = rows(
+            &two(&[0.1, 0.4, 0.2, 0.3]),
+            Arc::new(Int64Array::from(vec![0, 0, 0, 0])),
+        );
         let truths = [0.0, 1.0, 0.0, 1.0].map(LabelValue::Number);
         assert_eq!(metrics(&batch, &truths).0["auc"], 1.0);
     }

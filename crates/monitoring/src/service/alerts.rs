@@ -35,7 +35,11 @@ impl Monitoring {
     /// There is none, or the database.
     pub async fn get_alert(&self, project: &str, id: &str) -> Result<Alert> {
         check_project(project)?;
-        let found = if id.len() > MAX_ID_BYTES { None } else { self.store.find_alert(project, id).await? };
+        let found = if id.len() > MAX_ID_BYTES {
+            None
+        } else {
+            self.store.find_alert(project, id).await?
+        };
         found.ok_or_else(|| {
             let shown: String = id.chars().take(MAX_ID_BYTES).flat_map(char::escape_default).collect();
             Error::not_found("alert", shown, "list them with GET alerts")
@@ -45,14 +49,19 @@ impl Monitoring {
     /// Fires the trigger of an alert.
     pub(super) async fn run_fire(&self, job: &FireJob, claim: &Claim) -> Result<()> {
         let alert = self.store.alert_to_fire(&job.alert).await?;
-        if let Some((alert, trigger)) = alert.as_ref().and_then(|alert| Some((alert, alert.trigger.as_deref()?))) {
+        if let Some((alert, trigger)) = alert
+            .as_ref()
+            .and_then(|alert| Some((alert, alert.trigger.as_deref()?)))
+        {
             match self.orchestrator.fire(alert, trigger).await {
                 Ok(run) => {
                     self.store.alert_fired(&alert.id, &run).await?;
                     tracing::info!(alert = alert.id, trigger, pipeline_run = run, "a trigger was fired");
                 }
                 Err(error) => {
-                    self.store.alert_not_fired(&alert.id, &Chain(&error).to_string()).await?;
+                    self.store
+                        .alert_not_fired(&alert.id, &Chain(&error).to_string())
+                        .await?;
                     return Err(error);
                 }
             }

@@ -116,11 +116,17 @@ fn labels_by_row(batches: &[RecordBatch]) -> Result<BTreeMap<i32, KnownLabel>> {
 
 fn read_rows(batch: &RecordBatch, labels: &BTreeMap<i32, KnownLabel>, rows: &mut Vec<PredictionRow>) -> Result<()> {
     let column = |name: &str| {
-        batch.column_by_name(name).ok_or_else(|| Error::Log(format!("its table has no column `{name}`")))
+        batch
+            .column_by_name(name)
+            .ok_or_else(|| Error::Log(format!("its table has no column `{name}`")))
     };
     let keys = RecordBatch::try_from_iter(
-        [("role", column("role")?), ("model", column("model")?), ("model_version", column("model_version")?)]
-            .map(|(name, column)| (name, ArrayRef::clone(column))),
+        [
+            ("role", column("role")?),
+            ("model", column("model")?),
+            ("model_version", column("model_version")?),
+        ]
+        .map(|(name, column)| (name, ArrayRef::clone(column))),
     );
     let keys = GroupColumns::of(&keys.map_err(|error| Error::arrow(&error))?, 0)?;
     let indices = column("row")?.as_primitive::<Int32Type>();
@@ -193,6 +199,9 @@ mod tests {
         ];
         let batch = RecordBatch::try_from_iter(columns).unwrap();
         assert_eq!(Value::from(values(&batch, INPUT, 0)), json!({"carrier": "UA"}));
-        assert_eq!(Value::from(values(&batch, OUTPUT, 0)), json!({"probabilities": [0.25, null]}));
+        assert_eq!(
+            Value::from(values(&batch, OUTPUT, 0)),
+            json!({"probabilities": [0.25, null]})
+        );
     }
 }

@@ -50,7 +50,10 @@ impl Monitoring {
     /// There is none, or the database.
     pub async fn get_monitor(&self, project: &str, name: &str) -> Result<Monitor> {
         check_monitor(project, name)?;
-        self.store.find_monitor(project, name).await?.ok_or_else(|| no_monitor(name))
+        self.store
+            .find_monitor(project, name)
+            .await?
+            .ok_or_else(|| no_monitor(name))
     }
 
     /// Monitors by name.
@@ -95,7 +98,10 @@ impl Monitoring {
         let monitor = self.get_monitor(project, monitor).await?;
         let window = self.store.find_window(&monitor, start).await?;
         window.ok_or_else(|| {
-            let remedy = format!("no predictions of endpoint `{}` were scored there yet", monitor.spec.endpoint);
+            let remedy = format!(
+                "no predictions of endpoint `{}` were scored there yet",
+                monitor.spec.endpoint
+            );
             Error::not_found("window", start.to_string(), remedy)
         })
     }

@@ -57,7 +57,9 @@ impl Monitoring {
             let reference = if group.version == 0 {
                 Arc::new(Reference::default())
             } else {
-                self.registry.reference(&monitor.project, &group.model, group.version).await?
+                self.registry
+                    .reference(&monitor.project, &group.model, group.version)
+                    .await?
             };
             references.insert(group, reference);
         }

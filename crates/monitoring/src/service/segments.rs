@@ -31,7 +31,9 @@ impl Monitoring {
         check_name("a project", project)?;
         check_name("an endpoint", endpoint)?;
         segment.check()?;
-        self.store.accept_segment(project, endpoint, segment, self.clock.now()).await
+        self.store
+            .accept_segment(project, endpoint, segment, self.clock.now())
+            .await
     }
 
     /// Accepts labels. When this returns, they are not forgotten any more.
@@ -44,12 +46,17 @@ impl Monitoring {
         let now = self.clock.now();
         let (endpoint, batch) = request.check(now)?;
         self.store.accept_labels(project, &endpoint, &batch, now).await?;
-        Ok(LabelsAccepted { accepted: batch.labels.len() as u64 })
+        Ok(LabelsAccepted {
+            accepted: batch.labels.len() as u64,
+        })
     }
 
     /// Commits the segments of an endpoint that wait, all in one commit of its table.
     pub(super) async fn run_commit(&self, job: &EndpointJob, claim: &Claim) -> Result<()> {
-        let mut waiting = self.store.waiting_segments(&job.project, &job.endpoint, MAX_SEGMENTS).await?;
+        let mut waiting = self
+            .store
+            .waiting_segments(&job.project, &job.endpoint, MAX_SEGMENTS)
+            .await?;
         let mut files = 0;
         // The first fits always; those that do not are left to the next commit.
         waiting.retain(|segment| {
@@ -63,14 +70,27 @@ impl Monitoring {
         };
         self.store.finish_commit(claim, job, &done, self.clock.now()).await?;
         let rows = done.segments.iter().map(Segment::rows).sum();
-        measure::committed(&job.endpoint, done.segments.len() as u64, done.refused.len() as u64, rows);
+        measure::committed(
+            &job.endpoint,
+            done.segments.len() as u64,
+            done.refused.len() as u64,
+            rows,
+        );
         Ok(())
     }
 
     /// Stores the labels of an endpoint that wait, and finds the windows of their predictions.
     pub(super) async fn run_labels(&self, job: &EndpointJob, claim: &Claim) -> Result<()> {
-        let waiting = self.store.waiting_labels(&job.project, &job.endpoint, MAX_BATCHES).await?;
-        let observed = || waiting.iter().flat_map(|(batch, _)| &batch.labels).map(|label| label.observed_at);
+        let waiting = self
+            .store
+            .waiting_labels(&job.project, &job.endpoint, MAX_BATCHES)
+            .await?;
+        let observed = || {
+            waiting
+                .iter()
+                .flat_map(|(batch, _)| &batch.labels)
+                .map(|label| label.observed_at)
+        };
         let mut done = Labelled {
             batches: waiting.iter().map(|(batch, _)| batch.id.clone()).collect(),
             max_observed_at: observed().max().unwrap_or_default(),
@@ -94,14 +114,21 @@ fn is_hopeless(error: &Error) -> bool {
     use modelyard_analytics::Error as Analytics;
     matches!(
         error,
-        Error::Analytics(Analytics::InvalidFile { .. } | Analytics::TypeConflict { .. } | Analytics::InvalidAppend { .. })
+        Error::Analytics(
+            Analytics::InvalidFile { .. } | Analytics::TypeConflict { .. } | Analytics::InvalidAppend { .. }
+        )
     )
 }
 
 /// Appends segments in one commit; where one of them is refused, each by itself, so that it keeps no other back.
 async fn append(tables: &EndpointTables, segments: Vec<Segment>) -> Result<Committed> {
     match tables.append(&segments).await {
-        Ok(()) => return Ok(Committed { segments, refused: Vec::new() }),
+        Ok(()) => {
+            return Ok(Committed {
+                segments,
+                refused: Vec::new(),
+            });
+        }
         Err(error) if is_hopeless(&error) => {}
         Err(error) => return Err(error),
     }

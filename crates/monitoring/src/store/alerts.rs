@@ -76,7 +76,9 @@ fn read_place(cursor: Option<&str>) -> Result<(i64, String)> {
         // No id is greater.
         return Ok((i64::MAX, "~".to_owned()));
     };
-    let place = cursor.split_once('.').and_then(|(at, id)| Some((at.parse().ok()?, id.to_owned())));
+    let place = cursor
+        .split_once('.')
+        .and_then(|(at, id)| Some((at.parse().ok()?, id.to_owned())));
     place.ok_or_else(|| {
         Error::request("cursor is not one of this list: pass `next_cursor` of the page before it unchanged")
     })
@@ -95,11 +97,12 @@ impl AlertStore for SqlStore<P> {
     }
 
     async fn alert_to_fire(&self, id: &str) -> Result<Option<Alert>> {
-        let row: Option<AlertRow> =
-            sqlx::query_as(select!("WHERE id = $1 AND trigger_name IS NOT NULL AND pipeline_run_id IS NULL"))
-                .bind(id)
-                .fetch_optional(self.pools.reader())
-                .await?;
+        let row: Option<AlertRow> = sqlx::query_as(select!(
+            "WHERE id = $1 AND trigger_name IS NOT NULL AND pipeline_run_id IS NULL"
+        ))
+        .bind(id)
+        .fetch_optional(self.pools.reader())
+        .await?;
         row.map(AlertRow::alert).transpose()
     }
 
@@ -119,7 +122,9 @@ impl AlertStore for SqlStore<P> {
         .fetch_all(self.pools.reader())
         .await?;
         let alerts = rows.into_iter().map(AlertRow::alert).collect::<Result<_>>()?;
-        Ok(page.cut(alerts, |alert: &Alert| format!("{}.{}", alert.fired_at.as_micros(), alert.id)))
+        Ok(page.cut(alerts, |alert: &Alert| {
+            format!("{}.{}", alert.fired_at.as_micros(), alert.id)
+        }))
     }
 
     async fn alert_fired(&self, id: &str, pipeline_run_id: &str) -> Result<()> {

@@ -38,13 +38,18 @@ impl LabelBatchRow {
 }
 
 fn segment_of((id, files): (String, String)) -> Result<Segment> {
-    Ok(Segment { id, files: read_json("files of a segment", &files)? })
+    Ok(Segment {
+        id,
+        files: read_json("files of a segment", &files)?,
+    })
 }
 
 /// The spans of a monitor's windows that segments have rows in, or may have.
 fn touched(length: crate::model::window::Length, segments: &[Segment]) -> BTreeSet<crate::model::window::Span> {
     let files = segments.iter().flat_map(|segment| &segment.files);
-    files.flat_map(|file| length.spans(file.min_event_time, file.max_event_time)).collect()
+    files
+        .flat_map(|file| length.spans(file.min_event_time, file.max_event_time))
+        .collect()
 }
 
 #[trait_gen(P -> SqlitePools, PostgresPools)]
@@ -76,7 +81,11 @@ impl LogStore for SqlStore<P> {
             .bind(&segment.id)
             .fetch_one(&mut *tx)
             .await?;
-            return if known == files { Ok(()) } else { Err(Error::SegmentChanged(segment.id.clone())) };
+            return if known == files {
+                Ok(())
+            } else {
+                Err(Error::SegmentChanged(segment.id.clone()))
+            };
         }
         let job = self.endpoint_job(COMMIT, project, endpoint, now)?;
         self.enqueue(&mut tx, &job, now).await?;
@@ -139,8 +148,14 @@ impl LogStore for SqlStore<P> {
         let (project, endpoint) = (job.project.as_str(), job.endpoint.as_str());
         let mut tx = self.pools.begin().await?;
         let watermark = self.lock(&mut tx, project, endpoint, now).await?;
-        let committed = done.segments.iter().map(|segment| (segment.id.as_str(), "committed", None));
-        let refused = done.refused.iter().map(|(id, error)| (id.as_str(), "refused", Some(error.as_str())));
+        let committed = done
+            .segments
+            .iter()
+            .map(|segment| (segment.id.as_str(), "committed", None));
+        let refused = done
+            .refused
+            .iter()
+            .map(|(id, error)| (id.as_str(), "refused", Some(error.as_str())));
         for (id, state, error) in committed.chain(refused) {
             sqlx::query(
                 "UPDATE segment SET state = $4, ended_at = $5, error = $6
@@ -161,7 +176,8 @@ impl LogStore for SqlStore<P> {
             }
         }
         if let Some(latest) = done.segments.iter().map(Segment::max_event_time).max() {
-            self.advance(&mut tx, (project, endpoint), watermark, latest, now).await?;
+            self.advance(&mut tx, (project, endpoint), watermark, latest, now)
+                .await?;
         }
         complete_in(&mut tx, claim, now).await?;
         let more: i64 = sqlx::query_scalar(
@@ -198,7 +214,8 @@ impl LogStore for SqlStore<P> {
             }
         }
         if !done.batches.is_empty() {
-            self.advance(&mut tx, (project, endpoint), watermark, done.max_observed_at, now).await?;
+            self.advance(&mut tx, (project, endpoint), watermark, done.max_observed_at, now)
+                .await?;
         }
         complete_in(&mut tx, claim, now).await?;
         let more: i64 = sqlx::query_scalar("SELECT COUNT(*) FROM label_batch WHERE project = $1 AND endpoint = $2")
@@ -233,7 +250,10 @@ impl LogStore for SqlStore<P> {
         .bind(i64::from(limit))
         .fetch_all(self.pools.reader())
         .await?;
-        Ok(rows.into_iter().map(|(endpoint, at)| (endpoint, at.map(Timestamp::from_micros))).collect())
+        Ok(rows
+            .into_iter()
+            .map(|(endpoint, at)| (endpoint, at.map(Timestamp::from_micros)))
+            .collect())
     }
 
     async fn remove_ended_segments(&self, older_than: Timestamp, limit: u32) -> Result<u64> {
@@ -262,12 +282,11 @@ impl LogStore for SqlStore<P> {
         for (project, endpoint) in logs {
             jobs.push(self.endpoint_job(COMMIT, &project, &endpoint, now)?);
         }
-        let labels: Vec<(String, String)> = sqlx::query_as(
-            "SELECT DISTINCT project, endpoint FROM label_batch ORDER BY project, endpoint LIMIT $1",
-        )
-        .bind(MAX_SWEPT)
-        .fetch_all(&mut *tx)
-        .await?;
+        let labels: Vec<(String, String)> =
+            sqlx::query_as("SELECT DISTINCT project, endpoint FROM label_batch ORDER BY project, endpoint LIMIT $1")
+                .bind(MAX_SWEPT)
+                .fetch_all(&mut *tx)
+                .await?;
         for (project, endpoint) in labels {
             jobs.push(self.endpoint_job(LABELS, &project, &endpoint, now)?);
         }
@@ -283,8 +302,15 @@ impl LogStore for SqlStore<P> {
         .fetch_all(&mut *tx)
         .await?;
         for (project, monitor, start, scored_at, took_us) in &windows {
-            let window = WindowKey { project, monitor, start: span(*start, *start).start };
-            let last = LastScore { scored_at: *scored_at, took_us: *took_us };
+            let window = WindowKey {
+                project,
+                monitor,
+                start: span(*start, *start).start,
+            };
+            let last = LastScore {
+                scored_at: *scored_at,
+                took_us: *took_us,
+            };
             jobs.push(self.score_job(window, last, now)?);
         }
         let alerts: Vec<String> = sqlx::query_scalar(

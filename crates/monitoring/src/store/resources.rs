@@ -146,7 +146,10 @@ impl ResourceStore for SqlStore<P> {
         .bind(page.rows())
         .fetch_all(self.pools.reader())
         .await?;
-        let monitors = rows.into_iter().map(|row| row.read(monitor::KIND)).collect::<Result<_>>()?;
+        let monitors = rows
+            .into_iter()
+            .map(|row| row.read(monitor::KIND))
+            .collect::<Result<_>>()?;
         Ok(page.cut(monitors, |monitor: &Monitor| monitor.name.clone()))
     }
 
@@ -250,7 +253,10 @@ impl ResourceStore for SqlStore<P> {
         .bind(page.rows())
         .fetch_all(self.pools.reader())
         .await?;
-        let rules = rows.into_iter().map(|row| row.read(rule::KIND)).collect::<Result<_>>()?;
+        let rules = rows
+            .into_iter()
+            .map(|row| row.read(rule::KIND))
+            .collect::<Result<_>>()?;
         Ok(page.cut(rules, |rule: &AlertRule| rule.name.clone()))
     }
 

@@ -75,9 +75,9 @@ impl RuleRow {
     fn standing(&self, span: Span) -> Result<Standing> {
         if let Some(outcome) = &self.outcome {
             let outcome = Outcome::read(outcome);
-            return Ok(Standing::Judged(
-                outcome.ok_or_else(|| modelyard_db::Error::value("outcome of a judgement", "unknown"))?,
-            ));
+            return Ok(Standing::Judged(outcome.ok_or_else(|| {
+                modelyard_db::Error::value("outcome of a judgement", "unknown")
+            })?));
         }
         let before = self.judges_from.is_some_and(|from| span.end.as_micros() <= from);
         Ok(if before { Standing::Before } else { Standing::Waiting })
@@ -145,7 +145,10 @@ impl SqlStore<P> {
             let job = self.fire_job(&id, now)?;
             self.enqueue(tx, &job, now).await?;
         }
-        Ok(Some(Raised { rule: raise.rule.to_owned(), alert: id }))
+        Ok(Some(Raised {
+            rule: raise.rule.to_owned(),
+            alert: id,
+        }))
     }
 
     /// Lets every rule of the monitor judge the window. The answer is when there is next something to judge, and what
@@ -168,18 +171,27 @@ impl SqlStore<P> {
         .bind(span.start.as_micros())
         .fetch_all(&mut **tx)
         .await?;
-        let mut check_at = if span.is_closed(watermark) { None } else { Some(span.end) };
+        let mut check_at = if span.is_closed(watermark) {
+            None
+        } else {
+            Some(span.end)
+        };
         let mut raised = Vec::new();
         for rule in rules {
             let standing = rule.standing(span)?;
             let spec: AlertRuleSpec = read_json("spec of an alert rule", &rule.spec)?;
-            let window = judge::Scored { span, score: &scored.score, min_rows: monitor.spec.min_rows };
+            let window = judge::Scored {
+                span,
+                score: &scored.score,
+                min_rows: monitor.spec.min_rows,
+            };
             let decision = judge::decide(standing, &spec, window, watermark);
             check_at = check_at.into_iter().chain(decision.check_at).min();
             if decision.standing == standing {
                 continue;
             }
-            self.store_judgement(tx, (&monitor.project, &rule.name), span, &decision, now).await?;
+            self.store_judgement(tx, (&monitor.project, &rule.name), span, &decision, now)
+                .await?;
             for command in &decision.commands {
                 if let Command::Raise(finding) = command {
                     let raise = Raise {
@@ -294,13 +306,19 @@ impl WindowStore for SqlStore<P> {
         .await?;
         let monitor = super::ResourceStore::find_monitor(self, &job.project, &job.monitor).await?;
         let found = window.zip(monitor);
-        Ok(found.map(|((start, end, generation), monitor)| ScoreTask { monitor, span: span(start, end), generation }))
+        Ok(found.map(|((start, end, generation), monitor)| ScoreTask {
+            monitor,
+            span: span(start, end),
+            generation,
+        }))
     }
 
     async fn finish_score(&self, claim: &Claim, scored: &Scored, now: Timestamp) -> Result<Vec<Raised>> {
         let (monitor, task_span) = (&scored.task.monitor, scored.task.span);
         let mut tx = self.pools.begin().await?;
-        let watermark = self.lock(&mut tx, &monitor.project, &monitor.spec.endpoint, now).await?;
+        let watermark = self
+            .lock(&mut tx, &monitor.project, &monitor.spec.endpoint, now)
+            .await?;
         let row: Option<(i64, Option<i64>)> = sqlx::query_as(
             "SELECT generation, check_at FROM window_score WHERE project = $1 AND monitor = $2 AND start_at = $3",
         )
@@ -343,8 +361,15 @@ impl WindowStore for SqlStore<P> {
         .execute(&mut *tx)
         .await?;
         if !newest {
-            let window = WindowKey { project: &monitor.project, monitor: &monitor.name, start: task_span.start };
-            let last = LastScore { scored_at: Some(now.as_micros()), took_us: Some(took_us) };
+            let window = WindowKey {
+                project: &monitor.project,
+                monitor: &monitor.name,
+                start: task_span.start,
+            };
+            let last = LastScore {
+                scored_at: Some(now.as_micros()),
+                took_us: Some(took_us),
+            };
             let job = self.score_job(window, last, now)?;
             self.enqueue(&mut tx, &job, now).await?;
         }
@@ -365,7 +390,12 @@ impl WindowStore for SqlStore<P> {
         Ok(tx.commit().await?)
     }
 
-    async fn list_windows(&self, monitor: &Monitor, page: &PageRequest, ascending: bool) -> Result<Page<MonitorWindow>> {
+    async fn list_windows(
+        &self,
+        monitor: &Monitor,
+        page: &PageRequest,
+        ascending: bool,
+    ) -> Result<Page<MonitorWindow>> {
         let sql = if ascending {
             window_columns!("AND w.start_at > $4 ORDER BY w.start_at LIMIT $5")
         } else {

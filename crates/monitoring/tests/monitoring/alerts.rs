@@ -22,7 +22,9 @@ fn bad_rows(count: usize, start: &str) -> Vec<Row> {
 }
 
 async fn evaluated(world: &World, month: &str) -> Value {
-    world.wait_window(month, "the judgement", |window| window["evaluated"] == true).await
+    world
+        .wait_window(month, "the judgement", |window| window["evaluated"] == true)
+        .await
 }
 
 #[tokio::test]
@@ -36,10 +38,17 @@ async fn a_bad_window_fires_one_alert_and_a_good_one_resolves_it() {
         world.log("march", &march).await;
         // Not closed, and too few labels: nothing is judged.
         world.label(&march[..100], "2013-03-30T00:00:00Z").await;
-        let window = world.wait_window("2013-03", "some labels", |window| window["labels"] == 100).await;
-        assert_eq!((&window["closed"], &window["evaluated"]), (&json!(false), &json!(false)));
+        let window = world
+            .wait_window("2013-03", "some labels", |window| window["labels"] == 100)
+            .await;
+        assert_eq!(
+            (&window["closed"], &window["evaluated"]),
+            (&json!(false), &json!(false))
+        );
         world.label(&march[100..200], APRIL).await;
-        let window = world.wait_window("2013-03", "more labels", |window| window["labels"] == 200).await;
+        let window = world
+            .wait_window("2013-03", "more labels", |window| window["labels"] == 200)
+            .await;
         assert_eq!((&window["closed"], &window["evaluated"]), (&json!(true), &json!(false)));
         world.label(&march[200..], APRIL).await;
         let window = evaluated(&world, "2013-03").await;
@@ -51,16 +60,26 @@ async fn a_bad_window_fires_one_alert_and_a_good_one_resolves_it() {
             alert["pipeline_run_id"].is_string().then_some(alert)
         };
         let alert = until("the trigger", PATIENCE, fired).await;
-        assert_eq!((&alert["state"], &alert["version"], &alert["rule"]), (&json!("firing"), &json!(1), &json!("decay")));
+        assert_eq!(
+            (&alert["state"], &alert["version"], &alert["rule"]),
+            (&json!("firing"), &json!(1), &json!("decay"))
+        );
         assert_eq!(alert["window"], json!({"start": MARCH, "end": APRIL}));
         assert_eq!(alert["pipeline_run_id"], format!("run of alert:{id}"));
         let condition = &alert["conditions"][0];
-        assert_eq!((&condition["metric"], &condition["reference"], &condition["threshold"]), (&json!("auc"), &json!(0.7), &json!(0.02)));
+        assert_eq!(
+            (&condition["metric"], &condition["reference"], &condition["threshold"]),
+            (&json!("auc"), &json!(0.7), &json!(0.02))
+        );
 
         // The same window is scored again and again: its alert stays the only one.
         for part in 0..3 {
-            world.log(&format!("again-{part}"), &march[part * 50..part * 50 + 50]).await;
-            world.label(&march[part..=part], &format!("2013-04-0{}T00:00:00Z", part + 2)).await;
+            world
+                .log(&format!("again-{part}"), &march[part * 50..part * 50 + 50])
+                .await;
+            world
+                .label(&march[part..=part], &format!("2013-04-0{}T00:00:00Z", part + 2))
+                .await;
         }
         let good = rows(300, APRIL);
         world.log("april", &good).await;
@@ -75,7 +94,10 @@ async fn a_bad_window_fires_one_alert_and_a_good_one_resolves_it() {
         assert_eq!(world.orchestrator.calls.load(Ordering::SeqCst), 1);
         let event: Value =
             serde_json::from_str(&world.orchestrator.fired.lock()[&format!("alert:{id}")].event_json).unwrap();
-        assert_eq!((&event["alert"], &event["version"], &event["window"]["start"]), (&json!(id), &json!(1), &json!(MARCH)));
+        assert_eq!(
+            (&event["alert"], &event["version"], &event["window"]["start"]),
+            (&json!(id), &json!(1), &json!(MARCH))
+        );
     }
 }
 
@@ -117,7 +139,9 @@ async fn labels_are_waited_for_no_longer_than_the_rule_says() {
         let march = bad_rows(300, MARCH);
         world.log("march", &march).await;
         world.label(&march[..150], APRIL).await;
-        let window = world.wait_window("2013-03", "half of the labels", |window| window["labels"] == 150).await;
+        let window = world
+            .wait_window("2013-03", "half of the labels", |window| window["labels"] == 150)
+            .await;
         assert_eq!(window["evaluated"], false);
         // Event time goes on: fourteen days after the end the rule judges what is there.
         let later: Vec<Row> = rows(450, APRIL);
@@ -143,22 +167,38 @@ async fn drift_alone_fires_and_a_rule_judges_only_what_ends_after_it_was_declare
         };
         world.log("march", &drifted(MARCH)).await;
         world.log("april-begins", &drifted(APRIL)[..5]).await;
-        world.wait_window("2013-03", "march", |window| window["closed"] == true).await;
+        world
+            .wait_window("2013-03", "march", |window| window["closed"] == true)
+            .await;
         let spec = json!({"monitor": "m", "any": [{"metric": "drift_share", "above": 0.5}]});
         world.put("alert-rules/drift", spec).await;
         world.log("april", &drifted(APRIL)).await;
         world.log("may-begins", &drifted(MAY)[..5]).await;
         let window = evaluated(&world, "2013-04").await;
-        let alert = world.get(&format!("alerts/{}", window["alert"].as_str().unwrap())).await;
-        assert_eq!((&alert["trigger"], &alert["conditions"][0]["value"]), (&Value::Null, &json!(1.0)));
+        let alert = world
+            .get(&format!("alerts/{}", window["alert"].as_str().unwrap()))
+            .await;
+        assert_eq!(
+            (&alert["trigger"], &alert["conditions"][0]["value"]),
+            (&Value::Null, &json!(1.0))
+        );
         assert_eq!(world.window("2013-03").await.unwrap()["evaluated"], false);
 
         // A rule that is deleted leaves no alert firing, and lets its monitor go.
         let (status, problem) = world.call(Method::DELETE, "monitors/m", None).await;
         assert_eq!(status, StatusCode::BAD_REQUEST, "{problem}");
-        assert_eq!(world.call(Method::DELETE, "alert-rules/drift", None).await.0, StatusCode::NO_CONTENT);
+        assert_eq!(
+            world.call(Method::DELETE, "alert-rules/drift", None).await.0,
+            StatusCode::NO_CONTENT
+        );
         assert_eq!(world.get("alerts").await["items"][0]["state"], "resolved");
-        assert_eq!(world.call(Method::DELETE, "monitors/m", None).await.0, StatusCode::NO_CONTENT);
-        assert_eq!(world.call(Method::GET, "monitors/m/windows", None).await.0, StatusCode::NOT_FOUND);
+        assert_eq!(
+            world.call(Method::DELETE, "monitors/m", None).await.0,
+            StatusCode::NO_CONTENT
+        );
+        assert_eq!(
+            world.call(Method::GET, "monitors/m/windows", None).await.0,
+            StatusCode::NOT_FOUND
+        );
     }
 }

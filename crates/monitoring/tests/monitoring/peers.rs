@@ -19,7 +19,8 @@ use modelyard_proto::{
         CreateModelVersionRequest, CreateModelVersionResponse, CreateRunRequest, CreateRunResponse, DatasetInput,
         FinishRunRequest, FinishRunResponse, GetModelVersionRequest, GetModelVersionResponse, GetRunRequest,
         GetRunResponse, LogBatchRequest, LogBatchResponse, Metric, ModelVersion, Run, RunStatus, SetAliasRequest,
-        SetAliasResponse, get_model_version_request::Selector,
+        SetAliasResponse,
+        get_model_version_request::Selector,
         model_service_server::{ModelService, ModelServiceServer},
         run_service_server::{RunService, RunServiceServer},
     },
@@ -40,12 +41,17 @@ fn unused<T>() -> Result<Response<T>, Status> {
 
 impl Registry {
     pub fn channel(&self) -> Channel {
-        let routes = Routes::new(ModelServiceServer::new(self.clone())).add_service(RunServiceServer::new(self.clone()));
+        let routes =
+            Routes::new(ModelServiceServer::new(self.clone())).add_service(RunServiceServer::new(self.clone()));
         rpc::local(routes)
     }
 
     fn check(&self) -> Result<(), Status> {
-        if self.away.load(Ordering::SeqCst) { Err(Status::unavailable("away")) } else { Ok(()) }
+        if self.away.load(Ordering::SeqCst) {
+            Err(Status::unavailable("away"))
+        } else {
+            Ok(())
+        }
     }
 }
 
@@ -67,7 +73,12 @@ impl ModelService for Registry {
         let Some(Selector::Version(version)) = request.selector else {
             return Err(Status::invalid_argument("monitoring asks for versions"));
         };
-        let found = self.versions.lock().get(&version).filter(|found| found.name == request.name).cloned();
+        let found = self
+            .versions
+            .lock()
+            .get(&version)
+            .filter(|found| found.name == request.name)
+            .cloned();
         let model_version = Some(found.ok_or_else(|| Status::not_found("no such version"))?);
         Ok(Response::new(GetModelVersionResponse { model_version }))
     }
@@ -101,8 +112,16 @@ impl RunService for Registry {
             status: RunStatus::Finished.into(),
             start_time_us: 1_000_000,
             end_time_us: 2_000_000,
-            metrics: vec![Metric { key: "auc".to_owned(), value: 0.7, ..Metric::default() }],
-            inputs: vec![DatasetInput { name: "flights".to_owned(), version: 1, ..DatasetInput::default() }],
+            metrics: vec![Metric {
+                key: "auc".to_owned(),
+                value: 0.7,
+                ..Metric::default()
+            }],
+            inputs: vec![DatasetInput {
+                name: "flights".to_owned(),
+                version: 1,
+                ..DatasetInput::default()
+            }],
             ..Run::default()
         };
         Ok(Response::new(GetRunResponse { run: Some(run) }))
@@ -125,7 +144,10 @@ impl Orchestrator {
 
 #[async_trait]
 impl TriggerService for Orchestrator {
-    async fn fire_trigger(&self, request: Request<FireTriggerRequest>) -> Result<Response<FireTriggerResponse>, Status> {
+    async fn fire_trigger(
+        &self,
+        request: Request<FireTriggerRequest>,
+    ) -> Result<Response<FireTriggerResponse>, Status> {
         self.calls.fetch_add(1, Ordering::SeqCst);
         if self.away.load(Ordering::SeqCst) {
             return Err(Status::unavailable("away"));

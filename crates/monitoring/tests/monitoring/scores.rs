@@ -13,7 +13,10 @@ const APRIL: &str = "2013-04-01T00:00:00Z";
 
 fn group<'a>(window: &'a Value, role: &str, version: u32) -> &'a Value {
     let groups = window["groups"].as_array().unwrap();
-    groups.iter().find(|group| group["role"] == role && group["version"] == version).unwrap()
+    groups
+        .iter()
+        .find(|group| group["role"] == role && group["version"] == version)
+        .unwrap()
 }
 
 fn number(value: &Value) -> f64 {
@@ -27,7 +30,14 @@ async fn a_window_has_drift_and_performance_of_every_version() {
         world.register(1, 0.7).await;
         world.monitor().await;
         let march = rows(600, MARCH);
-        let shadows: Vec<Row> = march.iter().map(|row| Row { role: "shadow", probability: 0.5, ..row.clone() }).collect();
+        let shadows: Vec<Row> = march
+            .iter()
+            .map(|row| Row {
+                role: "shadow",
+                probability: 0.5,
+                ..row.clone()
+            })
+            .collect();
         world.log("march", &march).await;
         world.log("march-shadow", &shadows).await;
         let mut april = rows(600, APRIL);
@@ -36,24 +46,42 @@ async fn a_window_has_drift_and_performance_of_every_version() {
         }
         world.log("april", &april).await;
 
-        let window = world.wait_window("2013-03", "march", |window| window["groups"][1]["rows"] == 600).await;
+        let window = world
+            .wait_window("2013-03", "march", |window| window["groups"][1]["rows"] == 600)
+            .await;
         assert_eq!((&window["requests"], &window["labels"]), (&json!(600), &json!(0)));
         assert_eq!((&window["closed"], &window["evaluated"]), (&json!(true), &json!(false)));
         let live = group(&window, "live", 1);
         assert_eq!(live["drift"]["share"], 0.0, "{live}");
-        let columns: Vec<_> = live["drift"]["columns"].as_array().unwrap().iter().map(|column| &column["column"]).collect();
+        let columns: Vec<_> = live["drift"]["columns"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|column| &column["column"])
+            .collect();
         assert_eq!(columns, ["carrier", "distance"]);
-        assert_eq!((&live["performance"], &live["reference"]["auc"]), (&Value::Null, &json!(0.7)));
+        assert_eq!(
+            (&live["performance"], &live["reference"]["auc"]),
+            (&Value::Null, &json!(0.7))
+        );
         assert_eq!(group(&window, "shadow", 1)["drift"], Value::Null);
 
         world.label(&march, APRIL).await;
-        let window = world.wait_window("2013-03", "labels", |window| window["labels"] == 600).await;
+        let window = world
+            .wait_window("2013-03", "labels", |window| window["labels"] == 600)
+            .await;
         assert_eq!(window["label_share"], 1.0);
         let auc = number(&group(&window, "live", 1)["performance"]["auc"]);
-        assert!((auc - auc_by_pairs(&march)).abs() < 1e-12, "{auc} {}", auc_by_pairs(&march));
+        assert!(
+            (auc - auc_by_pairs(&march)).abs() < 1e-12,
+            "{auc} {}",
+            auc_by_pairs(&march)
+        );
         assert_eq!(group(&window, "shadow", 1)["performance"]["auc"], 0.5);
 
-        let window = world.wait_window("2013-04", "april", |window| window["requests"] == 600).await;
+        let window = world
+            .wait_window("2013-04", "april", |window| window["requests"] == 600)
+            .await;
         let live = group(&window, "live", 1);
         assert_eq!(live["drift"]["share"], 0.5);
         assert_eq!(live["drift"]["drifted"], json!(["distance"]));
@@ -64,7 +92,10 @@ async fn a_window_has_drift_and_performance_of_every_version() {
         assert_eq!(newest["items"][0]["start"], APRIL);
         let cursor = newest["next_cursor"].as_str().unwrap();
         let next = world.get(&format!("monitors/m/windows?limit=1&cursor={cursor}")).await;
-        assert_eq!((&next["items"][0]["start"], &next["next_cursor"]), (&json!(MARCH), &Value::Null));
+        assert_eq!(
+            (&next["items"][0]["start"], &next["next_cursor"]),
+            (&json!(MARCH), &Value::Null)
+        );
         let oldest = world.get("monitors/m/windows?order=asc").await;
         assert_eq!(oldest["items"][0]["start"], MARCH);
     }
@@ -122,11 +153,16 @@ async fn the_same_rows_give_the_same_score_in_whatever_order_they_arrive() {
             let march = rows(900, MARCH);
             world.label(&march[400..], APRIL).await;
             for part in order {
-                world.log(&format!("s{part}"), &march[part * 300..(part + 1) * 300]).await;
+                world
+                    .log(&format!("s{part}"), &march[part * 300..(part + 1) * 300])
+                    .await;
             }
             world.label(&march[..400], "2013-04-02T00:00:00Z").await;
-            let window =
-                world.wait_window("2013-03", "all", |window| window["requests"] == 900 && window["labels"] == 900).await;
+            let window = world
+                .wait_window("2013-03", "all", |window| {
+                    window["requests"] == 900 && window["labels"] == 900
+                })
+                .await;
             scores.push(window["groups"].clone());
         }
     }
@@ -140,7 +176,10 @@ async fn of_several_labels_the_latest_known_holds() {
         world.register(1, 0.7).await;
         world.monitor().await;
         let march = rows(120, MARCH);
-        let turned = |row: &Row| Row { late: !row.late, ..row.clone() };
+        let turned = |row: &Row| Row {
+            late: !row.late,
+            ..row.clone()
+        };
         let wrong: Vec<Row> = march.iter().map(turned).collect();
         world.log("march", &march).await;
         // The right labels are known later, and arrive first.
@@ -148,17 +187,32 @@ async fn of_several_labels_the_latest_known_holds() {
         world.label(&wrong, APRIL).await;
         world.label(&march, "2013-04-03T00:00:00Z").await;
         let right = auc_by_pairs(&march);
-        let is_right =
-            |window: &Value| window["labels"] == 120 && (number(&window["groups"][0]["performance"]["auc"]) - right).abs() < 1e-12;
+        let is_right = |window: &Value| {
+            window["labels"] == 120 && (number(&window["groups"][0]["performance"]["auc"]) - right).abs() < 1e-12
+        };
         world.wait_window("2013-03", "the right labels", is_right).await;
 
         // One is taken back.
         let id = &march[7].request_id;
-        world.send_labels(vec![json!({"request_id": id, "label": null, "observed_at": "2013-04-04T00:00:00Z"})]).await;
-        world.wait_window("2013-03", "one label less", |window| window["labels"] == 119).await;
+        world
+            .send_labels(vec![
+                json!({"request_id": id, "label": null, "observed_at": "2013-04-04T00:00:00Z"}),
+            ])
+            .await;
+        world
+            .wait_window("2013-03", "one label less", |window| window["labels"] == 119)
+            .await;
         // A label of a request that nobody has seen changes nothing.
-        world.send_labels(vec![json!({"request_id": "unknown", "label": 1, "observed_at": "2013-04-04T00:00:00Z"})]).await;
-        world.wait_window("2013-03", "still", |window| window["labels"] == 119 && window["requests"] == 120).await;
+        world
+            .send_labels(vec![
+                json!({"request_id": "unknown", "label": 1, "observed_at": "2013-04-04T00:00:00Z"}),
+            ])
+            .await;
+        world
+            .wait_window("2013-03", "still", |window| {
+                window["labels"] == 119 && window["requests"] == 120
+            })
+            .await;
     }
 }
 
@@ -170,9 +224,18 @@ async fn a_monitor_declared_late_finds_what_is_in_the_log() {
         let march = rows(240, MARCH);
         world.log("march", &march).await;
         world.label(&march, APRIL).await;
-        world.put("monitors/days", json!({"endpoint": crate::world::ENDPOINT, "window": "day", "min_rows": 1})).await;
+        world
+            .put(
+                "monitors/days",
+                json!({"endpoint": crate::world::ENDPOINT, "window": "day", "min_rows": 1}),
+            )
+            .await;
         world.monitor().await;
-        world.wait_window("2013-03", "the month", |window| window["requests"] == 240 && window["labels"] == 240).await;
+        world
+            .wait_window("2013-03", "the month", |window| {
+                window["requests"] == 240 && window["labels"] == 240
+            })
+            .await;
         let days = modelyard_testkit::wait::until("ten days", crate::world::PATIENCE, async || {
             let days = world.get("monitors/days/windows?order=asc").await;
             let items = days["items"].as_array().unwrap().clone();
@@ -189,8 +252,13 @@ async fn a_monitor_declared_late_finds_what_is_in_the_log() {
             window["groups"][0]["drift"]["columns"][0]["test"] == "psi"
         });
         assert_eq!(window.await["groups"][0]["drift"]["columns"][0]["threshold"], 0.0);
-        let (status, problem) =
-            world.call(Method::PUT, "monitors/m", Some(json!({"endpoint": "other", "window": "month"}))).await;
+        let (status, problem) = world
+            .call(
+                Method::PUT,
+                "monitors/m",
+                Some(json!({"endpoint": "other", "window": "month"})),
+            )
+            .await;
         assert_eq!(status, StatusCode::BAD_REQUEST, "{problem}");
     }
 }
@@ -211,7 +279,9 @@ async fn what_was_accepted_is_scored_after_a_crash() {
         assert!(world.window("2013-03").await.is_none());
         world.registry.away.store(false, Ordering::SeqCst);
         world
-            .wait_window("2013-03", "all rows", |window| window["requests"] == 300 && window["labels"] == 300)
+            .wait_window("2013-03", "all rows", |window| {
+                window["requests"] == 300 && window["labels"] == 300
+            })
             .await;
     }
 }

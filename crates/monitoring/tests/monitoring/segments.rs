@@ -17,12 +17,19 @@ async fn a_segment_that_is_not_parquet_keeps_no_other_back() {
         let march = rows(150, MARCH);
         let mut broken = world.upload("broken", &march[..10]).await;
         let path = Path::parse(format!("inference-log/default/{ENDPOINT}/{}", broken.files[0].path)).unwrap();
-        world.storage.store().put(&path, "no Parquet at all".into()).await.unwrap();
+        world
+            .storage
+            .store()
+            .put(&path, "no Parquet at all".into())
+            .await
+            .unwrap();
         broken.files.truncate(1);
         broken.files[0].size_bytes = 17;
         world.commit(broken).await.unwrap();
         world.log("good", &march).await;
-        world.wait_window("2013-03", "the good one", |window| window["requests"] == 150).await;
+        world
+            .wait_window("2013-03", "the good one", |window| window["requests"] == 150)
+            .await;
     }
 }
 
@@ -37,7 +44,10 @@ async fn what_cannot_be_a_segment_is_refused_at_once() {
         world.commit(request).await.err().map(|status| status.code())
     };
     assert_eq!(code(|_| {}).await, None);
-    assert_eq!(code(|request| request.files[0].rows += 1).await, Some(Code::AlreadyExists));
+    assert_eq!(
+        code(|request| request.files[0].rows += 1).await,
+        Some(Code::AlreadyExists)
+    );
     let wrong: [fn(&mut modelyard_proto::monitoring::v1::CommitSegmentRequest); 6] = [
         |request| request.project = "../x".to_owned(),
         |request| request.endpoint = "a/b".to_owned(),

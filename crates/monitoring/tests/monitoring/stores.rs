@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
-use modelyard_common::{Fault as _, ErrorKind, Timestamp, config::Secret, id::CountingIds};
+use modelyard_common::{ErrorKind, Fault as _, Timestamp, config::Secret, id::CountingIds};
 use modelyard_db::{Database, DatabaseConfig};
 use modelyard_jobs::{ClaimRequest, Job, JobStore};
 use modelyard_monitoring::{
@@ -38,12 +38,23 @@ fn at(text: &str) -> Timestamp {
 async fn places() -> Vec<Place> {
     let mut places = Vec::new();
     for place in test_databases().await.unwrap() {
-        let config = DatabaseConfig { url: place.url.clone().map(Secret::new), ..DatabaseConfig::default() };
+        let config = DatabaseConfig {
+            url: place.url.clone().map(Secret::new),
+            ..DatabaseConfig::default()
+        };
         let database = Database::open(&config, place.data_dir(), "monitoring").await.unwrap();
-        database.migrate(&[modelyard_jobs::MIGRATIONS, store::MIGRATIONS]).await.unwrap();
+        database
+            .migrate(&[modelyard_jobs::MIGRATIONS, store::MIGRATIONS])
+            .await
+            .unwrap();
         let jobs = modelyard_jobs::open(&database);
         let store = store::open(&database, jobs.clone(), CountingIds::new(), INTERVAL);
-        places.push(Place { store, jobs, now: at("2014-01-01T00:00:00Z"), _database: place });
+        places.push(Place {
+            store,
+            jobs,
+            now: at("2014-01-01T00:00:00Z"),
+            _database: place,
+        });
     }
     places
 }
@@ -55,7 +66,12 @@ impl Place {
 
     async fn claim_at(&self, queue: &str, now: Timestamp) -> Option<Job> {
         let queues = [queue.to_owned()];
-        let request = ClaimRequest { queues: &queues, node: "test", lease: Duration::from_secs(60), limit: 1 };
+        let request = ClaimRequest {
+            queues: &queues,
+            node: "test",
+            lease: Duration::from_secs(60),
+            limit: 1,
+        };
         self.jobs.claim(&request, now).await.unwrap().pop()
     }
 
@@ -64,7 +80,10 @@ impl Place {
         self.store.put_monitor(PROJECT, "m", &spec, self.now).await.unwrap();
         let job = self.claim(store::BACKFILL).await.unwrap();
         let payload = serde_json::from_value(job.payload.clone()).unwrap();
-        self.store.finish_backfill(&job.claim(), &payload, &BTreeSet::new(), self.now).await.unwrap();
+        self.store
+            .finish_backfill(&job.claim(), &payload, &BTreeSet::new(), self.now)
+            .await
+            .unwrap();
     }
 
     async fn rule(&self) {
@@ -74,15 +93,24 @@ impl Place {
     }
 
     async fn accept(&self, id: &str, day: &str) {
-        self.store.accept_segment(PROJECT, ENDPOINT, &segment(id, day), self.now).await.unwrap();
+        self.store
+            .accept_segment(PROJECT, ENDPOINT, &segment(id, day), self.now)
+            .await
+            .unwrap();
     }
 
     /// Does the job of committing what waits.
     async fn commit(&self) {
         let job = self.claim(store::COMMIT).await.unwrap();
         let segments = self.store.waiting_segments(PROJECT, ENDPOINT, 100).await.unwrap();
-        let done = Committed { segments, refused: vec![] };
-        self.store.finish_commit(&job.claim(), &endpoint_job(), &done, self.now).await.unwrap();
+        let done = Committed {
+            segments,
+            refused: vec![],
+        };
+        self.store
+            .finish_commit(&job.claim(), &endpoint_job(), &done, self.now)
+            .await
+            .unwrap();
     }
 
     /// Does the next job of scoring, with a drift share as the result.
@@ -90,7 +118,11 @@ impl Place {
         let job = self.claim_at(store::SCORE, now).await.unwrap();
         let payload: ScoreJob = serde_json::from_value(job.payload.clone()).unwrap();
         let task = self.store.begin_score(&payload).await.unwrap().unwrap();
-        let scored = Scored { task, score: score(share), took: Duration::ZERO };
+        let scored = Scored {
+            task,
+            score: score(share),
+            took: Duration::ZERO,
+        };
         self.store.finish_score(&job.claim(), &scored, now).await.unwrap()
     }
 
@@ -107,7 +139,10 @@ impl Place {
 }
 
 fn endpoint_job() -> EndpointJob {
-    EndpointJob { project: PROJECT.to_owned(), endpoint: ENDPOINT.to_owned() }
+    EndpointJob {
+        project: PROJECT.to_owned(),
+        endpoint: ENDPOINT.to_owned(),
+    }
 }
 
 fn segment(id: &str, day: &str) -> Segment {
@@ -118,7 +153,10 @@ fn segment(id: &str, day: &str) -> Segment {
         min_event_time: at(&format!("{day}T00:00:00Z")),
         max_event_time: at(&format!("{day}T12:00:00Z")),
     };
-    Segment { id: id.to_owned(), files: vec![file] }
+    Segment {
+        id: id.to_owned(),
+        files: vec![file],
+    }
 }
 
 fn score(share: f64) -> WindowScore {
@@ -128,13 +166,21 @@ fn score(share: f64) -> WindowScore {
         version: 1,
         rows: 10,
         labels: 0,
-        drift: Some(DriftScore { share: Some(share), drifted: vec![], columns: vec![] }),
+        drift: Some(DriftScore {
+            share: Some(share),
+            drifted: vec![],
+            columns: vec![],
+        }),
         prediction_drift: None,
         performance: None,
         reference: None,
         notes: vec![],
     };
-    WindowScore { requests: 10, labels: 0, groups: vec![group] }
+    WindowScore {
+        requests: 10,
+        labels: 0,
+        groups: vec![group],
+    }
 }
 
 fn labels(id: &str) -> LabelBatch {
@@ -144,7 +190,11 @@ fn labels(id: &str) -> LabelBatch {
         label: Some(LabelValue::Number(1.0)),
         observed_at: at("2013-04-01T00:00:00Z"),
     };
-    LabelBatch { id: id.to_owned(), labels: vec![label], max_observed_at: at("2013-04-01T00:00:00Z") }
+    LabelBatch {
+        id: id.to_owned(),
+        labels: vec![label],
+        max_observed_at: at("2013-04-01T00:00:00Z"),
+    }
 }
 
 #[tokio::test]
@@ -157,18 +207,43 @@ async fn what_is_accepted_while_a_job_ends_gets_a_job_of_its_own() {
         // The job has read what waits, and another segment comes: it has no job, because one runs.
         place.accept("b", "2013-03-02").await;
         assert!(place.claim(store::COMMIT).await.is_none());
-        let done = Committed { segments, refused: vec![] };
-        place.store.finish_commit(&job.claim(), &endpoint_job(), &done, place.now).await.unwrap();
+        let done = Committed {
+            segments,
+            refused: vec![],
+        };
+        place
+            .store
+            .finish_commit(&job.claim(), &endpoint_job(), &done, place.now)
+            .await
+            .unwrap();
         place.commit().await;
         assert!(place.claim(store::COMMIT).await.is_none());
-        assert!(place.store.waiting_segments(PROJECT, ENDPOINT, 100).await.unwrap().is_empty());
+        assert!(
+            place
+                .store
+                .waiting_segments(PROJECT, ENDPOINT, 100)
+                .await
+                .unwrap()
+                .is_empty()
+        );
 
         for id in ["x", "y"] {
-            place.store.accept_labels(PROJECT, ENDPOINT, &labels(id), place.now).await.unwrap();
+            place
+                .store
+                .accept_labels(PROJECT, ENDPOINT, &labels(id), place.now)
+                .await
+                .unwrap();
         }
         let job = place.claim(store::LABELS).await.unwrap();
-        let done = Labelled { batches: vec!["x".to_owned()], ..Labelled::default() };
-        place.store.finish_labels(&job.claim(), &endpoint_job(), &done, place.now).await.unwrap();
+        let done = Labelled {
+            batches: vec!["x".to_owned()],
+            ..Labelled::default()
+        };
+        place
+            .store
+            .finish_labels(&job.claim(), &endpoint_job(), &done, place.now)
+            .await
+            .unwrap();
         let waiting = place.store.waiting_labels(PROJECT, ENDPOINT, 100).await.unwrap();
         assert_eq!(waiting, [(labels("y"), place.now)]);
         assert!(place.claim(store::LABELS).await.is_some());
@@ -190,13 +265,26 @@ async fn nothing_is_left_behind_when_many_hand_over_while_jobs_end() {
                     continue;
                 };
                 let segments = place.store.waiting_segments(PROJECT, ENDPOINT, 3).await.unwrap();
-                let done = Committed { segments, refused: vec![] };
-                place.store.finish_commit(&job.claim(), &endpoint_job(), &done, place.now).await.unwrap();
+                let done = Committed {
+                    segments,
+                    refused: vec![],
+                };
+                place
+                    .store
+                    .finish_commit(&job.claim(), &endpoint_job(), &done, place.now)
+                    .await
+                    .unwrap();
             }
         };
         tokio::join!(hand_over(0), hand_over(1), hand_over(2), work());
         // As long as something waits, there is a job for it.
-        while !place.store.waiting_segments(PROJECT, ENDPOINT, 1).await.unwrap().is_empty() {
+        while !place
+            .store
+            .waiting_segments(PROJECT, ENDPOINT, 1)
+            .await
+            .unwrap()
+            .is_empty()
+        {
             place.commit().await;
         }
         let left = place.jobs.count(Some(store::COMMIT)).await.unwrap();
@@ -212,7 +300,11 @@ async fn a_segment_is_one_however_often_it_is_handed_over() {
         place.accept("a", "2013-03-01").await;
         assert!(place.claim(store::COMMIT).await.is_none());
         let other = segment("a", "2013-03-02");
-        let error = place.store.accept_segment(PROJECT, ENDPOINT, &other, place.now).await.unwrap_err();
+        let error = place
+            .store
+            .accept_segment(PROJECT, ENDPOINT, &other, place.now)
+            .await
+            .unwrap_err();
         assert_eq!(error.kind(), ErrorKind::AlreadyExists);
         assert_eq!(place.store.remove_ended_segments(place.now, 10).await.unwrap(), 0);
         let later = place.now + Duration::from_secs(1);
@@ -252,8 +344,16 @@ async fn a_window_is_scored_again_for_what_came_meanwhile_and_not_too_often() {
         place.accept("b", "2013-03-02").await;
         place.commit().await;
         assert!(place.claim(store::SCORE).await.is_none());
-        let scored = Scored { task, score: score(0.1), took: Duration::ZERO };
-        place.store.finish_score(&job.claim(), &scored, place.now).await.unwrap();
+        let scored = Scored {
+            task,
+            score: score(0.1),
+            took: Duration::ZERO,
+        };
+        place
+            .store
+            .finish_score(&job.claim(), &scored, place.now)
+            .await
+            .unwrap();
         let window = place.window("2013-03-01T00:00:00Z").await.unwrap();
         assert!(window.pending && window.requests == 10);
         assert!(place.claim(store::SCORE).await.is_none());
@@ -313,7 +413,11 @@ async fn a_window_is_judged_once_and_raises_one_alert() {
         }
         assert_eq!(place.store.count_firing().await.unwrap(), 0);
         let page = PageRequest::new(None, None).unwrap();
-        let alerts = place.store.list_alerts(PROJECT, &AlertFilter::default(), &page).await.unwrap();
+        let alerts = place
+            .store
+            .list_alerts(PROJECT, &AlertFilter::default(), &page)
+            .await
+            .unwrap();
         assert_eq!(alerts.items.len(), 1);
         assert!(alerts.items[0].resolved_at.is_some());
 
@@ -325,7 +429,10 @@ async fn a_window_is_judged_once_and_raises_one_alert() {
         place.store.alert_fired(alert, "another").await.unwrap();
         assert!(place.store.alert_to_fire(alert).await.unwrap().is_none());
         let found = place.store.find_alert(PROJECT, alert).await.unwrap().unwrap();
-        assert_eq!((found.pipeline_run_id.as_deref(), found.trigger_error), (Some("run"), None));
+        assert_eq!(
+            (found.pipeline_run_id.as_deref(), found.trigger_error),
+            (Some("run"), None)
+        );
     }
 }
 
@@ -357,7 +464,11 @@ async fn the_sweep_finds_what_has_no_job() {
         place.accept("a", "2013-03-01").await;
         place.commit().await;
         place.accept("b", "2013-03-01").await;
-        place.store.accept_labels(PROJECT, ENDPOINT, &labels("x"), place.now).await.unwrap();
+        place
+            .store
+            .accept_labels(PROJECT, ENDPOINT, &labels("x"), place.now)
+            .await
+            .unwrap();
         assert_eq!(place.store.sweep(place.now).await.unwrap(), 0);
         // All jobs are given up, as after errors without end.
         for queue in [store::COMMIT, store::LABELS, store::SCORE] {

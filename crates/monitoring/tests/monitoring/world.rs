@@ -3,7 +3,9 @@
 use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
 
 use arrow::{
-    array::{ArrayRef, Float64Array, Int32Array, Int64Array, ListArray, RecordBatch, StringArray, TimestampMicrosecondArray},
+    array::{
+        ArrayRef, Float64Array, Int32Array, Int64Array, ListArray, RecordBatch, StringArray, TimestampMicrosecondArray,
+    },
     datatypes::Float64Type,
 };
 use axum::{Router, body::Body};
@@ -68,7 +70,10 @@ impl World {
     pub async fn start(place: &TestDatabase) -> Self {
         let storage = Storage::open(&StorageConfig::folder(&place.data_dir().join("objects"))).unwrap();
         let config = Config {
-            database: DatabaseConfig { url: place.url.clone().map(Secret::new), ..DatabaseConfig::default() },
+            database: DatabaseConfig {
+                url: place.url.clone().map(Secret::new),
+                ..DatabaseConfig::default()
+            },
             score_interval: Duration::ZERO,
             ..Config::default()
         };
@@ -96,7 +101,17 @@ impl World {
         let (router, description) = service.http.split_for_parts();
         let description = serde_json::to_value(description).unwrap();
         let segments = rpc::local(service.grpc);
-        Self { registry, orchestrator, storage, config, data_dir, context, router, description, segments }
+        Self {
+            registry,
+            orchestrator,
+            storage,
+            config,
+            data_dir,
+            context,
+            router,
+            description,
+            segments,
+        }
     }
 
     /// Cuts everything off and starts anew on what is on the disk.
@@ -104,18 +119,30 @@ impl World {
         self.context.lifecycle.abort();
         self.context.lifecycle.stop();
         self.context.lifecycle.finish(PATIENCE).await.unwrap();
-        Self::run(self.config, self.data_dir, self.storage, self.registry, self.orchestrator).await
+        Self::run(
+            self.config,
+            self.data_dir,
+            self.storage,
+            self.registry,
+            self.orchestrator,
+        )
+        .await
     }
 
     /// Registers a version with its held-out AUC, and a reference profile of distances and carriers.
     pub async fn register(&self, version: u32, auc: f64) {
         let rows: Vec<Row> = (0..2000).map(|index| Row::new(index, "2013-01-01T00:00:00Z")).collect();
         let distances: ArrayRef = Arc::new(rows.iter().map(|row| Some(row.distance)).collect::<Float64Array>());
-        let carriers = rows.iter().map(|row| Some(row.carrier).filter(|carrier| !carrier.is_empty()));
+        let carriers = rows
+            .iter()
+            .map(|row| Some(row.carrier).filter(|carrier| !carrier.is_empty()));
         let carriers: ArrayRef = Arc::new(carriers.collect::<StringArray>());
         let batch = RecordBatch::try_from_iter([("distance", distances), ("carrier", carriers)]).unwrap();
         let profile = Profile::of([&batch], &ProfileOptions::default()).unwrap();
-        let blob = Artifacts::new(self.storage.clone()).put_bytes(profile.to_json().unwrap()).await.unwrap();
+        let blob = Artifacts::new(self.storage.clone())
+            .put_bytes(profile.to_json().unwrap())
+            .await
+            .unwrap();
         let found = ModelVersion {
             project: "default".to_owned(),
             name: MODEL.to_owned(),
@@ -137,13 +164,7 @@ impl World {
         self.call_in(PROJECT, method, path, body).await
     }
 
-    pub async fn call_in(
-        &self,
-        project: &str,
-        method: Method,
-        path: &str,
-        body: Option<Value>,
-    ) -> (StatusCode, Value) {
+    pub async fn call_in(&self, project: &str, method: Method, path: &str, body: Option<Value>) -> (StatusCode, Value) {
         let mut request = Request::builder().method(method).uri(format!("{project}/{path}"));
         if body.is_some() {
             request = request.header(header::CONTENT_TYPE, "application/json");
@@ -177,11 +198,17 @@ impl World {
     /// A rule on the monitor, which fires the trigger `retrain`.
     pub async fn rule(&self, any: Value) {
         let labels = json!({"share": 0.95, "within": "14d"});
-        self.put("alert-rules/decay", json!({"monitor": "m", "labels": labels, "any": any, "trigger": "retrain"})).await;
+        self.put(
+            "alert-rules/decay",
+            json!({"monitor": "m", "labels": labels, "any": any, "trigger": "retrain"}),
+        )
+        .await;
     }
 
     pub async fn window(&self, start: &str) -> Option<Value> {
-        let (status, body) = self.call(Method::GET, &format!("monitors/m/windows/{start}"), None).await;
+        let (status, body) = self
+            .call(Method::GET, &format!("monitors/m/windows/{start}"), None)
+            .await;
         (status == StatusCode::OK).then_some(body)
     }
 
@@ -203,7 +230,8 @@ impl World {
 
     /// Labels all rows as they turned out, known at a time.
     pub async fn label(&self, rows: &[Row], observed_at: &str) {
-        self.send_labels(rows.iter().map(|row| row.label(observed_at)).collect()).await;
+        self.send_labels(rows.iter().map(|row| row.label(observed_at)).collect())
+            .await;
     }
 
     /// Uploads rows, a file a date, and hands them over as one segment.
@@ -215,7 +243,10 @@ impl World {
     pub async fn upload(&self, segment: &str, rows: &[Row]) -> CommitSegmentRequest {
         let mut by_date: BTreeMap<String, Vec<Row>> = BTreeMap::new();
         for row in rows {
-            by_date.entry(row.event_time.to_string()[..10].to_owned()).or_default().push(row.clone());
+            by_date
+                .entry(row.event_time.to_string()[..10].to_owned())
+                .or_default()
+                .push(row.clone());
         }
         let mut files = Vec::new();
         for (index, (date, rows)) in by_date.iter().enumerate() {
@@ -243,7 +274,10 @@ impl World {
     }
 
     pub async fn commit(&self, request: CommitSegmentRequest) -> Result<(), tonic::Status> {
-        SegmentServiceClient::new(self.segments.clone()).commit_segment(request).await.map(|_| ())
+        SegmentServiceClient::new(self.segments.clone())
+            .commit_segment(request)
+            .await
+            .map(|_| ())
     }
 }
 
@@ -312,17 +346,21 @@ pub fn auc_by_pairs(rows: &[Row]) -> f64 {
 }
 
 fn parquet(rows: &[Row]) -> Vec<u8> {
-    let texts = |value: fn(&Row) -> String| -> ArrayRef {
-        Arc::new(StringArray::from_iter_values(rows.iter().map(value)))
-    };
+    let texts =
+        |value: fn(&Row) -> String| -> ArrayRef { Arc::new(StringArray::from_iter_values(rows.iter().map(value))) };
     let times = |value: fn(&Row) -> Timestamp| -> ArrayRef {
         let micros = rows.iter().map(|row| value(row).as_micros());
         Arc::new(TimestampMicrosecondArray::from_iter_values(micros).with_timezone("UTC"))
     };
-    let probabilities = rows.iter().map(|row| Some(vec![Some(1.0 - row.probability), Some(row.probability)]));
+    let probabilities = rows
+        .iter()
+        .map(|row| Some(vec![Some(1.0 - row.probability), Some(row.probability)]));
     let columns: Vec<(&str, ArrayRef)> = vec![
         ("request_id", texts(|row| row.request_id.clone())),
-        ("row", Arc::new(Int32Array::from_iter_values(rows.iter().map(|row| row.row)))),
+        (
+            "row",
+            Arc::new(Int32Array::from_iter_values(rows.iter().map(|row| row.row))),
+        ),
         ("event_time", times(|row| row.event_time)),
         ("received_at", times(|row| row.received_at)),
         ("model", texts(|_| MODEL.to_owned())),
@@ -330,10 +368,21 @@ fn parquet(rows: &[Row]) -> Vec<u8> {
         ("role", texts(|row| row.role.to_owned())),
         ("protocol", texts(|_| "http".to_owned())),
         ("latency_us", Arc::new(Int64Array::from(vec![250; rows.len()]))),
-        ("input_distance", Arc::new(rows.iter().map(|row| Some(row.distance)).collect::<Float64Array>())),
+        (
+            "input_distance",
+            Arc::new(rows.iter().map(|row| Some(row.distance)).collect::<Float64Array>()),
+        ),
         ("input_carrier", texts(|row| row.carrier.to_owned())),
-        ("output_label", Arc::new(Int64Array::from_iter_values(rows.iter().map(|row| i64::from(row.probability > 0.5))))),
-        ("output_probabilities", Arc::new(ListArray::from_iter_primitive::<Float64Type, _, _>(probabilities))),
+        (
+            "output_label",
+            Arc::new(Int64Array::from_iter_values(
+                rows.iter().map(|row| i64::from(row.probability > 0.5)),
+            )),
+        ),
+        (
+            "output_probabilities",
+            Arc::new(ListArray::from_iter_primitive::<Float64Type, _, _>(probabilities)),
+        ),
     ];
     let batch = RecordBatch::try_from_iter(columns).unwrap();
     let mut writer = ArrowWriter::try_new(Vec::new(), batch.schema(), None).unwrap();
