@@ -46,7 +46,7 @@ const LABEL_BATCH: usize = 10_000;
 /// How long each thing may take: a pipeline run, a switch of the endpoint, the scores of a month.
 const RUN_PATIENCE: Duration = Duration::from_secs(600);
 const SWITCH_PATIENCE: Duration = Duration::from_secs(180);
-const SCORE_PATIENCE: Duration = Duration::from_secs(300);
+const SCORE_PATIENCE: Duration = Duration::from_secs(120);
 
 /// How long shadow answers may be missing, without one more, before the job goes on without them.
 const SHADOW_PATIENCE: Duration = Duration::from_secs(20);
