@@ -1,6 +1,6 @@
 //! What was seen: the inference log, labels, scores, alert rules and alerts.
 //!
-//! Gateways hand over segments of the inference log ([`grpc`](self)); clients send labels. Both are durable before they are
+//! Gateways hand over segments of the inference log; clients send labels. Both are durable before they are
 //! answered, and jobs bring them into Delta Lake tables, of which monitoring is the only committer. Monitors slice the log
 //! into windows of event time. A window is scored whenever something about it changed; the newest score replaces the one
 //! before. When a window is closed (the endpoint's watermark passed its end) and its labels have come, every alert rule

@@ -215,7 +215,10 @@ pub trait WindowStore: Send + Sync {
     async fn begin_score(&self, job: &ScoreJob) -> Result<Option<ScoreTask>>;
     /// Stores a score, lets the alert rules judge the window, and ends the job.
     async fn finish_score(&self, claim: &Claim, scored: &Scored, now: Timestamp) -> Result<Vec<Raised>>;
-    /// Notes why a window could not be scored.
+    /// Notes why a window cannot be scored as it is, and ends the job: it is tried again when something about the window
+    /// changes.
+    async fn give_up_score(&self, claim: &Claim, task: &ScoreTask, error: &str, now: Timestamp) -> Result<()>;
+    /// Notes why a window could not be scored this time.
     async fn note_error(&self, job: &ScoreJob, error: &str) -> Result<()>;
     /// Windows with rows, newest first or oldest first.
     async fn list_windows(&self, monitor: &Monitor, page: &PageRequest, ascending: bool)

@@ -14,7 +14,7 @@ use crate::{
     model::{
         monitor::{Monitor, MonitorSpec},
         page::{Page, PageRequest},
-        resource::Applied,
+        resource::{Applied, Resource},
         score::MonitorWindow,
         window::Length,
     },
@@ -70,7 +70,7 @@ pub struct WindowParameters {
     path = "/api/v1/projects/{project}/monitors",
     tag = "monitoring",
     params(("project" = String, Path, description = "The project"), ListParameters),
-    responses((status = 200, body = Page<Monitor>), (status = "default", description = "A refusal", body = Problem))
+    responses((status = 200, body = Page<Resource<MonitorSpec>>), (status = "default", description = "A refusal", body = Problem))
 )]
 pub async fn list_monitors(
     State(monitoring): State<Arc<Monitoring>>,
@@ -104,7 +104,7 @@ pub async fn put_monitor(
     path = "/api/v1/projects/{project}/monitors/{name}",
     tag = "monitoring",
     params(("project" = String, Path, description = "The project"), ("name" = String, Path, description = "The monitor")),
-    responses((status = 200, body = Monitor), (status = "default", description = "A refusal", body = Problem))
+    responses((status = 200, body = Resource<MonitorSpec>), (status = "default", description = "A refusal", body = Problem))
 )]
 pub async fn get_monitor(
     State(monitoring): State<Arc<Monitoring>>,

@@ -14,7 +14,7 @@ use super::{
 use crate::{
     model::{
         page::Page,
-        resource::Applied,
+        resource::{Applied, Resource},
         rule::{AlertRule, AlertRuleSpec},
     },
     service::Monitoring,
@@ -26,7 +26,7 @@ use crate::{
     path = "/api/v1/projects/{project}/alert-rules",
     tag = "monitoring",
     params(("project" = String, Path, description = "The project"), ListParameters),
-    responses((status = 200, body = Page<AlertRule>), (status = "default", description = "A refusal", body = Problem))
+    responses((status = 200, body = Page<Resource<AlertRuleSpec>>), (status = "default", description = "A refusal", body = Problem))
 )]
 pub async fn list_rules(
     State(monitoring): State<Arc<Monitoring>>,
@@ -60,7 +60,7 @@ pub async fn put_rule(
     path = "/api/v1/projects/{project}/alert-rules/{name}",
     tag = "monitoring",
     params(("project" = String, Path, description = "The project"), ("name" = String, Path, description = "The rule")),
-    responses((status = 200, body = AlertRule), (status = "default", description = "A refusal", body = Problem))
+    responses((status = 200, body = Resource<AlertRuleSpec>), (status = "default", description = "A refusal", body = Problem))
 )]
 pub async fn get_rule(
     State(monitoring): State<Arc<Monitoring>>,

@@ -149,8 +149,8 @@ pub struct MonitorWindow {
     pub labels: u64,
     /// `labels / requests` (0 to 1); null without live rows.
     pub label_share: Option<f64>,
-    /// When the score was computed.
-    pub scored_at: Timestamp,
+    /// When the score was computed; null if it never could be.
+    pub scored_at: Option<Timestamp>,
     /// Whether what arrived since then is still to be scored.
     pub pending: bool,
     /// Whether the alert rules have judged it.

@@ -14,7 +14,10 @@ use modelyard_stats::{
     ColumnKind, DatasetDrift, DriftOptions, DriftTest, Profile, ProfileOptions, Profiler, profile_drift,
 };
 
-use super::{LEADING_COLUMNS, Plan, Reference, outcome::Outcomes};
+use super::{
+    LEADING_COLUMNS, Plan, Reference,
+    outcome::{Outcomes, Outputs},
+};
 use crate::{
     error::{Error, Result},
     model::score::{ColumnScore, DriftScore, GroupScore, Role},
@@ -216,7 +219,7 @@ impl Group {
     /// Adds answers.
     pub fn update(&mut self, rows: &RecordBatch) -> Result<()> {
         self.rows += rows.num_rows() as u64;
-        let outputs = self.outcomes.columns(rows)?;
+        let outputs = Outputs::of(rows)?;
         if let Some(drift) = &mut self.drift {
             drift.update(rows, outputs.predictions())?;
         }

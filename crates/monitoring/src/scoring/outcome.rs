@@ -43,6 +43,18 @@ struct Probabilities {
 }
 
 impl Outputs {
+    /// The output columns of a batch, prepared for reading row by row.
+    pub fn of(rows: &RecordBatch) -> Result<Self> {
+        let prediction = column(rows, PREDICTION).filter(|column| column.data_type().is_numeric());
+        let prediction = prediction.map(|column| cast(&column, &DataType::Float64)).transpose();
+        let probabilities = column(rows, PROBABILITIES).map(|column| probabilities(&column));
+        Ok(Self {
+            labels: column(rows, LABEL),
+            probabilities: probabilities.transpose()?.flatten(),
+            prediction: prediction.map_err(|error| Error::arrow(&error))?,
+        })
+    }
+
     /// One number a row that says what was predicted: the positive class's probability, or the predicted number.
     pub fn predictions(&self) -> Option<ArrayRef> {
         match &self.probabilities {
@@ -165,21 +177,6 @@ fn text_at(column: &ArrayRef, row: usize) -> Option<String> {
 }
 
 impl Outcomes {
-    /// The output columns of a batch, prepared for reading row by row.
-    #[expect(clippy::unused_self, reason = "reads beside `add`, which needs it")]
-    pub fn columns(&self, rows: &RecordBatch) -> Result<Outputs> {
-        let prediction = column(rows, PREDICTION).filter(|column| column.data_type().is_numeric());
-        let prediction = prediction.map(|column| cast(&column, &DataType::Float64)).transpose();
-        Ok(Outputs {
-            labels: column(rows, LABEL),
-            probabilities: column(rows, PROBABILITIES)
-                .map(|column| probabilities(&column))
-                .transpose()?
-                .flatten(),
-            prediction: prediction.map_err(|error| Error::arrow(&error))?,
-        })
-    }
-
     /// Adds a row with its label.
     pub fn add(&mut self, outputs: &Outputs, row: usize, label: &LabelValue) -> Result<()> {
         if self.probabilities.len() + self.numbers.len() > MAX_NUMBERS {
@@ -358,7 +355,7 @@ mod tests {
 
     fn metrics(batch: &RecordBatch, truths: &[LabelValue]) -> (BTreeMap<String, f64>, Vec<String>) {
         let mut outcomes = Outcomes::default();
-        let outputs = outcomes.columns(batch).unwrap();
+        let outputs = Outputs::of(batch).unwrap();
         for (row, truth) in truths.iter().enumerate() {
             outcomes.add(&outputs, row, truth).unwrap();
         }

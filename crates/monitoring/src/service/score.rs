@@ -7,7 +7,7 @@ use std::{
 };
 
 use futures::TryStreamExt as _;
-use modelyard_common::Timestamp;
+use modelyard_common::{Timestamp, error::Chain};
 use modelyard_jobs::Claim;
 use tokio::sync::mpsc;
 use tracing::Instrument as _;
@@ -24,6 +24,14 @@ use crate::{
 /// How many batches wait for the thread that computes.
 const BATCHES_AHEAD: usize = 2;
 
+/// Whether a window cannot be scored before something about it changes.
+const fn is_hopeless(error: &Error) -> bool {
+    matches!(
+        error,
+        Error::WindowTooLarge { .. } | Error::Statistics(_) | Error::Log(_)
+    )
+}
+
 impl Monitoring {
     /// Scores a window anew; what it replaces is gone. Then the alert rules judge it.
     pub(super) async fn run_score(&self, job: &ScoreJob, claim: &Claim) -> Result<()> {
@@ -38,7 +46,15 @@ impl Monitoring {
             return Ok(());
         };
         let started = Instant::now();
-        let score = self.compute(&task).await?;
+        let score = match self.compute(&task).await {
+            Ok(score) => score,
+            Err(error) if is_hopeless(&error) => {
+                let text = Chain(&error).to_string();
+                tracing::error!(monitor = job.monitor, window = %job.start, error = text, "a window cannot be scored");
+                return self.store.give_up_score(claim, &task, &text, self.clock.now()).await;
+            }
+            Err(error) => return Err(error),
+        };
         let took = started.elapsed();
         measure::scored(&task.monitor.name, took);
         let scored = Scored { task, score, took };

@@ -33,8 +33,8 @@ struct WindowRow {
     generation: i64,
     scored_generation: i64,
     check_at: Option<i64>,
-    score: String,
-    scored_at: i64,
+    score: Option<String>,
+    scored_at: Option<i64>,
     error: Option<String>,
     watermark: Option<i64>,
     judgements: i64,
@@ -43,7 +43,10 @@ struct WindowRow {
 
 impl WindowRow {
     fn window(self) -> Result<MonitorWindow> {
-        let score: WindowScore = read_json("score of a window", &self.score)?;
+        let score: WindowScore = match &self.score {
+            Some(score) => read_json("score of a window", score)?,
+            None => WindowScore::default(),
+        };
         let span = span(self.start_at, self.end_at);
         let closed = span.is_closed(self.watermark.map(Timestamp::from_micros));
         Ok(MonitorWindow {
@@ -53,7 +56,7 @@ impl WindowRow {
             requests: score.requests,
             labels: score.labels,
             label_share: score.label_share(),
-            scored_at: Timestamp::from_micros(self.scored_at),
+            scored_at: self.scored_at.map(Timestamp::from_micros),
             pending: self.scored_generation < self.generation,
             evaluated: self.judgements > 0 && self.check_at.is_none(),
             alert: self.alert,
@@ -103,7 +106,8 @@ macro_rules! window_columns {
                      WHERE r.project = w.project AND r.monitor = w.monitor AND j.start_at = w.start_at) AS judgements,
                     (SELECT MIN(a.id) FROM alert a WHERE a.project = w.project AND a.monitor = w.monitor
                      AND a.start_at = w.start_at) AS alert
-             FROM window_score w WHERE w.project = $1 AND w.monitor = $2 AND w.score IS NOT NULL AND w.row_count > 0 ",
+             FROM window_score w WHERE w.project = $1 AND w.monitor = $2 
+             AND (w.row_count > 0 OR w.error IS NOT NULL) ",
             $rest
         )
     };
@@ -376,6 +380,37 @@ impl WindowStore for SqlStore<P> {
         tx.commit().await?;
         self.jobs.wake().notify();
         Ok(raised)
+    }
+
+    async fn give_up_score(&self, claim: &Claim, task: &ScoreTask, error: &str, now: Timestamp) -> Result<()> {
+        let monitor = &task.monitor;
+        let mut tx = self.pools.begin().await?;
+        self.lock(&mut tx, &monitor.project, &monitor.spec.endpoint, now)
+            .await?;
+        let generation: Option<i64> = sqlx::query_scalar(
+            "UPDATE window_score SET scored_generation = $4, error = $5
+             WHERE project = $1 AND monitor = $2 AND start_at = $3 RETURNING generation",
+        )
+        .bind(&monitor.project)
+        .bind(&monitor.name)
+        .bind(task.span.start.as_micros())
+        .bind(task.generation)
+        .bind(&error[..error.floor_char_boundary(MAX_ERROR_BYTES)])
+        .fetch_optional(&mut *tx)
+        .await?;
+        complete_in(&mut tx, claim, now).await?;
+        if generation.is_some_and(|generation| generation > task.generation) {
+            let window = WindowKey {
+                project: &monitor.project,
+                monitor: &monitor.name,
+                start: task.span.start,
+            };
+            let job = self.score_job(window, LastScore::default(), now)?;
+            self.enqueue(&mut tx, &job, now).await?;
+        }
+        tx.commit().await?;
+        self.jobs.wake().notify();
+        Ok(())
     }
 
     async fn note_error(&self, job: &ScoreJob, error: &str) -> Result<()> {

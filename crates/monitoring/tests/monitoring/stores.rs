@@ -362,6 +362,18 @@ async fn a_window_is_scored_again_for_what_came_meanwhile_and_not_too_often() {
         assert!(!place.window("2013-03-01T00:00:00Z").await.unwrap().pending);
         assert!(place.claim_at(store::SCORE, later + INTERVAL).await.is_none());
         // A score that failed says so until one succeeds.
+        place.accept("c", "2013-03-03").await;
+        place.commit().await;
+        let job = place.claim_at(store::SCORE, later + INTERVAL).await.unwrap();
+        let task = place.store.begin_score(&payload).await.unwrap().unwrap();
+        place
+            .store
+            .give_up_score(&job.claim(), &task, "too large", later)
+            .await
+            .unwrap();
+        let window = place.window("2013-03-01T00:00:00Z").await.unwrap();
+        assert_eq!((window.error.as_deref(), window.pending), (Some("too large"), false));
+        assert_eq!(place.store.sweep(later).await.unwrap(), 0);
         place.store.note_error(&payload, "the disk is full").await.unwrap();
         let noted = place.window("2013-03-01T00:00:00Z").await.unwrap().error;
         assert_eq!(noted.as_deref(), Some("the disk is full"));
