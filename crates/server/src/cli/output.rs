@@ -121,7 +121,7 @@ mod tests {
     fn an_outline_reads_like_a_form() {
         let value =
             json!({"name": "m", "tags": {}, "shape": [1, 2], "routes": [{"model": "a", "weight": 1}, {"model": "b"}]});
-        let expected = "name: m\ntags: none\nshape: 1, 2\nroutes:\n  - model: a\n    weight: 1\n  - model: b";
+        let expected = "name: m\nroutes:\n  - model: a\n    weight: 1\n  - model: b\nshape: 1, 2\ntags: none";
         assert_eq!(outline(&value), expected);
     }
 }

@@ -71,8 +71,8 @@ impl Listeners {
         let contracts = Router::new()
             .fallback(internal_grpc)
             .with_state(Arc::new(services.internal_grpc));
-        let internal = stack::stack(probes(context.readiness.clone()).route("/metrics", get(metrics)))
-            .fallback_service(contracts);
+        let internal =
+            stack::stack(probes(context.readiness.clone()).route("/metrics", get(metrics))).fallback_service(contracts);
         spawn(&context.lifecycle, "public listener", self.public, public);
         spawn(&context.lifecycle, "internal listener", self.internal, internal);
         Ok(addresses)
