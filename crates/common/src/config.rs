@@ -125,7 +125,6 @@ pub mod size {
 
 #[cfg(test)]
 mod tests {
-    #![expect(clippy::unwrap_used, reason = "tests")]
     use std::time::Duration;
 
     use super::*;

@@ -25,6 +25,7 @@ pub fn stack(router: Router) -> Router {
 }
 
 /// The fallback of a listener: names the path that does not exist.
+#[expect(clippy::unused_async, reason = "the shape of a handler")]
 pub async fn not_found(request: Request) -> Problem {
     let detail = format!(
         "there is no {} {}: the API is described at /api/v1/openapi.json",

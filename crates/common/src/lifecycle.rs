@@ -73,7 +73,6 @@ impl Inner {
 
 impl Lifecycle {
     /// Starts a task. It must end soon after the soft token; an error that it returns stops the process.
-    #[expect(clippy::disallowed_methods, reason = "the one place that starts tasks")]
     pub fn spawn<E: std::fmt::Display>(
         &self,
         name: &'static str,
@@ -151,7 +150,6 @@ impl Lifecycle {
 
 #[cfg(test)]
 mod tests {
-    #![expect(clippy::unwrap_used, clippy::panic, reason = "tests")]
     use std::convert::Infallible;
 
     use super::*;

@@ -225,7 +225,6 @@ pub fn resume_trace(span: &Span, traceparent: Option<&str>) {
 
 #[cfg(test)]
 mod tests {
-    #![expect(clippy::unwrap_used, reason = "tests")]
     use super::*;
 
     const TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
