@@ -25,7 +25,7 @@ pub async fn run(arguments: &DemoArguments) -> Result<ExitCode> {
         url: server.addresses().public.clone(),
         grpc_url: server.addresses().public.clone(),
         binary: server.options().binary.clone(),
-        folder: example_folder(),
+        folder: arguments.resources.clone().unwrap_or_else(example_folder),
         months: usize::from(arguments.months),
         sample: arguments.sample,
         concurrency: usize::from(arguments.concurrency),

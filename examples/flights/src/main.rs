@@ -51,6 +51,9 @@ struct DemoArguments {
     /// Folder for the server's data and log; it must be empty [default: a new one among the temporary files]
     #[arg(long, value_name = "DIR")]
     data_dir: Option<PathBuf>,
+    /// Folder with `flights.parquet` and the resources, for trying others [default: examples/flights]
+    #[arg(long, value_name = "DIR")]
+    resources: Option<PathBuf>,
     /// Share of the flights that take part, more than 0 and at most 1
     #[arg(long, default_value_t = 1.0, value_name = "SHARE")]
     sample: f64,

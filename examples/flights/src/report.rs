@@ -2,11 +2,26 @@
 
 use std::time::Duration;
 
-use comfy_table::{Cell, CellAlignment, Table, presets};
+use comfy_table::{Cell, CellAlignment, ContentArrangement, Table, presets};
 use serde::Serialize;
 
 /// The AUC that retraining must bring over never retraining, averaged over the months after the first.
 pub const MIN_AUC_GAIN: f64 = 0.025;
+
+/// The columns of the closing table.
+const HEADER: [&str; 8] = [
+    "MONTH",
+    "REQUESTS",
+    "CHAMPION",
+    "AUC",
+    "NEVER RETRAINED",
+    "DRIFT SHARE",
+    "ALERT",
+    "RETRAINED TO",
+];
+
+/// The width of the table where there is no terminal to ask, in columns.
+const PLAIN_WIDTH: u16 = 120;
 
 /// One replayed month.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -85,17 +100,13 @@ impl Report {
     #[must_use]
     pub fn table(&self) -> String {
         let mut table = Table::new();
-        table.load_style(presets::UTF8_HORIZONTAL_ONLY);
-        table.set_header([
-            "month",
-            "requests",
-            "version",
-            "AUC",
-            "AUC never retrained",
-            "drift share",
-            "alert",
-            "retrained to",
-        ]);
+        table
+            .load_style(presets::NOTHING)
+            .set_content_arrangement(ContentArrangement::Dynamic)
+            .set_header(HEADER);
+        if !table.is_tty() {
+            table.set_width(PLAIN_WIDTH);
+        }
         for row in &self.months {
             let right = |text: String| Cell::new(text).set_alignment(CellAlignment::Right);
             table.add_row(vec![
