@@ -60,7 +60,7 @@ pub struct Config {
 impl Default for Config {
     fn default() -> Self {
         Self {
-            log: "info".to_owned(),
+            log: "info,ort=warn".to_owned(),
             log_format: LogFormat::Auto,
             otlp_endpoint: None,
             trace_sample_share: 1.0,

@@ -12,7 +12,7 @@ use super::UsageError;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How long an answer may take to continue; long uploads and downloads keep moving.
-const READ_TIMEOUT: Duration = Duration::from_secs(120);
+const READ_TIMEOUT: Duration = Duration::from_mins(2);
 
 /// The page size of complete lists.
 const PAGE: u32 = 1000;

@@ -24,8 +24,8 @@ pub fn load(arguments: &ServeArguments) -> anyhow::Result<Config> {
     }
     let overrides: Vec<_> = overrides
         .into_iter()
-        .map(|(key, value)| figment::value::Value::serialize(value).map(|value| (key, value)))
-        .collect::<Result<_, _>>()
+        .map(|(key, value)| Ok((key, figment::value::Value::serialize(value)?)))
+        .collect::<anyhow::Result<_>>()
         .context("the command line cannot be read as configuration")?;
     common::load(arguments.config.as_deref(), &overrides).map_err(|error| UsageError(error.to_string()).into())
 }

@@ -55,26 +55,24 @@ fn write_outline(value: &Value, depth: usize, lines: &mut Vec<String>) {
     match value {
         Value::Object(fields) => {
             for (key, value) in fields {
-                match scalar(value) {
-                    Some(text) => lines.push(format!("{indent}{key}: {text}")),
-                    None => {
-                        lines.push(format!("{indent}{key}:"));
-                        write_outline(value, depth + 1, lines);
-                    }
+                if let Some(text) = scalar(value) {
+                    lines.push(format!("{indent}{key}: {text}"));
+                } else {
+                    lines.push(format!("{indent}{key}:"));
+                    write_outline(value, depth + 1, lines);
                 }
             }
         }
         Value::Array(items) => {
             for item in items {
-                match scalar(item) {
-                    Some(text) => lines.push(format!("{indent}- {text}")),
-                    None => {
-                        let mut inner = Vec::new();
-                        write_outline(item, 0, &mut inner);
-                        for (index, line) in inner.iter().enumerate() {
-                            let bullet = if index == 0 { "- " } else { "  " };
-                            lines.push(format!("{indent}{bullet}{line}"));
-                        }
+                if let Some(text) = scalar(item) {
+                    lines.push(format!("{indent}- {text}"));
+                } else {
+                    let mut inner = Vec::new();
+                    write_outline(item, 0, &mut inner);
+                    for (index, line) in inner.iter().enumerate() {
+                        let bullet = if index == 0 { "- " } else { "  " };
+                        lines.push(format!("{indent}{bullet}{line}"));
                     }
                 }
             }
@@ -92,7 +90,7 @@ fn scalar(value: &Value) -> Option<String> {
         Value::String(value) => Some(value.clone()),
         Value::Array(items) if items.is_empty() => Some("none".to_owned()),
         Value::Object(fields) if fields.is_empty() => Some("none".to_owned()),
-        Value::Array(items) if items.iter().all(|item| item.is_number()) => {
+        Value::Array(items) if items.iter().all(Value::is_number) => {
             Some(items.iter().map(Value::to_string).collect::<Vec<_>>().join(", "))
         }
         Value::Array(_) | Value::Object(_) => None,

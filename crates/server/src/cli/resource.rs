@@ -269,7 +269,10 @@ pub async fn get(arguments: &GetArguments) -> anyhow::Result<()> {
     }
     let rows = items.iter().map(|item| {
         let name = text_of(item, &["name", "id", "run_id"]);
-        let state = text_of(item, &["status", "state", "latest_version", "version"]);
+        let state = match item.pointer("/status/ready").and_then(Value::as_bool) {
+            Some(ready) => if ready { "ready" } else { "not ready" }.to_owned(),
+            None => text_of(item, &["status", "state", "latest_version", "version"]),
+        };
         let time = text_of(item, &["updated_at", "created_at", "fired_at", "started_at"]);
         vec![name, state, time]
     });

@@ -58,7 +58,11 @@ impl Listeners {
             internal: format!("http://{}", self.internal.local_addr()?),
             pid: std::process::id(),
         };
-        let (http, description) = services.http.split_for_parts();
+        let (http, mut description) = services.http.split_for_parts();
+        description.info = utoipa::openapi::InfoBuilder::new()
+            .title("Modelyard")
+            .version(env!("CARGO_PKG_VERSION"))
+            .build();
         let public = Front {
             http: public_router(context, http, services.inference_http, description),
             grpc: services.inference_grpc,
