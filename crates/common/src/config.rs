@@ -167,7 +167,7 @@ mod tests {
     #[test]
     fn units_are_read_and_written() {
         let example = read("interval = '10m'\nlimit = '1GiB'").unwrap();
-        assert_eq!(example.interval, Duration::from_secs(600));
+        assert_eq!(example.interval, Duration::from_mins(10));
         assert_eq!(example.limit, 1 << 30);
         let json = serde_json::to_value(&example).unwrap();
         assert_eq!(json["interval"], "10m");

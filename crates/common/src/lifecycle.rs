@@ -190,13 +190,11 @@ mod tests {
 
     #[tokio::test]
     async fn a_panicking_task_brings_the_process_down() {
+        fn drop_it() -> Result<(), Infallible> {
+            panic!("dropped it")
+        }
         let lifecycle = Lifecycle::default();
-        lifecycle.spawn("clumsy", async {
-            if true {
-                panic!("dropped it");
-            }
-            Ok::<_, Infallible>(())
-        });
+        lifecycle.spawn("clumsy", async { drop_it() });
         let failure = lifecycle.finish(PATIENCE).await.unwrap_err();
         assert!(failure.contains("clumsy"), "{failure}");
     }

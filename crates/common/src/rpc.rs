@@ -180,7 +180,7 @@ mod tests {
     #[test]
     fn grpc_timeouts_are_read() {
         assert_eq!(parse_grpc_timeout("250m"), Some(Duration::from_millis(250)));
-        assert_eq!(parse_grpc_timeout("1H"), Some(Duration::from_secs(3600)));
+        assert_eq!(parse_grpc_timeout("1H"), Some(Duration::from_hours(1)));
         for bad in ["", "m", "12", "123456789S", "x1S", "1\u{e9}"] {
             assert_eq!(parse_grpc_timeout(bad), None, "{bad}");
         }
