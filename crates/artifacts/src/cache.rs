@@ -70,7 +70,7 @@ impl Artifacts {
         Ok(target)
     }
 
-    async fn download(&self, digest: Digest, cache_dir: &FilePath, target: &PathBuf) -> Result<()> {
+    async fn download(&self, digest: Digest, cache_dir: &FilePath, target: &FilePath) -> Result<()> {
         let mut content = self.get(digest).await?;
         let folder = cache_dir.to_owned();
         let failed = |error| Error::of_file(target, error);
@@ -85,7 +85,7 @@ impl Artifacts {
                 .map_err(stopped)?
                 .map_err(failed)?;
         }
-        let path = target.clone();
+        let path = target.to_owned();
         spawn_blocking(move || {
             file.as_file().sync_all()?;
             file.persist(&path).map(drop).map_err(|error| error.error)

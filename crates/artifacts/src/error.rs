@@ -1,6 +1,6 @@
 //! What can go wrong with blobs and their storage.
 
-use std::{io, path::PathBuf};
+use std::{io, path::Path};
 
 use modelyard_common::{ErrorKind, Fault};
 
@@ -91,10 +91,9 @@ impl Fault for Error {
             Self::InvalidConfig { .. } | Self::DigestMismatch { .. } => ErrorKind::InvalidArgument,
             Self::InvalidDigest(error) => error.kind(),
             Self::NotFound { .. } => ErrorKind::NotFound,
-            Self::Corrupt { .. } => ErrorKind::FailedPrecondition,
+            Self::Corrupt { .. } | Self::Denied { .. } => ErrorKind::FailedPrecondition,
             Self::TooLarge { .. } | Self::Full { .. } => ErrorKind::ResourceExhausted,
             Self::Interrupted { .. } => ErrorKind::Aborted,
-            Self::Denied { .. } => ErrorKind::FailedPrecondition,
             Self::Unavailable { .. } => ErrorKind::Unavailable,
         }
     }
@@ -163,7 +162,7 @@ impl Error {
     }
 
     /// A blocking task that was cancelled or panicked.
-    pub(crate) fn of_task(path: &PathBuf, source: tokio::task::JoinError) -> Self {
+    pub(crate) fn of_task(path: &Path, source: tokio::task::JoinError) -> Self {
         Self::Unavailable {
             place: path.display().to_string(),
             source: source.into(),

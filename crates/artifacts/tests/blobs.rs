@@ -9,10 +9,13 @@ use std::{
 };
 
 use bytes::Bytes;
-use chrono::{TimeDelta, Utc};
+use chrono::TimeDelta;
 use futures::{Stream, StreamExt as _, TryStreamExt as _, future::join_all, stream};
 use modelyard_artifacts::{Artifacts, Digest, Error, Storage, StorageConfig};
-use modelyard_common::Fault as _;
+use modelyard_common::{
+    Fault as _,
+    clock::{Clock as _, SystemClock},
+};
 use object_store::{ObjectStoreExt as _, path::Path as ObjectPath};
 use tempfile::TempDir;
 
@@ -240,7 +243,8 @@ async fn what_crashes_left_is_swept_and_nothing_else() {
     let young_path = ObjectPath::from("uploads/finished-but-not-named");
     young.put(&young_path, b"half".to_vec().into()).await.unwrap();
     let written = fs::File::options().write(true).open(&old).unwrap();
-    let yesterday = Utc::now() - TimeDelta::days(1);
+    let now = SystemClock.now().to_datetime();
+    let yesterday = now - TimeDelta::days(1);
     written.set_modified(yesterday.into()).unwrap();
 
     assert_eq!(
@@ -249,10 +253,7 @@ async fn what_crashes_left_is_swept_and_nothing_else() {
     );
     assert!(!old.exists());
     assert!(young.head(&young_path).await.is_ok());
-    assert_eq!(
-        artifacts.sweep_uploads(Utc::now() + TimeDelta::hours(1)).await.unwrap(),
-        1
-    );
+    assert_eq!(artifacts.sweep_uploads(now + TimeDelta::hours(1)).await.unwrap(), 1);
     assert_eq!(left_overs(folder.path()), 0);
     assert!(artifacts.exists(blob.digest).await.unwrap());
 }
