@@ -26,7 +26,7 @@ pub const SERVER_VARIABLE: &str = "TEST_POSTGRES_URL";
 pub const REQUIRE_VARIABLE: &str = "MODELYARD_REQUIRE_POSTGRES";
 
 /// How long the server may take to start, or to stop.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_mins(1);
 /// How often the start is looked at.
 const POLL: Duration = Duration::from_millis(20);
 /// How often a start is tried: another process can take the free port before the server does.
@@ -341,7 +341,12 @@ impl TestDatabase {
             );
             return Ok(None);
         };
-        let url = create_database(&server, &format!("test_{}", uuid::Uuid::now_v7().simple())).await?;
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "other processes make databases on the server too: a foreseen name could be taken"
+        )]
+        let name = format!("test_{}", uuid::Uuid::now_v7().simple());
+        let url = create_database(&server, &name).await?;
         Ok(Some(Self {
             name: "postgres",
             url: Some(url),
@@ -366,7 +371,6 @@ pub async fn test_databases() -> Result<Vec<TestDatabase>> {
 
 #[cfg(test)]
 mod tests {
-    #![expect(clippy::unwrap_used, reason = "tests")]
     use super::*;
 
     #[tokio::test]
