@@ -156,12 +156,8 @@ impl Analytics {
                 if known.files.contains(&encoded.file.path) {
                     continue;
                 }
-                let path = Path::from_iter(
-                    table
-                        .path()
-                        .parts()
-                        .chain(Path::from(encoded.file.path.as_str()).parts()),
-                );
+                let within = Path::from(encoded.file.path.as_str());
+                let path: Path = table.path().parts().chain(within.parts()).collect();
                 shared
                     .store()
                     .put(&path, encoded.content.into())

@@ -96,7 +96,8 @@ pub(crate) async fn prepare(store: Arc<dyn ObjectStore>, table: TableName, file:
     let Some(partition) = parse_partition(&file.path) else {
         return Err(refuse("its path must be `COLUMN=YYYY-MM-DD/NAME.parquet`".to_owned()));
     };
-    let path = Path::from_iter(table.path().parts().chain(Path::from(file.path.as_str()).parts()));
+    let within = Path::from(file.path.as_str());
+    let path: Path = table.path().parts().chain(within.parts()).collect();
     let footer = match read_footer(FileRange { store, path }, file.size_bytes).await {
         Ok(footer) => footer,
         Err(error) => {

@@ -52,7 +52,7 @@ impl TableName {
 
     /// The folder in the object store.
     pub(crate) fn path(&self) -> Path {
-        Path::from_iter(self.0.split('/'))
+        self.0.split('/').collect()
     }
 
     /// The address that Delta Lake knows the table by: the same wherever the storage is, so that nothing below our object

@@ -1,5 +1,5 @@
 //! What tables and queries promise, on a local folder and in memory.
-#![expect(clippy::unwrap_used, reason = "tests")]
+#![expect(clippy::unwrap_used, clippy::panic, reason = "tests")]
 
 use std::{collections::HashSet, path::Path, process::Command, sync::Arc, time::Duration};
 
@@ -83,9 +83,11 @@ fn log_rows(date: NaiveDate, ids: &[String]) -> RecordBatch {
         ("latency_us", Arc::new(Int64Array::from_iter_values(0..rows))),
         (
             "input_carrier",
-            Arc::new(StringArray::from_iter(
-                (0..rows).map(|row| (row % 3 > 0).then_some("UA")),
-            )),
+            Arc::new(
+                (0..rows)
+                    .map(|row| (row % 3 > 0).then_some("UA"))
+                    .collect::<StringArray>(),
+            ),
         ),
         (
             "input_distance",
@@ -432,7 +434,7 @@ async fn a_kill_at_any_moment_loses_and_doubles_nothing() {
             .env(CRASH_FOLDER, root.path())
             .spawn()
             .unwrap();
-        let deadline = tokio::time::Instant::now() + Duration::from_secs(60);
+        let deadline = tokio::time::Instant::now() + Duration::from_mins(1);
         while !log_folder.join(format!("{kill_at:020}.json")).exists() {
             assert!(tokio::time::Instant::now() < deadline, "no version {kill_at}");
             tokio::task::yield_now().await;
