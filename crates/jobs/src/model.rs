@@ -367,7 +367,6 @@ pub(crate) fn shorten(error: &str) -> &str {
 
 #[cfg(test)]
 mod tests {
-    #![expect(clippy::unwrap_used, reason = "tests")]
     use modelyard_common::error::{ErrorKind, Fault};
 
     use super::*;

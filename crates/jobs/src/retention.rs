@@ -9,9 +9,9 @@ use crate::store::JobStore;
 
 /// How long finished jobs and their attempts are kept where nothing else is asked for: long enough to look into a
 /// failure after a weekend.
-pub const KEEP_FINISHED: Duration = Duration::from_secs(7 * 24 * 60 * 60);
+pub const KEEP_FINISHED: Duration = Duration::from_hours(7 * 24);
 /// How often finished jobs are looked for.
-const INTERVAL: Duration = Duration::from_secs(10 * 60);
+const INTERVAL: Duration = Duration::from_mins(10);
 /// How many are removed in one transaction: writers wait for it.
 const BATCH: u32 = 500;
 

@@ -13,7 +13,7 @@ use proptest::{
     test_runner::{Config, TestRunner},
 };
 
-use crate::{LEASE, at, claim, job, places};
+use crate::{LEASE, at, claim, job, new_id, places};
 
 /// How many sequences are tried on each database, and how long they are.
 const SEQUENCES: u32 = 60;
@@ -106,7 +106,7 @@ impl Model {
         (job.state == State::Running && job.attempt == claim.attempt).then_some(job)
     }
 
-    fn pick(&self, index: &prop::sample::Index) -> Option<Claim> {
+    fn pick(&self, index: prop::sample::Index) -> Option<Claim> {
         (!self.claims.is_empty()).then(|| *index.get(&self.claims))
     }
 
@@ -138,24 +138,23 @@ impl Model {
             .values()
             .find(|job| !job.state.is_finished() && new.key.is_some() && job.new.key == new.key);
         let enqueued = store.enqueue(&new, self.now).await.unwrap();
-        match holder {
-            Some(holder) => assert_eq!((enqueued.id, enqueued.created), (holder.new.id, false)),
-            None => {
-                assert_eq!((enqueued.id, enqueued.created), (new.id, true));
-                self.ids.push(new.id);
-                let job = ModelJob {
-                    state: State::Ready,
-                    run_at: new.run_at,
-                    attempt: 0,
-                    failures: 0,
-                    losses: 0,
-                    node: String::new(),
-                    lease_until: self.now,
-                    finished_at: self.now,
-                    new,
-                };
-                self.jobs.insert(job.new.id, job);
-            }
+        if let Some(holder) = holder {
+            assert_eq!((enqueued.id, enqueued.created), (holder.new.id, false));
+        } else {
+            assert_eq!((enqueued.id, enqueued.created), (new.id, true));
+            self.ids.push(new.id);
+            let job = ModelJob {
+                state: State::Ready,
+                run_at: new.run_at,
+                attempt: 0,
+                failures: 0,
+                losses: 0,
+                node: String::new(),
+                lease_until: self.now,
+                finished_at: self.now,
+                new,
+            };
+            self.jobs.insert(job.new.id, job);
         }
     }
 
@@ -198,17 +197,17 @@ impl Model {
                 self.note_claims(&claimed);
             }
             Step::Heartbeat(index) => {
-                let Some(claim) = self.pick(index) else { return };
+                let Some(claim) = self.pick(*index) else { return };
                 let result = store.heartbeat(&claim, LEASE, now).await;
                 self.settle(&claim, result, |job, now| job.lease_until = now + LEASE);
             }
             Step::Complete(index) => {
-                let Some(claim) = self.pick(index) else { return };
+                let Some(claim) = self.pick(*index) else { return };
                 let result = store.complete(&claim, now).await;
                 self.settle(&claim, result, |job, now| job.finish(State::Done, now));
             }
             Step::Retry(index, delay) => {
-                let Some(claim) = self.pick(index) else { return };
+                let Some(claim) = self.pick(*index) else { return };
                 let run_at = now + Duration::from_secs(*delay);
                 let result = store.retry(&claim, run_at, "broken", now).await;
                 let state = result.as_ref().ok().copied();
@@ -223,7 +222,7 @@ impl Model {
                 });
             }
             Step::Fail(index) => {
-                let Some(claim) = self.pick(index) else { return };
+                let Some(claim) = self.pick(*index) else { return };
                 let result = store.fail(&claim, "broken", now).await;
                 self.settle(&claim, result, |job, now| {
                     job.failures += 1;
@@ -231,7 +230,7 @@ impl Model {
                 });
             }
             Step::Release(index) => {
-                let Some(claim) = self.pick(index) else { return };
+                let Some(claim) = self.pick(*index) else { return };
                 let result = store.release(&claim, now).await;
                 self.settle(&claim, result, |job, _| job.state = State::Ready);
             }
@@ -353,7 +352,7 @@ fn the_store_does_what_the_model_does() {
         let result = TestRunner::new(config).run(&sequences, |steps| {
             runtime.block_on(async {
                 let mut model = Model {
-                    queue: uuid::Uuid::now_v7().simple().to_string(),
+                    queue: new_id().to_string(),
                     now: at(0),
                     jobs: BTreeMap::new(),
                     ids: Vec::new(),
