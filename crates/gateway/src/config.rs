@@ -65,24 +65,24 @@ impl Config {
     /// [`Error::Config`] naming the first one out of range.
     pub fn validate(&self) -> Result<(), Error> {
         if self.flush_interval < MIN_FLUSH_INTERVAL {
-            return Err(refused(format!(
+            return Err(refused(&format!(
                 "flush_interval is {:?}: choose at least {MIN_FLUSH_INTERVAL:?}",
                 self.flush_interval
             )));
         }
         if self.request_timeout.is_zero() || self.request_timeout > MAX_REQUEST_TIMEOUT {
-            return Err(refused(format!(
+            return Err(refused(&format!(
                 "request_timeout is {:?}: choose more than zero and at most {MAX_REQUEST_TIMEOUT:?}",
                 self.request_timeout
             )));
         }
         if self.spool_max_bytes < MIN_SPOOL_BYTES {
-            return Err(refused(format!(
+            return Err(refused(&format!(
                 "spool_max_bytes is {}: choose at least {MIN_SPOOL_BYTES}",
                 self.spool_max_bytes
             )));
         }
-        self.batcher().validate().map_err(|error| refused(error.to_string()))
+        self.batcher().validate().map_err(|error| refused(&error.to_string()))
     }
 
     /// How the models' queues work.
@@ -95,7 +95,7 @@ impl Config {
     }
 }
 
-fn refused(detail: String) -> Error {
+fn refused(detail: &str) -> Error {
     Error::Config {
         detail: format!("the gateway's configuration: {detail}"),
     }
@@ -104,6 +104,9 @@ fn refused(detail: String) -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Makes a configuration that is refused.
+    type Spoil = fn(&mut Config);
 
     #[test]
     fn defaults_are_valid_and_survive_text() {
@@ -116,7 +119,7 @@ mod tests {
 
     #[test]
     fn what_cannot_work_is_named() {
-        let cases: [(&str, fn(&mut Config)); 4] = [
+        let cases: [(&str, Spoil); 4] = [
             ("flush_interval", |config| config.flush_interval = Duration::ZERO),
             ("request_timeout", |config| config.request_timeout = Duration::ZERO),
             ("spool_max_bytes", |config| config.spool_max_bytes = 1),

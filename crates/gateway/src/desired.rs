@@ -358,7 +358,8 @@ mod tests {
 
     #[test]
     fn a_specification_without_sense_changes_nothing_and_is_reported() {
-        let spoilt: [(&str, fn(&mut proto::Route)); 4] = [
+        type Spoil = fn(&mut proto::Route);
+        let spoilt: [(&str, Spoil); 4] = [
             ("digest", |route| route.artifact_digest = "sha256:7".to_owned()),
             ("weight", |route| route.weight = f64::NAN),
             ("sample", |route| route.sample = 2.0),

@@ -2,11 +2,6 @@
 //!
 //! This is the hot path: no span and no log line a request; the metrics are the gateway's own.
 
-#![expect(
-    clippy::unused_async,
-    reason = "axum's handlers are async, also those that wait for nothing"
-)]
-
 use std::{io::Read as _, sync::Arc, time::Instant};
 
 use axum::{

@@ -58,10 +58,13 @@ pub(crate) struct Request<'a> {
     pub protocol: Protocol,
 }
 
+/// Makes the tensors of a request for a version with this signature.
+pub(crate) type MakeTensors = Box<dyn FnOnce(&Signature) -> Result<Vec<Tensor>> + Send>;
+
 /// The tensors of a request, or how to make them of what the version takes.
 pub(crate) enum Inputs {
     Tensors(Vec<Tensor>),
-    Of(Box<dyn FnOnce(&Signature) -> Result<Vec<Tensor>> + Send>),
+    Of(MakeTensors),
 }
 
 /// What the client gets.

@@ -106,7 +106,6 @@ pub(crate) async fn predict(
     }
 }
 
-#[expect(clippy::unused_async, reason = "axum's handlers are async")]
 pub(crate) async fn model_status(State(gateway): State<Arc<Gateway>>, Path(name): Path<String>) -> Response {
     let endpoint = match gateway.endpoint(&name) {
         Ok(endpoint) => endpoint,

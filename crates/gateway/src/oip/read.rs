@@ -1,6 +1,6 @@
 //! Requests, read in one pass.
 
-use std::{fmt, time::Duration};
+use std::{borrow::Cow, fmt, time::Duration};
 
 use bytes::Bytes;
 use modelyard_common::Timestamp;
@@ -331,7 +331,7 @@ impl<'de: 'a, 'a> Deserialize<'de> for WireInput<'a> {
                     match field {
                         InputField::Name => name = Some(map.next_value()?),
                         InputField::Shape => shape = Some(map.next_value()?),
-                        InputField::Datatype => datatype = Some(read_datatype(map.next_value()?)?),
+                        InputField::Datatype => datatype = Some(read_datatype(&map.next_value::<Cow<'_, str>>()?)?),
                         InputField::Parameters => parameters = map.next_value()?,
                         InputField::Data => {
                             data = Some(match datatype {
@@ -361,6 +361,6 @@ impl<'de: 'a, 'a> Deserialize<'de> for WireInput<'a> {
     }
 }
 
-fn read_datatype<E: serde::de::Error>(name: std::borrow::Cow<'_, str>) -> Result<DataType, E> {
+fn read_datatype<E: serde::de::Error>(name: &str) -> Result<DataType, E> {
     name.parse().map_err(E::custom)
 }

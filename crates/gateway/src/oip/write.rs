@@ -75,18 +75,15 @@ fn write_output(json: &mut Vec<u8>, output: Tensor, tail: Option<&mut Vec<Bytes>
     json.extend_from_slice(output.datatype().name().as_bytes());
     json.extend_from_slice(b"\",\"shape\":");
     put(json, output.shape());
-    match tail {
-        Some(tail) => {
-            let raw = output.into_raw()?;
-            json.extend_from_slice(b",\"parameters\":{\"binary_data_size\":");
-            put(json, &raw.len());
-            json.push(b'}');
-            tail.push(raw);
-        }
-        None => {
-            json.extend_from_slice(b",\"data\":");
-            write_elements(json, &output);
-        }
+    if let Some(tail) = tail {
+        let raw = output.into_raw()?;
+        json.extend_from_slice(b",\"parameters\":{\"binary_data_size\":");
+        put(json, &raw.len());
+        json.push(b'}');
+        tail.push(raw);
+    } else {
+        json.extend_from_slice(b",\"data\":");
+        write_elements(json, &output);
     }
     json.push(b'}');
     Ok(())

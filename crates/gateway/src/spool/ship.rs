@@ -259,10 +259,9 @@ impl Shipping {
     /// Computes what is owed to a segment, from the inputs that it holds.
     async fn settle(&self, log: &EndpointLog, closed: &Closed, owed: &mut Vec<Owed>) {
         let path = closed.path.clone();
-        let content = match spawn_blocking(move || read(&path)).await {
-            Ok(Ok(content)) => content,
+        let Ok(Ok(content)) = spawn_blocking(move || read(&path)).await else {
             // Handing over will meet the same error, and tell it.
-            _ => return,
+            return;
         };
         let count = owed.len();
         let mut versions: HashMap<VersionRef, Option<Arc<Version>>> = HashMap::new();
