@@ -53,13 +53,13 @@ struct Draft {
 }
 
 impl Draft {
-    fn add(&mut self, file: &FileReference, size_bytes: u64, table: Table) -> Result<()> {
+    fn add(&mut self, file: &FileReference, size_bytes: u64, table: &Table) -> Result<()> {
         unite(&mut self.columns, &self.origin, &table.columns, &file.name)?;
         self.profile.merge(&table.profile).map_err(|source| Error::Profile {
             file: file.name.clone(),
             source,
         })?;
-        self.files.push(dataset_file(file, size_bytes, &table));
+        self.files.push(dataset_file(file, size_bytes, table));
         Ok(())
     }
 }
@@ -197,7 +197,7 @@ impl Registry {
                 })
                 .await?;
             match &mut draft {
-                Some(draft) => draft.add(&file, size_bytes, table)?,
+                Some(draft) => draft.add(&file, size_bytes, &table)?,
                 None => {
                     draft = Some(Draft {
                         files: vec![dataset_file(&file, size_bytes, &table)],

@@ -186,9 +186,8 @@ impl SqlStore<P> {
         tx: &mut Transaction<<P as Pools>::Db>,
         new: &NewModelVersion,
     ) -> Result<Option<ModelVersion>> {
-        let key = match &new.idempotency_key {
-            Some(key) => key,
-            None => return Ok(None),
+        let Some(key) = &new.idempotency_key else {
+            return Ok(None);
         };
         let row: Option<VersionRow> =
             sqlx::query_as(select_versions!("WHERE v.project = $1 AND v.idempotency_key = $2"))

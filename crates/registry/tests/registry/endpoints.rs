@@ -96,7 +96,7 @@ async fn declaring_says_what_it_did() {
     for (_place, registry) in registries().await {
         registry.take(Method::PUT, ENDPOINT, &spec()).await;
         let before = registry.get("events").await;
-        registry.clock.advance(Duration::from_secs(60));
+        registry.clock.advance(Duration::from_mins(1));
         let again = registry.take(Method::PUT, ENDPOINT, &spec()).await;
         assert_eq!(again["outcome"], "unchanged");
         assert_eq!(again["resource"]["updated_at"], again["resource"]["created_at"]);

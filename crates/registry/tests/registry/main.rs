@@ -1,5 +1,5 @@
 //! The registry through its two faces, on each database that can be tested.
-#![expect(clippy::unwrap_used, clippy::panic, reason = "tests")]
+#![expect(clippy::unwrap_used, reason = "tests")]
 
 mod artifacts;
 mod datasets;
