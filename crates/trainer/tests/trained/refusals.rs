@@ -80,7 +80,7 @@ fn what_cannot_be_trained_is_refused_by_name() {
     };
     refused(
         &renamed,
-        timed.clone(),
+        timed,
         "column `label` is a feature with the name of a model's output",
     );
     let everything = data
