@@ -13,7 +13,7 @@ use crate::progress::Progress;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How long one call may take, uploads of a month included.
-const CALL_TIMEOUT: Duration = Duration::from_secs(60);
+const CALL_TIMEOUT: Duration = Duration::from_mins(1);
 
 /// The pause before a call is made again.
 const RETRY_PAUSE: Duration = Duration::from_millis(200);
@@ -74,7 +74,7 @@ impl Api {
 
     /// Gets something of the project: `path` stands below it, encoded.
     pub async fn get(&self, path: &str) -> Result<Value> {
-        self.call(Method::GET, &self.project_path(path), None).await
+        self.call(Method::GET, &project_path(path), None).await
     }
 
     /// Gets something of the project, or nothing when it does not exist.
@@ -91,12 +91,12 @@ impl Api {
     /// Posts JSON to the project.
     pub async fn post(&self, path: &str, body: &Value) -> Result<Value> {
         let body = Bytes::from(serde_json::to_vec(body)?);
-        self.call(Method::POST, &self.project_path(path), Some(body)).await
+        self.call(Method::POST, &project_path(path), Some(body)).await
     }
 
     /// Uploads an artifact and gives its digest.
     pub async fn upload(&self, content: Vec<u8>) -> Result<String> {
-        let path = self.project_path("artifacts");
+        let path = project_path("artifacts");
         let answer = self.call(Method::PUT, &path, Some(Bytes::from(content))).await?;
         let digest = answer.get("digest").and_then(Value::as_str);
         digest.map(str::to_owned).context("the server gave no digest")
@@ -114,10 +114,6 @@ impl Api {
             Ok(response) => Look::NotYet(response.text().await.unwrap_or_default().trim().to_owned()),
             Err(error) => Look::NotYet(chain(&error)),
         }
-    }
-
-    fn project_path(&self, path: &str) -> String {
-        format!("/api/v1/projects/default/{path}")
     }
 
     async fn call(&self, method: Method, path: &str, body: Option<Bytes>) -> Result<Value> {
@@ -184,6 +180,10 @@ pub fn is_away(status: StatusCode) -> bool {
             | StatusCode::GATEWAY_TIMEOUT
             | StatusCode::TOO_MANY_REQUESTS
     )
+}
+
+fn project_path(path: &str) -> String {
+    format!("/api/v1/projects/default/{path}")
 }
 
 /// The words of a refusal: a problem's detail, an inference error, or the text itself.

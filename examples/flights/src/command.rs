@@ -10,7 +10,7 @@ use anyhow::{Context, Result, bail};
 use tokio::process::Command;
 
 /// How long one command may take, the training of all flights included.
-const COMMAND_TIMEOUT: Duration = Duration::from_secs(600);
+const COMMAND_TIMEOUT: Duration = Duration::from_mins(10);
 
 /// The pause before a command is given again.
 const RETRY_PAUSE: Duration = Duration::from_millis(300);

@@ -109,7 +109,7 @@ impl Encoder {
     /// The request of one flight for gRPC, with raw contents.
     pub fn message(&self, row: usize) -> ModelInferRequest {
         let mut message = self.template.clone();
-        message.id = self.month.id(row).to_owned();
+        self.month.id(row).clone_into(&mut message.id);
         let time = ParameterChoice::StringParam(self.month.event_time(row).to_owned());
         message.parameters = HashMap::from([(
             EVENT_TIME.to_owned(),
@@ -281,12 +281,11 @@ mod tests {
             let weekday = i32::from_le_bytes(raw[2].as_ref().try_into().unwrap());
             assert_eq!(json["inputs"][2]["data"][0], weekday);
             let pressure = f64::from_le_bytes(raw[3].as_ref().try_into().unwrap());
-            match json["inputs"][3]["data"][0].as_f64() {
-                Some(number) => assert!((number - pressure).abs() < f64::EPSILON),
-                None => {
-                    gaps += 1;
-                    assert!(pressure.is_nan());
-                }
+            if let Some(number) = json["inputs"][3]["data"][0].as_f64() {
+                assert!((number - pressure).abs() < f64::EPSILON);
+            } else {
+                gaps += 1;
+                assert!(pressure.is_nan());
             }
         }
         assert!(gaps > 0, "the sample has no gap, so nothing was shown about them");

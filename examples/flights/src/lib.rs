@@ -5,6 +5,7 @@
 //! The driver keeps no state of its own beside what it has sent, and everything that it sends can be sent again: it
 //! survives a server that is killed and started anew at any moment.
 
+mod answers;
 mod api;
 mod command;
 mod data;

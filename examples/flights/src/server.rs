@@ -13,7 +13,7 @@ use rustix::process::{Pid, Signal, kill_process_group};
 use serde::Deserialize;
 
 /// How long a server may take until it listens, and until it is ready.
-const START_PATIENCE: Duration = Duration::from_secs(60);
+const START_PATIENCE: Duration = Duration::from_mins(1);
 
 /// How long a server may take to end after it was told to.
 const STOP_PATIENCE: Duration = Duration::from_secs(40);
