@@ -1,7 +1,13 @@
 //! The contracts between the services and the Open Inference Protocol, generated from `proto/`. Nothing here is
 //! written by hand.
 
-#![expect(missing_docs, clippy::all, clippy::pedantic, clippy::allow_attributes, reason = "generated code")]
+#![expect(
+    missing_docs,
+    clippy::all,
+    clippy::pedantic,
+    clippy::allow_attributes,
+    reason = "generated code"
+)]
 
 /// What the registry offers to the other services.
 pub mod registry {
