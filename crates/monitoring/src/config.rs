@@ -15,7 +15,7 @@ pub const MIN_QUERY_MEMORY_BYTES: u64 = 16 << 20;
 /// The most threads of queries.
 pub const MAX_QUERY_THREADS: usize = 256;
 /// The longest time between two scores of a window that still changes.
-pub const MAX_SCORE_INTERVAL: Duration = Duration::from_secs(24 * 60 * 60);
+pub const MAX_SCORE_INTERVAL: Duration = Duration::from_hours(24);
 
 /// Configuration of monitoring.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

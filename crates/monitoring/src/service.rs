@@ -29,7 +29,7 @@ const DEFAULT_PROJECT: &str = "default";
 /// How often is looked for work that no job is there for, and for what can be forgotten.
 const UPKEEP_INTERVAL: Duration = Duration::from_secs(30);
 /// How long segments are remembered that were committed, so that handing them over again costs nothing.
-const KEEP_SEGMENTS: Duration = Duration::from_secs(7 * 24 * 60 * 60);
+const KEEP_SEGMENTS: Duration = Duration::from_hours(7 * 24);
 /// How many segments are forgotten in one transaction.
 const FORGET_BATCH: u32 = 500;
 /// The most endpoints that are looked at: for a request id without an endpoint, and for metrics.

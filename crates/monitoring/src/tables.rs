@@ -285,7 +285,10 @@ impl EndpointTables {
     /// # Errors
     /// The query failed.
     pub async fn answers(&self, span: Span, columns: &[String]) -> Result<SendableRecordBatchStream> {
-        let wanted: String = columns.iter().map(|column| format!(", a.{}", quoted(column))).collect();
+        let wanted: String = columns
+            .iter()
+            .flat_map(|column| [", a.".to_owned(), quoted(column)])
+            .collect();
         let sql = format!(
             "WITH answers AS (SELECT *, {NTH_ANSWER} AS nth_answer FROM log WHERE {IN_WINDOW}),
                   truth AS (SELECT *, {NTH_LABEL} AS nth_label FROM labels

@@ -5,7 +5,7 @@ use serde_json::{Map, Value};
 
 /// The fields of a spec that were not read yet, and what was wrong so far.
 pub struct Fields {
-    fields: Map<String, Value>,
+    unread: Map<String, Value>,
     is_object: bool,
     problems: Vec<String>,
 }
@@ -16,12 +16,12 @@ impl Fields {
     pub fn new(value: Value) -> Self {
         match value {
             Value::Object(fields) => Self {
-                fields,
+                unread: fields,
                 is_object: true,
                 problems: Vec::new(),
             },
             _ => Self {
-                fields: Map::new(),
+                unread: Map::new(),
                 is_object: false,
                 problems: vec!["the spec must be an object".to_owned()],
             },
@@ -35,7 +35,7 @@ impl Fields {
 
     /// A field that may be left out or null.
     pub fn optional<T: DeserializeOwned>(&mut self, key: &str) -> Option<T> {
-        let value = self.fields.remove(key).filter(|value| !value.is_null())?;
+        let value = self.unread.remove(key).filter(|value| !value.is_null())?;
         match serde_json::from_value(value) {
             Ok(value) => Some(value),
             Err(error) => {
@@ -47,7 +47,7 @@ impl Fields {
 
     /// A field that must be there.
     pub fn required<T: DeserializeOwned>(&mut self, key: &str) -> Option<T> {
-        if self.fields.get(key).is_none_or(Value::is_null) {
+        if self.unread.get(key).is_none_or(Value::is_null) {
             // An object that is none has said so already.
             if self.is_object {
                 self.problem(key, "is missing");
@@ -60,7 +60,7 @@ impl Fields {
     /// Everything that is wrong, the fields that nobody read included.
     #[must_use]
     pub fn finish(mut self, known: &str) -> Vec<String> {
-        let unknown: Vec<String> = std::mem::take(&mut self.fields)
+        let unknown: Vec<String> = std::mem::take(&mut self.unread)
             .into_iter()
             .map(|(key, _)| key)
             .collect();

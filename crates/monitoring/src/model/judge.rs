@@ -215,7 +215,7 @@ mod tests {
         Length::Month.span_of(at("2013-03-01T00:00:00Z"))
     }
 
-    fn rule(any: serde_json::Value) -> AlertRuleSpec {
+    fn rule(any: &serde_json::Value) -> AlertRuleSpec {
         let value = json!({"monitor": "m", "labels": {"share": 0.95, "within": "14d"}, "any": any, "trigger": null});
         AlertRuleSpec::read("r", value).unwrap()
     }
@@ -267,7 +267,7 @@ mod tests {
 
     #[test]
     fn a_rule_waits_for_the_end_then_for_labels_then_judges() {
-        let rule = rule(json!([{"metric": "auc", "drop": 0.02}]));
+        let rule = rule(&json!([{"metric": "auc", "drop": 0.02}]));
         let few = score(vec![group(1, 1000, 500, Some(0.60), None)]);
         let open = look(&rule, &few, "2013-03-31T23:00:00Z");
         assert_eq!((open.standing, open.check_at), (Standing::Waiting, Some(march().end)));
@@ -300,7 +300,7 @@ mod tests {
 
     #[test]
     fn drops_are_measured_against_held_out_data_and_named() {
-        let rule = rule(json!([{"metric": "auc", "drop": 0.02}, {"metric": "drift_share", "above": 0.5}]));
+        let rule = rule(&json!([{"metric": "auc", "drop": 0.02}, {"metric": "drift_share", "above": 0.5}]));
         let decision = look(
             &rule,
             &score(vec![group(3, 1000, 1000, Some(0.65), Some(0.4))]),
@@ -321,7 +321,7 @@ mod tests {
 
     #[test]
     fn shadows_small_groups_and_unknown_metrics_break_nothing() {
-        let rule = rule(json!([{"metric": "auc", "drop": 0.02}, {"metric": "log_loss", "above": 0.1}]));
+        let rule = rule(&json!([{"metric": "auc", "drop": 0.02}, {"metric": "log_loss", "above": 0.1}]));
         let mut shadow = group(1, 1000, 1000, Some(0.1), None);
         shadow.role = Role::Shadow;
         let good = group(2, 1000, 1000, Some(0.7), None);
@@ -336,7 +336,7 @@ mod tests {
 
     #[test]
     fn the_largest_version_that_breaks_the_rule_is_named() {
-        let rule = rule(json!([{"metric": "auc", "drop": 0.02}]));
+        let rule = rule(&json!([{"metric": "auc", "drop": 0.02}]));
         let groups = vec![
             group(1, 300, 300, Some(0.5), None),
             group(2, 900, 900, Some(0.6), None),
@@ -351,7 +351,7 @@ mod tests {
         fn a_window_is_judged_once_and_only_when_closed(
             looks in prop::collection::vec((0_i64..60, 0_u64..1000, 0.5_f64..0.8), 1..20)
         ) {
-            let rule = rule(json!([{"metric": "auc", "drop": 0.02}]));
+            let rule = rule(&json!([{"metric": "auc", "drop": 0.02}]));
             let mut standing = Standing::Waiting;
             let mut raised = 0;
             for (day, labels, auc) in looks {

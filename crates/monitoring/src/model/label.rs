@@ -16,7 +16,7 @@ pub const MAX_REQUEST_ID_BYTES: usize = 512;
 /// The longest label that is a text, in bytes.
 pub const MAX_LABEL_TEXT_BYTES: usize = 1024;
 /// How far the clocks of those who send labels may be ahead.
-pub const MAX_CLOCK_AHEAD: Duration = Duration::from_secs(24 * 60 * 60);
+pub const MAX_CLOCK_AHEAD: Duration = Duration::from_hours(24);
 /// The most problems that a refusal names.
 const MAX_PROBLEMS: usize = 20;
 
@@ -160,7 +160,7 @@ mod tests {
         "2014-01-01T00:00:00Z".parse().unwrap()
     }
 
-    fn request(labels: serde_json::Value) -> LabelRequest {
+    fn request(labels: &serde_json::Value) -> LabelRequest {
         serde_json::from_value(json!({"endpoint": "e", "labels": labels})).unwrap()
     }
 
@@ -172,7 +172,7 @@ mod tests {
             {"request_id": "c", "label": "late", "observed_at": "2013-04-01T00:00:00Z"},
             {"request_id": "d", "label": null, "observed_at": "2013-04-01T00:00:00Z"}
         ]);
-        let (_, batch) = request(labels.clone()).check(now()).unwrap();
+        let (_, batch) = request(&labels).check(now()).unwrap();
         let values: Vec<_> = batch.labels.iter().map(|label| label.label.clone()).collect();
         let text = LabelValue::Text("late".to_owned());
         assert_eq!(
@@ -185,7 +185,7 @@ mod tests {
             ]
         );
         assert_eq!(batch.max_observed_at, "2013-04-02T00:00:00Z".parse().unwrap());
-        assert_eq!(request(labels).check(now()).unwrap().1.id, batch.id);
+        assert_eq!(request(&labels).check(now()).unwrap().1.id, batch.id);
     }
 
     #[test]
@@ -197,12 +197,12 @@ mod tests {
             {"request_id": "d", "label": "x".repeat(2000), "observed_at": "2013-04-01T00:00:00Z"},
             {"request_id": "e", "label": 1, "observed_at": "2013-04-01T00:00:00Z"}
         ]);
-        let error = request(labels).check(now()).unwrap_err().to_string();
+        let error = request(&labels).check(now()).unwrap_err().to_string();
         for index in 0..4 {
             assert!(error.contains(&format!("labels[{index}]")), "{error}");
         }
         assert!(!error.contains("labels[4]"), "{error}");
-        assert!(request(json!([])).check(now()).is_err());
+        assert!(request(&json!([])).check(now()).is_err());
         let wrong = json!({"endpoint": "e", "labels": [{"request_id": "a", "value": 1}]});
         assert!(serde_json::from_value::<LabelRequest>(wrong).is_err());
     }

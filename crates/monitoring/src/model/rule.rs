@@ -15,7 +15,7 @@ pub const KIND: &str = "AlertRule";
 /// The most conditions of a rule.
 pub const MAX_CONDITIONS: usize = 32;
 /// The longest time that a rule waits for labels.
-pub const MAX_LABEL_WAIT: Duration = Duration::from_secs(10 * 366 * 24 * 60 * 60);
+pub const MAX_LABEL_WAIT: Duration = Duration::from_hours(10 * 366 * 24);
 /// The share of drifted features (0 to 1).
 pub const DRIFT_SHARE: &str = "drift_share";
 /// The drift of the predictions.
@@ -110,13 +110,11 @@ impl Condition {
                 PERFORMANCE_METRICS.join(", ")
             ));
         }
-        let (Bound::Drop(value) | Bound::Rise(value) | Bound::Above(value) | Bound::Below(value)) = match self.bound() {
-            Some(bound) => bound,
-            None => {
-                return Some(format!(
-                    "of `{metric}` must have exactly one of drop, rise, above, below"
-                ));
-            }
+        let Some(Bound::Drop(value) | Bound::Rise(value) | Bound::Above(value) | Bound::Below(value)) = self.bound()
+        else {
+            return Some(format!(
+                "of `{metric}` must have exactly one of drop, rise, above, below"
+            ));
         };
         let against_reference = self.drop.is_some() || self.rise.is_some();
         if against_reference && !self.needs_labels() {
@@ -229,7 +227,7 @@ mod tests {
             "trigger": "retrain-flight-delay"
         });
         let spec = AlertRuleSpec::read("r", value).unwrap();
-        assert_eq!(spec.labels.unwrap().within, Duration::from_secs(14 * 24 * 60 * 60));
+        assert_eq!(spec.labels.unwrap().within, Duration::from_hours(14 * 24));
         assert_eq!(spec.any[0].bound(), Some(Bound::Drop(0.02)));
         assert_eq!(
             AlertRuleSpec::read("r", serde_json::to_value(&spec).unwrap()).unwrap(),

@@ -339,6 +339,7 @@ impl Outcomes {
 
 #[cfg(test)]
 mod tests {
+    #![expect(clippy::float_cmp, reason = "halves and quarters are exact")]
     use std::sync::Arc;
 
     use arrow::array::{Int64Array, ListArray, StringArray};

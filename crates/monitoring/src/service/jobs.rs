@@ -46,9 +46,8 @@ impl JobHandler {
 impl Handler for JobHandler {
     async fn run(&self, job: &Job, running: &Running) -> Outcome {
         match self.work(job, running).await {
-            Ok(()) => Outcome::Settled,
-            // Another attempt holds the job now: what it does counts.
-            Err(Error::Jobs(modelyard_jobs::Error::Stale(_))) => Outcome::Settled,
+            // A stale job is held by another attempt now: what that one does counts.
+            Ok(()) | Err(Error::Jobs(modelyard_jobs::Error::Stale(_))) => Outcome::Settled,
             // Nothing here is hopeless: storages and peers come back, and what is at fault may be mended. The number of
             // attempts is bounded, and the upkeep begins anew.
             Err(error) => Outcome::retry(Chain(&error)),

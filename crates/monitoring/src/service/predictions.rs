@@ -36,15 +36,12 @@ impl Monitoring {
         if !is_request_id(request_id) {
             return Err(Error::request(format!("`{shown}` is not the id of a request")));
         }
-        let endpoints = match endpoint {
-            Some(endpoint) => {
-                check_name("an endpoint", endpoint)?;
-                vec![endpoint.to_owned()]
-            }
-            None => {
-                let known = self.store.endpoints(project, MAX_ENDPOINTS).await?;
-                known.into_iter().map(|(endpoint, _)| endpoint).collect()
-            }
+        let endpoints = if let Some(endpoint) = endpoint {
+            check_name("an endpoint", endpoint)?;
+            vec![endpoint.to_owned()]
+        } else {
+            let known = self.store.endpoints(project, MAX_ENDPOINTS).await?;
+            known.into_iter().map(|(endpoint, _)| endpoint).collect()
         };
         for endpoint in endpoints {
             let tables = self.tables(project, &endpoint)?;
@@ -104,9 +101,9 @@ fn labels_by_row(batches: &[RecordBatch]) -> Result<BTreeMap<i32, KnownLabel>> {
     for batch in batches {
         let rows = batch.column(0).as_primitive::<Int32Type>();
         let observed = times_of(batch.column(4))?;
-        for row in 0..batch.num_rows() {
+        for (row, observed_at) in observed.into_iter().enumerate() {
             let label = label_at([batch.column(1), batch.column(2), batch.column(3)], row);
-            if let Some((value, observed_at)) = label.zip(observed[row]) {
+            if let Some((value, observed_at)) = label.zip(observed_at) {
                 labels.insert(rows.value(row), KnownLabel { value, observed_at });
             }
         }

@@ -270,9 +270,8 @@ impl ResourceStore for SqlStore<P> {
         .bind(name)
         .fetch_optional(&mut *tx)
         .await?;
-        let (monitor, endpoint) = match place {
-            Some(place) => place,
-            None => return Ok(false),
+        let Some((monitor, endpoint)) = place else {
+            return Ok(false);
         };
         self.lock(&mut tx, project, &endpoint, now).await?;
         sqlx::query("DELETE FROM alert_rule WHERE project = $1 AND name = $2")

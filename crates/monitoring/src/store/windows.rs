@@ -332,12 +332,9 @@ impl WindowStore for SqlStore<P> {
         .fetch_optional(&mut *tx)
         .await?;
         complete_in(&mut tx, claim, now).await?;
-        let (generation, check_at) = match row {
-            Some(row) => row,
-            None => {
-                tx.commit().await?;
-                return Ok(Vec::new());
-            }
+        let Some((generation, check_at)) = row else {
+            tx.commit().await?;
+            return Ok(Vec::new());
         };
         // What changed meanwhile is judged when it is scored.
         let newest = generation == scored.task.generation;

@@ -109,7 +109,7 @@ async fn an_answer_counts_once_however_often_it_is_repeated() {
         world.register(2, 0.7).await;
         world.monitor().await;
         let march = rows(300, MARCH);
-        let late = Duration::from_secs(3600);
+        let late = Duration::from_hours(1);
         // A client's repetitions: by the same version, and by a later one. They would turn every prediction around.
         let repeat = |version| -> Vec<Row> {
             let turned = |row: &Row| Row {

@@ -69,7 +69,7 @@ impl Place {
         let request = ClaimRequest {
             queues: &queues,
             node: "test",
-            lease: Duration::from_secs(60),
+            lease: Duration::from_mins(1),
             limit: 1,
         };
         self.jobs.claim(&request, now).await.unwrap().pop()

@@ -36,7 +36,7 @@ use tower::ServiceExt as _;
 
 use crate::peers::{Orchestrator, Registry};
 
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub const PATIENCE: Duration = Duration::from_mins(1);
 pub const ENDPOINT: &str = "flight-delay";
 pub const MODEL: &str = "flight-delay";
 const PROJECT: &str = "/api/v1/projects/default";
@@ -282,6 +282,7 @@ impl World {
 }
 
 /// One answer in the log.
+#[expect(clippy::struct_field_names, reason = "`row` is the name of the log's column")]
 #[derive(Debug, Clone)]
 pub struct Row {
     pub request_id: String,
@@ -301,7 +302,7 @@ impl Row {
     pub fn new(index: usize, start: &str) -> Self {
         let start: Timestamp = start.parse().unwrap();
         let event_time = start + Duration::from_secs(3600 * (index as u64 % 600));
-        let late = index % 3 == 0;
+        let late = index.is_multiple_of(3);
         let noise = (index * 7919 % 100) as f64 / 100.0;
         Self {
             request_id: format!("{start}-{index}"),
