@@ -1,6 +1,7 @@
 //! What is refused: each with the thing, the remedy and the right exit code, and nothing half written.
 
 use std::{
+    fmt::Write as _,
     fs,
     net::TcpListener,
     os::unix::process::CommandExt,
@@ -19,7 +20,7 @@ use crate::deployment::{Deployment, Engine, Topology, binary, check_refused, mod
 /// How long a server that cannot start may take to say so.
 const REFUSAL_PATIENCE: Duration = Duration::from_secs(30);
 
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_mins(1);
 
 const LISTEN: [&str; 4] = ["--listen", "127.0.0.1:0", "--internal-listen", "127.0.0.1:0"];
 
@@ -62,12 +63,13 @@ async fn a_target_that_the_data_lacks_fails_the_run_by_name_and_registers_nothin
     let deployment = server().await?;
     let mut csv = String::from("day,size,late\n");
     for day in 1..=200 {
-        csv.push_str(&format!(
-            "2013-01-{:02}T{:02}:00:00Z,{day},{}\n",
+        writeln!(
+            csv,
+            "2013-01-{:02}T{:02}:00:00Z,{day},{}",
             day % 28 + 1,
             day % 24,
             day % 2
-        ));
+        )?;
     }
     let file = write(deployment.folder(), "small.csv", csv)?;
     let pushed = deployment.modelyard(&["data", "push", "small", &file])?;
@@ -243,7 +245,7 @@ async fn a_full_disk_is_named_loses_nothing_and_heals_when_there_is_space() -> R
     fill(&filler)?;
     let mut lines = String::from("a,b\n");
     for number in 0..200_000 {
-        lines.push_str(&format!("{number},{}\n", number * 7));
+        writeln!(lines, "{number},{}", number * 7)?;
     }
     let large = write(folder.path(), "large.csv", lines)?;
     let refused = command(&["data", "push", "large", &large])?;
@@ -285,7 +287,8 @@ async fn a_full_disk_is_named_loses_nothing_and_heals_when_there_is_space() -> R
 fn fill(file: &Path) -> Result<()> {
     use std::io::Write as _;
     let mut file = fs::File::create(file)?;
-    let mut chunk: &[u8] = &[0; 1 << 16];
+    let zeros = vec![0; 1 << 16];
+    let mut chunk: &[u8] = &zeros;
     while !chunk.is_empty() {
         if file.write_all(chunk).is_err() {
             chunk = chunk.get(..chunk.len() / 2).unwrap_or_default();

@@ -237,7 +237,7 @@ fn configuration(folder: &Path, roles: &[&str], database_url: Option<&str>) -> S
     );
     if let Some(url) = database_url {
         for role in ["registry", "orchestrator", "monitoring"] {
-            text.push_str(&format!("{role}.database.url = '{url}'\n"));
+            let _ = writeln!(text, "{role}.database.url = '{url}'");
         }
     }
     text

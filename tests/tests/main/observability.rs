@@ -61,6 +61,7 @@ impl Collector {
         let address = listener.local_addr()?;
         let server = tonic::transport::Server::builder().add_service(TraceServiceServer::new(collector.clone()));
         let incoming = tokio_stream::wrappers::TcpListenerStream::new(listener);
+        #[expect(clippy::disallowed_methods, reason = "the collector ends with the test's runtime")]
         tokio::task::spawn(server.serve_with_incoming(incoming));
         Ok((collector, address))
     }
