@@ -94,6 +94,12 @@ impl Api {
         self.call(Method::POST, &project_path(path), Some(body)).await
     }
 
+    /// Declares a resource of the project by its spec.
+    pub async fn put(&self, path: &str, spec: &Value) -> Result<Value> {
+        let body = Bytes::from(serde_json::to_vec(spec)?);
+        self.call(Method::PUT, &project_path(path), Some(body)).await
+    }
+
     /// Uploads an artifact and gives its digest.
     pub async fn upload(&self, content: Vec<u8>) -> Result<String> {
         let path = project_path("artifacts");

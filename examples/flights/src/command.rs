@@ -16,13 +16,11 @@ const COMMAND_TIMEOUT: Duration = Duration::from_mins(10);
 const RETRY_PAUSE: Duration = Duration::from_millis(300);
 
 /// What the command line says when the server is away.
-const AWAY_WORDS: [&str; 6] = [
+const AWAY_WORDS: [&str; 4] = [
     "no server answers at",
     "the request to",
     "the answer broke off",
-    "does not answer at present",
-    "try again",
-    "the server answered 50",
+    "try again in a moment",
 ];
 
 /// The command line with its server.

@@ -129,6 +129,8 @@ struct Run<'a> {
     commands: CommandLine,
     traffic: Arc<Traffic>,
     months: BTreeMap<String, Month>,
+    /// The version that the alias `champion` points at.
+    champion: u64,
     /// The dataset's files so far, as the API takes them.
     files: Vec<Value>,
     warnings: Vec<String>,
@@ -157,6 +159,7 @@ impl<'a> Run<'a> {
             commands: CommandLine::new(&job.binary, &job.url, job.away),
             traffic: Arc::new(Traffic::new(&job.url, &job.grpc_url, ENDPOINT, job.away)?),
             months,
+            champion: NEVER_RETRAINED,
             files: Vec::new(),
             warnings: Vec::new(),
             parts: Vec::new(),
@@ -213,7 +216,9 @@ impl<'a> Run<'a> {
 
     /// One month: traffic, data, labels, scores, and what the scores led to.
     async fn month(&mut self, name: &str) -> Result<MonthRow> {
-        let version = self.served_version().await?;
+        let version = self.champion;
+        // A gateway that was just started again first loads its models.
+        self.wait_served(version).await?;
         let metadata = self.api.get_path(&format!("/v2/models/{ENDPOINT}")).await?;
         let metadata: Metadata = serde_json::from_value(metadata).context("the model's metadata cannot be read")?;
         let month = Arc::new(self.flights(name)?.clone());
@@ -297,6 +302,7 @@ impl<'a> Run<'a> {
         )
         .await?;
         self.took("switch", started);
+        self.champion = champion;
         Ok((conditions(&found), Some(champion)))
     }
 
@@ -321,12 +327,7 @@ impl<'a> Run<'a> {
         }
     }
 
-    /// The version that the endpoint serves to all.
-    async fn served_version(&self) -> Result<u64> {
-        let endpoint = self.api.get(&format!("endpoints/{ENDPOINT}")).await?;
-        served(&endpoint).with_context(|| format!("the endpoint `{ENDPOINT}` does not serve one version: {endpoint}"))
-    }
-
+    /// Waits until all gateways serve this version to everybody.
     async fn wait_served(&self, version: u64) -> Result<()> {
         let path = format!("endpoints/{ENDPOINT}");
         let what = format!("the endpoint `{ENDPOINT}` serves {MODEL}/{version}");

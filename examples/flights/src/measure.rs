@@ -3,7 +3,8 @@
 use std::{process::ExitCode, time::Duration};
 
 use anyhow::{Context, Result};
-use modelyard_flights::{ENDPOINT, MainJob, Server, ServerOptions, train_first_model};
+use modelyard_flights::{Api, ENDPOINT, MainJob, Server, ServerOptions, train_first_model};
+use serde_json::json;
 
 use crate::{
     Format,
@@ -20,6 +21,9 @@ const REQUEST: &str = include_str!("../request.json");
 
 /// Share of the flights that the model is trained on; the size of the model is that of the whole.
 const SAMPLE: f64 = 0.5;
+
+/// How long a call is tried again.
+const CALLS_AWAY: Duration = Duration::from_secs(10);
 
 /// Runs the benchmark.
 pub async fn run(format: Format) -> Result<ExitCode> {
@@ -51,6 +55,10 @@ pub async fn run(format: Format) -> Result<ExitCode> {
     let trained = train_first_model(&job, &terminal).await;
     terminal.finish();
     trained.with_context(|| format!("the server's log says:\n{}\nerror", server.last_log_lines()))?;
+    // Without the shadow of the main job: each request is predicted once, as by the bare handler.
+    let spec = json!({"routes": [{"model": "flight-delay@champion"}]});
+    let api = Api::new(&addresses.public, CALLS_AWAY)?;
+    api.put(&format!("endpoints/{ENDPOINT}"), &spec).await?;
     complain("loading the gateway and a bare handler in turns");
     let comparison = compare(&Subject {
         address: addresses.public.trim_start_matches("http://").parse()?,

@@ -18,11 +18,17 @@ const TOLERANCE: f64 = 1e-6;
 /// How long calls are tried again while processes are down.
 const AWAY: Duration = Duration::from_mins(2);
 
+/// Few requests at once, so that the replays last and more of the kills meet requests under way.
+const FEW_REQUESTS: usize = 2;
+
 /// The kills that a disturbed job must have seen.
 const MIN_KILLS: u32 = 5;
 
+/// Another seed for the moments of the kills, for looking into a failure or for more of them.
+const SEED: &str = "MODELYARD_KILL_SEED";
+
 /// How long a process lives, and how long it stays dead, in milliseconds.
-const LIFE_MS: std::ops::Range<u64> = 100..2_500;
+const LIFE_MS: std::ops::Range<u64> = 100..1_500;
 const DEATH_MS: std::ops::Range<u64> = 0..600;
 
 #[tokio::test(flavor = "multi_thread")]
@@ -82,13 +88,18 @@ async fn undisturbed(topology: Topology, engine: Engine) -> Result<Report> {
 async fn disturbed_like_undisturbed(topology: Topology, seed: u64) -> Result<()> {
     let expected = undisturbed(topology, Engine::Sqlite).await?;
     let mut deployment = Deployment::start(topology, Engine::Sqlite).await?;
-    let job = deployment.main_job(MONTHS, SAMPLE, AWAY);
+    let mut job = deployment.main_job(MONTHS, SAMPLE, AWAY);
+    job.concurrency = FEW_REQUESTS;
+    let seed = std::env::var(SEED)
+        .ok()
+        .and_then(|seed| seed.parse().ok())
+        .unwrap_or(seed);
     let mut kills = 0;
     let report = tokio::select! {
         report = run_main_job(&job, &Quiet) => report,
         failed = kill_at_random(&mut deployment, seed, &mut kills) => failed.map(|never| match never {}),
     };
-    println!("{kills} kills");
+    println!("{kills} kills with the seed {seed}");
     let report = with_logs(report, &mut deployment)?;
     println!("{}\nrequests sent again: {}", report.table(), report.retried_requests);
     ensure!(kills >= MIN_KILLS, "the job was disturbed only {kills} times");
@@ -105,7 +116,13 @@ async fn kill_at_random(deployment: &mut Deployment, seed: u64, kills: &mut u32)
     let mut random = StdRng::seed_from_u64(seed);
     loop {
         tokio::time::sleep(Duration::from_millis(random.random_range(LIFE_MS))).await;
-        let index = random.random_range(0..deployment.len());
+        // Half of the kills meet the last process, which takes the requests.
+        let last = deployment.len() - 1;
+        let index = if random.random_bool(0.5) {
+            last
+        } else {
+            random.random_range(0..=last)
+        };
         deployment.kill(index)?;
         *kills += 1;
         tokio::time::sleep(Duration::from_millis(random.random_range(DEATH_MS))).await;

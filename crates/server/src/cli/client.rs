@@ -14,6 +14,9 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long an answer may take to continue; long uploads and downloads keep moving.
 const READ_TIMEOUT: Duration = Duration::from_mins(2);
 
+/// What follows an error that passes by itself; scripts may look for it.
+const TRY_AGAIN: &str = "not available at present: try again in a moment";
+
 /// The page size of complete lists.
 const PAGE: u32 = 1000;
 
@@ -145,8 +148,20 @@ impl Client {
     }
 }
 
-/// What the server said when it refused.
+/// What the server said when it refused, and whether it may say otherwise soon.
 async fn refusal(response: Response) -> String {
+    let status = response.status();
+    let said = words_of(response).await;
+    match status {
+        StatusCode::SERVICE_UNAVAILABLE
+        | StatusCode::BAD_GATEWAY
+        | StatusCode::GATEWAY_TIMEOUT
+        | StatusCode::TOO_MANY_REQUESTS => format!("{said} ({TRY_AGAIN})"),
+        _ => said,
+    }
+}
+
+async fn words_of(response: Response) -> String {
     let status = response.status();
     let text = response.text().await.unwrap_or_default();
     if let Ok(problem) = serde_json::from_str::<Problem>(&text) {
