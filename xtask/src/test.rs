@@ -43,6 +43,8 @@ pub fn run(workspace: &Workspace, options: &[String]) -> Result<ExitCode> {
     process::without_our_package(&mut with_postgres);
     with_postgres
         .env("TEST_PYTHON", setup::test_python_path(workspace))
+        .env("TEST_NODE", setup::test_node_path(workspace))
+        .env("TEST_OPENID_PROVIDER", setup::openid_provider_path(workspace))
         .env("MODELYARD_REQUIRE_POSTGRES", "1")
         .args(runner(workspace))
         .args(options);
