@@ -1,15 +1,25 @@
 //! Configuration: defaults, then one TOML file, then the environment, then the command line. Unknown keys are errors.
 
-use std::{fmt, path::Path};
+use std::{borrow::Cow, fmt, path::Path, time::Duration};
 
+use bytesize::ByteSize;
 use figment::{
     Figment,
     providers::{Env, Format, Serialized, Toml},
 };
-use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use serde::{
+    Deserialize, Deserializer, Serialize, Serializer,
+    de::{DeserializeOwned, Error as _},
+};
 
 /// The prefix of environment variables: `MODELYARD__SECTION__KEY`.
 pub const ENVIRONMENT_PREFIX: &str = "MODELYARD__";
+
+/// What stands between the sections and the key in the name of an environment variable.
+pub const ENVIRONMENT_SEPARATOR: &str = "__";
+
+const SECONDS_PER_DAY: u64 = 24 * 60 * 60;
 
 /// A configuration that cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -35,7 +45,7 @@ where
         }
         figment = figment.merge(Toml::file_exact(file));
     }
-    figment = figment.merge(Env::prefixed(ENVIRONMENT_PREFIX).split("__"));
+    figment = figment.merge(Env::prefixed(ENVIRONMENT_PREFIX).split(ENVIRONMENT_SEPARATOR));
     for (key, value) in overrides {
         figment = figment.merge(Serialized::default(key, value));
     }
@@ -75,15 +85,45 @@ impl Serialize for Secret {
     }
 }
 
-/// For `#[serde(with = "modelyard_common::config::duration")]`: a [`std::time::Duration`] written as `30s` or `10m`.
-pub mod duration {
-    use std::time::Duration;
+impl JsonSchema for Secret {
+    fn inline_schema() -> bool {
+        true
+    }
 
-    use serde::{Deserialize, Deserializer, Serializer, de::Error};
+    fn schema_name() -> Cow<'static, str> {
+        "Secret".into()
+    }
 
-    /// Writes the duration as text.
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({"type": "string", "writeOnly": true})
+    }
+}
+
+/// What a text must be like to be read as a duration, for the schema.
+pub const DURATION_PATTERN: &str = concat!(
+    "^([0-9]{1,9} ?(ns|nsec|nanos) ?|[0-9]{1,9}([.][0-9]{1,6})? ?(us|usec|ms|msec|millis|s|secs?|seconds?|m|mins?|minutes?",
+    "|h|hrs?|hours?|d|days?|w|wks?|weeks?|M|months?|y|yrs?|years?) ?){1,8}$"
+);
+
+/// For `#[serde(with = "duration")]`: a [`Duration`] written as `30s` or `10m`. It is a type and no module, so that the
+/// schema of a field that is written by it comes from the same word.
+#[derive(Debug)]
+#[expect(non_camel_case_types, reason = "it stands where serde expects the name of a module")]
+pub enum duration {}
+
+impl duration {
+    /// Writes the duration as text, in days and what is below: months and years have no fixed length.
     pub fn serialize<S: Serializer>(value: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(&humantime::format_duration(*value))
+        let days = value.as_secs() / SECONDS_PER_DAY;
+        let rest = *value - Duration::from_secs(days * SECONDS_PER_DAY);
+        let plural = if days == 1 { "" } else { "s" };
+        match (days, rest.is_zero()) {
+            (0, _) => serializer.collect_str(&humantime::format_duration(rest)),
+            (_, true) => serializer.collect_str(&format_args!("{days}day{plural}")),
+            (_, false) => {
+                serializer.collect_str(&format_args!("{days}day{plural} {}", humantime::format_duration(rest)))
+            }
+        }
     }
 
     /// Reads the duration from text.
@@ -97,11 +137,29 @@ pub mod duration {
     }
 }
 
-/// For `#[serde(with = "modelyard_common::config::size")]`: a number of bytes written as `64MiB`.
-pub mod size {
-    use bytesize::ByteSize;
-    use serde::{Deserialize, Deserializer, Serializer, de::Error};
+impl JsonSchema for duration {
+    fn inline_schema() -> bool {
+        true
+    }
 
+    fn schema_name() -> Cow<'static, str> {
+        "Duration".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({"type": "string", "pattern": DURATION_PATTERN})
+    }
+}
+
+/// What a text must be like to be read as a size, for the schema.
+pub const SIZE_PATTERN: &str = "^([0-9]{1,12}|[0-9]{1,9}([.][0-9]{1,3})? ?([bB]|[kKmMgGtTpPeE][iI]?[bB]?))$";
+
+/// For `#[serde(with = "size")]`: a number of bytes written as `64MiB`. A type for the reason that [`duration`] is one.
+#[derive(Debug)]
+#[expect(non_camel_case_types, reason = "it stands where serde expects the name of a module")]
+pub enum size {}
+
+impl size {
     /// Writes the size as text that reads back as the same number.
     pub fn serialize<S: Serializer>(value: &u64, serializer: S) -> Result<S::Ok, S::Error> {
         const UNITS: [(u64, &str); 4] = [(1 << 40, "TiB"), (1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")];
@@ -123,15 +181,31 @@ pub mod size {
     }
 }
 
+impl JsonSchema for size {
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn schema_name() -> Cow<'static, str> {
+        "Size".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({"type": "string", "pattern": SIZE_PATTERN})
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
+    use proptest::{prelude::*, string::string_regex};
+    use serde_json::json;
 
     use super::*;
 
-    #[derive(Debug, Serialize, Deserialize, PartialEq)]
+    #[derive(Debug, Serialize, Deserialize, JsonSchema, PartialEq)]
     #[serde(deny_unknown_fields, default)]
     struct Example {
+        /// How often.
         #[serde(with = "duration")]
         interval: Duration,
         #[serde(with = "size")]
@@ -194,5 +268,59 @@ mod tests {
     fn a_missing_file_is_named() {
         let error = load::<Example>(Some(Path::new("/nowhere/x.toml")), &[]).unwrap_err();
         assert!(error.to_string().contains("/nowhere/x.toml"));
+    }
+
+    #[test]
+    fn durations_are_written_in_days_and_below() {
+        for (seconds, text) in [
+            (30, "30s"),
+            (5400, "1h 30m"),
+            (86_400, "1day"),
+            (365 * 86_400, "365days"),
+            (730 * 86_400 + 61, "730days 1m 1s"),
+        ] {
+            let interval = Duration::from_secs(seconds);
+            let json = serde_json::to_value(Example {
+                interval,
+                ..Example::default()
+            })
+            .unwrap();
+            assert_eq!(json["interval"], text);
+            assert_eq!(serde_json::from_value::<Example>(json).unwrap().interval, interval);
+        }
+    }
+
+    #[test]
+    fn the_schema_comes_with_the_derive() {
+        let schema = schemars::schema_for!(Example).to_value();
+        assert_eq!(
+            schema["properties"],
+            json!({
+                "interval": {"description": "How often.", "type": "string", "pattern": DURATION_PATTERN, "default": "30s"},
+                "limit": {"type": "string", "pattern": SIZE_PATTERN, "default": "64MiB"},
+                "token": {"type": "string", "writeOnly": true, "default": "***"},
+            })
+        );
+        assert_eq!(schema["additionalProperties"], false);
+    }
+
+    /// Texts of a pattern of the schema.
+    fn texts_of(pattern: &str) -> impl Strategy<Value = String> + use<> {
+        string_regex(pattern.trim_start_matches('^').trim_end_matches('$')).unwrap()
+    }
+
+    proptest! {
+        #[test]
+        fn what_the_schema_admits_is_read(interval in texts_of(DURATION_PATTERN), limit in texts_of(SIZE_PATTERN)) {
+            let example = json!({"interval": interval, "limit": limit});
+            prop_assert!(serde_json::from_value::<Example>(example.clone()).is_ok(), "{}", example);
+        }
+
+        #[test]
+        fn what_is_written_is_read_as_the_same(seconds in 0..u64::from(u32::MAX), nanos in 0..1_000_000_000_u32, limit: u64) {
+            let example = Example { interval: Duration::new(seconds, nanos), limit, token: Secret::default() };
+            let read: Example = serde_json::from_value(serde_json::to_value(&example).unwrap()).unwrap();
+            prop_assert_eq!((read.interval, read.limit), (example.interval, limit));
+        }
     }
 }

@@ -13,6 +13,7 @@ pub mod readiness;
 pub mod rpc;
 pub mod telemetry;
 pub mod time;
+pub mod tls;
 
 pub use context::Context;
 pub use error::{ErrorKind, Fault};

@@ -12,6 +12,7 @@ use opentelemetry_sdk::{
     propagation::TraceContextPropagator,
     trace::{Sampler, SdkTracerProvider},
 };
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tracing::Span;
 use tracing_opentelemetry::OpenTelemetrySpanExt;
@@ -31,7 +32,7 @@ const FLUSH_TIMEOUT: Duration = Duration::from_secs(5);
 const TRACEPARENT: &str = "traceparent";
 
 /// How logs are written.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum LogFormat {
     /// For people on a terminal, JSON otherwise.
@@ -44,7 +45,7 @@ pub enum LogFormat {
 }
 
 /// Logs and traces.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
     /// Which events are logged, in the syntax of `RUST_LOG`, for example `info,modelyard_gateway=debug`.

@@ -1,6 +1,7 @@
 //! Which database a service uses.
 
 use modelyard_common::config::Secret;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
@@ -9,7 +10,7 @@ use crate::error::{Error, Result};
 pub const MAX_CONNECTIONS: u32 = 200;
 
 /// Which database a service uses.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct DatabaseConfig {
     /// `postgres://USER:PASSWORD@HOST:PORT/DATABASE`. Without it, a SQLite file in the data folder.

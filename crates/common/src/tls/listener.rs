@@ -1,0 +1,171 @@
+//! Listeners for `axum::serve`, plain and with TLS. Both tell handlers what is known of the connection.
+
+use std::{
+    convert::Infallible,
+    future::{Ready, ready},
+    io,
+    net::SocketAddr,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use axum::{
+    Extension,
+    middleware::AddExtension,
+    serve::{IncomingStream, Listener},
+};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    task::JoinSet,
+    time::timeout,
+};
+use tokio_rustls::{TlsAcceptor, server::TlsStream};
+use tower::{Layer, Service};
+
+use super::ServerTls;
+
+/// How many handshakes of one listener may be under way. More connections wait in the system's queue.
+pub const MAX_HANDSHAKES: usize = 1024;
+
+/// How long a handshake may take.
+pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// What is known of a connection; it is among the extensions of each of its requests.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Connection {
+    /// The other side's address.
+    pub remote: SocketAddr,
+    /// Whether the other side showed a certificate of the authorities in `tls.internal.ca_file`.
+    pub verified_peer: bool,
+}
+
+impl Connection {
+    const fn unverified(remote: SocketAddr) -> Self {
+        Self {
+            remote,
+            verified_peer: false,
+        }
+    }
+}
+
+/// For `axum::serve`: gives each connection a service that has what is known of it among the extensions of its requests.
+#[derive(Clone)]
+pub struct WithConnection<S>(pub S);
+
+impl<L, S> Service<IncomingStream<'_, L>> for WithConnection<S>
+where
+    L: Listener<Addr = Connection>,
+    S: Clone,
+{
+    type Response = AddExtension<S, Connection>;
+    type Error = Infallible;
+    type Future = Ready<Result<Self::Response, Infallible>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, stream: IncomingStream<'_, L>) -> Self::Future {
+        ready(Ok(Extension(*stream.remote_addr()).layer(self.0.clone())))
+    }
+}
+
+/// A listener without TLS.
+pub struct PlainListener(TcpListener);
+
+impl PlainListener {
+    /// Takes over a bound listener.
+    #[must_use]
+    pub const fn new(listener: TcpListener) -> Self {
+        Self(listener)
+    }
+}
+
+impl Listener for PlainListener {
+    type Io = TcpStream;
+    type Addr = Connection;
+
+    async fn accept(&mut self) -> (TcpStream, Connection) {
+        accept(&mut self.0).await
+    }
+
+    fn local_addr(&self) -> io::Result<Connection> {
+        self.0.local_addr().map(Connection::unverified)
+    }
+}
+
+/// Errors of accepting are waited out by axum's own implementation.
+async fn accept(listener: &mut TcpListener) -> (TcpStream, Connection) {
+    let (stream, remote) = Listener::accept(listener).await;
+    if let Err(error) = stream.set_nodelay(true) {
+        tracing::debug!(%error, "a connection keeps its delay");
+    }
+    (stream, Connection::unverified(remote))
+}
+
+/// A listener with TLS. Handshakes run beside each other, so that a slow client keeps nobody waiting, and one that fails
+/// ends nothing but its own connection.
+pub struct TlsListener {
+    tcp: TcpListener,
+    tls: ServerTls,
+    /// They end with the listener.
+    handshakes: JoinSet<Option<Accepted>>,
+}
+
+type Accepted = (TlsStream<TcpStream>, Connection);
+
+impl TlsListener {
+    /// Takes over a bound listener.
+    #[must_use]
+    pub fn new(tcp: TcpListener, tls: ServerTls) -> Self {
+        Self {
+            tcp,
+            tls,
+            handshakes: JoinSet::new(),
+        }
+    }
+}
+
+impl Listener for TlsListener {
+    type Io = TlsStream<TcpStream>;
+    type Addr = Connection;
+
+    async fn accept(&mut self) -> Accepted {
+        loop {
+            tokio::select! {
+                Some(handshake) = self.handshakes.join_next() => {
+                    if let Ok(Some(accepted)) = handshake {
+                        return accepted;
+                    }
+                }
+                (stream, connection) = accept(&mut self.tcp), if self.handshakes.len() < MAX_HANDSHAKES => {
+                    let acceptor = TlsAcceptor::from(self.tls.config());
+                    self.handshakes.spawn(handshake(acceptor, stream, connection));
+                }
+            }
+        }
+    }
+
+    fn local_addr(&self) -> io::Result<Connection> {
+        self.tcp.local_addr().map(Connection::unverified)
+    }
+}
+
+async fn handshake(acceptor: TlsAcceptor, stream: TcpStream, connection: Connection) -> Option<Accepted> {
+    let remote = connection.remote;
+    match timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream)).await {
+        Ok(Ok(stream)) => {
+            // A certificate that the authorities did not sign ends the handshake: what is there was verified.
+            let verified_peer = stream.get_ref().1.peer_certificates().is_some();
+            Some((stream, Connection { remote, verified_peer }))
+        }
+        Ok(Err(error)) => {
+            tracing::debug!(%remote, %error, "a TLS handshake failed");
+            None
+        }
+        Err(_) => {
+            tracing::debug!(%remote, "a TLS handshake took longer than {HANDSHAKE_TIMEOUT:?}");
+            None
+        }
+    }
+}
