@@ -1,4 +1,4 @@
-//! Writing, finding and removing blobs.
+//! Writing, finding and removing the blobs of a project.
 
 use std::{fmt, pin::pin, sync::Arc};
 
@@ -8,7 +8,7 @@ use futures::{
     Stream, StreamExt as _, TryStreamExt as _,
     stream::{self, BoxStream},
 };
-use object_store::{ObjectMeta, ObjectStore, ObjectStoreExt as _, WriteMultipart, path::Path};
+use object_store::{GetOptions, GetResult, ObjectStoreExt as _, path::Path};
 use uuid::Uuid;
 
 use crate::{
@@ -16,23 +16,31 @@ use crate::{
     digest::{Digest, DigestBuilder},
     error::{Error, Result},
     local::UPLOADS,
-    read::BlobStream,
+    read::{self, BlobStream},
+    sealed::{self, Sealer},
     storage::Storage,
+    write::{ObjectUpload, PART_BYTES, whole_object},
 };
 
+const PROJECTS: &str = "projects";
 const BLOBS: &str = "blobs";
 const ALGORITHM: &str = "sha256";
 /// How many leading digits of a digest name the folder, so that no folder grows huge.
 const FOLDER_DIGITS: usize = 2;
-/// The size of one part of an upload. S3 takes 10,000 parts: the largest blob is 80 GiB.
-const PART_BYTES: usize = 8 * 1024 * 1024;
-/// How many parts are on their way at once; with the one being filled they are all the memory that an upload takes.
-const PARTS_IN_FLIGHT: usize = 4;
+/// What the name of an encrypted object ends with.
+const SEALED_SUFFIX: &str = ".sealed";
+/// How many objects a listing looks for at once, to find out which of two forms of a blob counts.
+const LOOK_UPS_IN_FLIGHT: usize = 8;
 /// The largest content without an announced digest on S3, in bytes: its name is known at its end only, and S3 copies no
-/// larger object to another name.
+/// larger object to another name. What encryption adds counts, too: 16 bytes in 64 KiB.
 pub const MAX_UNADDRESSED_BYTES: u64 = 5 * 1024 * 1024 * 1024;
-/// How many left-over uploads are removed at once.
-const SWEEPS_IN_FLIGHT: usize = 8;
+
+/// How an object holds its blob. The name tells, so that no content has to be read for it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Form {
+    Plain,
+    Sealed,
+}
 
 /// A stored blob.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,7 +51,7 @@ pub struct Blob {
     pub size_bytes: u64,
 }
 
-/// A blob as [`Artifacts::list`] finds it.
+/// A blob as [`ProjectArtifacts::list`] finds it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct StoredBlob {
     /// Name and size.
@@ -53,22 +61,19 @@ pub struct StoredBlob {
     pub stored_at: DateTime<Utc>,
 }
 
-/// The blobs of a storage. Cheap to clone.
+/// The blobs of one project, which are the only ones that this can reach: what another project stored is not there, by
+/// whatever name. Cheap to clone.
 #[derive(Clone)]
-pub struct Artifacts {
+pub struct ProjectArtifacts {
     storage: Storage,
     downloads: Arc<Downloads>,
+    project: Arc<str>,
 }
 
-impl fmt::Debug for Artifacts {
+impl fmt::Debug for ProjectArtifacts {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Artifacts({})", self.storage.place())
+        write!(f, "ProjectArtifacts({}, {})", self.storage.place(), self.project)
     }
-}
-
-fn blob_path(digest: Digest) -> Path {
-    let digits = digest.to_hex();
-    Path::from_iter([BLOBS, ALGORITHM, &digits[..FOLDER_DIGITS], &digits[FOLDER_DIGITS..]])
 }
 
 /// A path that nobody else has.
@@ -77,16 +82,21 @@ fn upload_path() -> Path {
     Path::from_iter([UPLOADS, &Uuid::now_v7().to_string()])
 }
 
-/// The digest of a path that [`blob_path`] made.
-fn digest_of(path: &Path) -> Option<Digest> {
-    let parts: Vec<_> = path.parts().collect();
-    let [blobs, algorithm, folder, rest] = parts.as_slice() else {
+/// The digest and the form of a path below [`ProjectArtifacts::folder`].
+fn blob_of(path: &Path, folder: &Path) -> Option<(Digest, Form)> {
+    let parts: Vec<_> = path.prefix_match(folder)?.collect();
+    let [start, rest] = parts.as_slice() else {
         return None;
     };
-    if blobs.as_ref() != BLOBS || algorithm.as_ref() != ALGORITHM || folder.as_ref().len() != FOLDER_DIGITS {
+    if start.as_ref().len() != FOLDER_DIGITS {
         return None;
     }
-    format!("{ALGORITHM}:{}{}", folder.as_ref(), rest.as_ref()).parse().ok()
+    let (rest, form) = match rest.as_ref().strip_suffix(SEALED_SUFFIX) {
+        Some(rest) => (rest, Form::Sealed),
+        None => (rest.as_ref(), Form::Plain),
+    };
+    let digest = format!("{ALGORITHM}:{}{rest}", start.as_ref()).parse().ok()?;
+    Some((digest, form))
 }
 
 fn check_limit(hash: &DigestBuilder, limit_bytes: u64) -> Result<()> {
@@ -103,24 +113,95 @@ fn check_expected(expected: Option<Digest>, actual: Digest) -> Result<()> {
     }
 }
 
-impl Artifacts {
-    /// The blobs of a storage.
-    #[must_use]
-    pub fn new(storage: Storage) -> Self {
+impl ProjectArtifacts {
+    /// The blobs of a project whose name was checked.
+    pub(crate) const fn new(storage: Storage, downloads: Arc<Downloads>, project: Arc<str>) -> Self {
         Self {
             storage,
-            downloads: Arc::default(),
+            downloads,
+            project,
         }
     }
 
-    /// The storage that the blobs lie in.
+    /// The project.
     #[must_use]
-    pub const fn storage(&self) -> &Storage {
-        &self.storage
+    pub fn project(&self) -> &str {
+        &self.project
     }
 
     pub(crate) fn downloads(&self) -> &Downloads {
         &self.downloads
+    }
+
+    /// Where the blobs lie.
+    fn folder(&self) -> Path {
+        Path::from_iter([PROJECTS, &self.project, BLOBS, ALGORITHM])
+    }
+
+    fn path_of(&self, digest: Digest, form: Form) -> Path {
+        let digits = digest.to_hex();
+        let (folder, name) = digits.split_at(FOLDER_DIGITS);
+        let folder = self.folder().join(folder);
+        match form {
+            Form::Plain => folder.join(name),
+            Form::Sealed => folder.join(format!("{name}{SEALED_SUFFIX}")),
+        }
+    }
+
+    /// The form that blobs are stored in.
+    fn form(&self) -> Form {
+        self.storage.keys().map_or(Form::Plain, |_| Form::Sealed)
+    }
+
+    /// Where a blob is stored.
+    fn own_path(&self, digest: Digest) -> Path {
+        self.path_of(digest, self.form())
+    }
+
+    /// What seals a blob, if they are stored sealed.
+    fn sealer(&self) -> Result<Option<Sealer>> {
+        let keys = self.storage.keys();
+        keys.map(|keys| Sealer::start(keys, &self.project)).transpose()
+    }
+
+    /// The object that holds a blob, and its form.
+    async fn find(&self, digest: Digest, options: GetOptions) -> Result<Option<(Form, GetResult)>> {
+        // A plain blob that is stored again meanwhile was sealed before it went away: the second look finds it.
+        let forms: &[Form] = match self.form() {
+            Form::Plain => &[Form::Plain, Form::Sealed],
+            Form::Sealed => &[Form::Sealed, Form::Plain, Form::Sealed],
+        };
+        let store = self.storage.store();
+        for form in forms {
+            match store.get_opts(&self.path_of(digest, *form), options.clone()).await {
+                Ok(result) => return Ok(Some((*form, result))),
+                Err(object_store::Error::NotFound { .. }) => {}
+                Err(error) => return Err(self.store_error(error)),
+            }
+        }
+        Ok(None)
+    }
+
+    async fn find_head(&self, digest: Digest) -> Result<Option<(Form, GetResult)>> {
+        self.find(digest, GetOptions::new().with_head(true)).await
+    }
+
+    /// Removes one form of a blob; `false` if there was none.
+    async fn delete_form(&self, digest: Digest, form: Form) -> Result<bool> {
+        match self.storage.store().delete(&self.path_of(digest, form)).await {
+            Ok(()) => Ok(true),
+            Err(object_store::Error::NotFound { .. }) => Ok(false),
+            Err(error) => Err(self.store_error(error)),
+        }
+    }
+
+    /// Removes the plain form of a blob that is stored sealed now.
+    async fn forget_plain(&self, digest: Digest) {
+        if self.form() == Form::Sealed
+            && let Err(error) = self.delete_form(digest, Form::Plain).await
+        {
+            tracing::warn!(%digest, %error, "a blob that was encrypted stays in plain form, too, until it is stored again");
+        }
     }
 
     fn store_error(&self, error: object_store::Error) -> Error {
@@ -128,7 +209,7 @@ impl Artifacts {
     }
 
     /// Stores content that arrives in pieces, in constant memory. Content that is stored already is stored again, which
-    /// heals a damaged blob and renews its age; concurrent callers with the same content do not disturb each other.
+    /// heals a damaged blob, renews its age and, with keys, encrypts one that was not; concurrent callers with the same content do not disturb each other.
     ///
     /// Dropping the returned future gives the upload up. On S3 its parts stay until the bucket's lifecycle rule for
     /// incomplete multipart uploads removes them; on a local folder nothing stays.
@@ -144,10 +225,10 @@ impl Artifacts {
         let content = content.map_err(|error| Error::Interrupted { source: error.into() });
         let mut content = pin!(content);
         let copied = expected.is_none() && !self.storage.renames();
-        let limit_bytes = if copied {
-            limit_bytes.min(MAX_UNADDRESSED_BYTES)
-        } else {
-            limit_bytes
+        let limit_bytes = match self.form() {
+            _ if !copied => limit_bytes,
+            Form::Plain => limit_bytes.min(MAX_UNADDRESSED_BYTES),
+            Form::Sealed => limit_bytes.min(sealed::max_plain_size(MAX_UNADDRESSED_BYTES)),
         };
         let mut hash = DigestBuilder::default();
         let mut first = Vec::new();
@@ -160,56 +241,51 @@ impl Artifacts {
             first.extend_from_slice(&piece);
         }
         // With an announced digest the upload's name is its last: it appears only if the digest turns out right.
-        let path = expected.map_or_else(upload_path, blob_path);
+        let path = expected.map_or_else(upload_path, |digest| self.own_path(digest));
+        let sealer = self.sealer()?;
         let store = self.storage.store();
         let upload = store
             .put_multipart(&path)
             .await
             .map_err(|error| self.store_error(error))?;
-        let mut upload = WriteMultipart::new_with_chunk_size(upload, PART_BYTES);
-        upload.put(first.into());
-        let sent = self.send(&mut upload, content, &mut hash, limit_bytes).await;
+        let mut upload = ObjectUpload::new(upload, sealer);
+        let sent = self.send(&mut upload, first, content, &mut hash, limit_bytes).await;
         let size_bytes = hash.size_bytes();
         let digest = hash.finish();
         if let Err(error) = sent.and_then(|()| check_expected(expected, digest)) {
-            if let Err(abort_error) = upload.abort().await {
-                tracing::warn!(error = %abort_error, "an upload cannot be given up: parts may stay in the storage");
-            }
+            upload.abort().await;
             return Err(error);
         }
         upload.finish().await.map_err(|error| self.store_error(error))?;
         if expected.is_none() {
             self.give_name(&path, digest).await?;
         }
+        self.forget_plain(digest).await;
         Ok(Blob { digest, size_bytes })
     }
 
     async fn send(
         &self,
-        upload: &mut WriteMultipart,
+        upload: &mut ObjectUpload,
+        first: Vec<u8>,
         mut content: impl Stream<Item = Result<Bytes>> + Send + Unpin,
         hash: &mut DigestBuilder,
         limit_bytes: u64,
     ) -> Result<()> {
+        let failed = |error| self.store_error(error);
+        upload.write(&first).await.map_err(failed)?;
+        drop(first);
         while let Some(piece) = content.try_next().await? {
             hash.update(&piece);
             check_limit(hash, limit_bytes)?;
-            upload
-                .wait_for_capacity(PARTS_IN_FLIGHT)
-                .await
-                .map_err(|error| self.store_error(error))?;
-            upload.write(&piece);
+            upload.write(&piece).await.map_err(failed)?;
         }
-        // The last part but one fails here, where the upload can still be given up.
-        upload
-            .wait_for_capacity(1)
-            .await
-            .map_err(|error| self.store_error(error))
+        upload.end().await.map_err(failed)
     }
 
     async fn give_name(&self, upload: &Path, digest: Digest) -> Result<()> {
         let store = self.storage.store();
-        let renamed = store.rename(upload, &blob_path(digest)).await;
+        let renamed = store.rename(upload, &self.own_path(digest)).await;
         if renamed.is_err()
             && let Err(error) = store.delete(upload).await
         {
@@ -221,11 +297,13 @@ impl Artifacts {
     async fn put_whole(&self, content: Bytes, digest: Digest, expected: Option<Digest>) -> Result<Blob> {
         check_expected(expected, digest)?;
         let size_bytes = content.len() as u64;
+        let object = whole_object(content, self.sealer()?).await;
         let store = self.storage.store();
         store
-            .put(&blob_path(digest), content.into())
+            .put(&self.own_path(digest), object.into())
             .await
             .map_err(|error| self.store_error(error))?;
+        self.forget_plain(digest).await;
         Ok(Blob { digest, size_bytes })
     }
 
@@ -250,24 +328,27 @@ impl Artifacts {
     /// its last piece.
     ///
     /// # Errors
-    /// [`Error::NotFound`] or a storage error, here or in the stream.
+    /// [`Error::NotFound`] or [`Error::EncryptionKey`]; [`Error::Corrupt`] or a storage error, here or in the stream.
     pub async fn get(&self, digest: Digest) -> Result<BlobStream> {
-        let result = self.storage.store().get(&blob_path(digest)).await;
-        let result = result.map_err(|error| self.blob_error(digest, error))?;
-        Ok(BlobStream::new(digest, self.storage.place().into(), result))
-    }
-
-    fn blob_error(&self, digest: Digest, error: object_store::Error) -> Error {
-        match error {
-            object_store::Error::NotFound { .. } => Error::NotFound { digest },
-            error => self.store_error(error),
+        let (form, result) = self
+            .find(digest, GetOptions::new())
+            .await?
+            .ok_or(Error::NotFound { digest })?;
+        let place = self.storage.place().into();
+        match (form, self.storage.keys()) {
+            (Form::Plain, _) => Ok(BlobStream::plain(digest, place, result)),
+            (Form::Sealed, Some(keys)) => BlobStream::sealed(digest, place, result, keys, &self.project).await,
+            (Form::Sealed, None) => Err(Error::EncryptionKey {
+                digest,
+                problem: "name the file with its key in `storage.encryption.key_file`".to_owned(),
+            }),
         }
     }
 
     /// The verified content of a blob of at most `limit_bytes`.
     ///
     /// # Errors
-    /// [`Error::NotFound`], [`Error::TooLarge`], [`Error::Corrupt`] or a storage error.
+    /// As [`ProjectArtifacts::get`], or [`Error::TooLarge`].
     pub async fn get_bytes(&self, digest: Digest, limit_bytes: u64) -> Result<Bytes> {
         let mut content = self.get(digest).await?;
         if content.size_bytes() > limit_bytes {
@@ -280,27 +361,28 @@ impl Artifacts {
         Ok(bytes.into())
     }
 
-    /// The size of a blob in bytes, or `None` if there is no such blob. Its content is not verified.
+    /// The size of a blob's content in bytes, or `None` if there is no such blob. Its content is not verified, and no key is
+    /// needed.
     ///
     /// # Errors
-    /// A storage error.
+    /// [`Error::Corrupt`] (no encrypted blob has the object's size) or a storage error.
     pub async fn size(&self, digest: Digest) -> Result<Option<u64>> {
-        match self.storage.store().head(&blob_path(digest)).await {
-            Ok(meta) => Ok(Some(meta.size)),
-            Err(object_store::Error::NotFound { .. }) => Ok(None),
-            Err(error) => Err(self.store_error(error)),
+        match self.find_head(digest).await? {
+            None => Ok(None),
+            Some((Form::Plain, result)) => Ok(Some(result.meta.size)),
+            Some((Form::Sealed, result)) => read::plain_size(digest, result.meta.size).map(Some),
         }
     }
 
-    /// Whether there is such a blob. Its content is not verified.
+    /// Whether there is such a blob. Its content is not verified, and no key is needed.
     ///
     /// # Errors
     /// A storage error.
     pub async fn exists(&self, digest: Digest) -> Result<bool> {
-        Ok(self.size(digest).await?.is_some())
+        Ok(self.find_head(digest).await?.is_some())
     }
 
-    /// Removes a blob; `false` if there was none.
+    /// Removes a blob, encrypted or not; `false` if there was none.
     ///
     /// # Errors
     /// A storage error.
@@ -309,58 +391,55 @@ impl Artifacts {
         if !self.exists(digest).await? {
             return Ok(false);
         }
-        match self.storage.store().delete(&blob_path(digest)).await {
-            Ok(()) => Ok(true),
-            Err(object_store::Error::NotFound { .. }) => Ok(false),
-            Err(error) => Err(self.store_error(error)),
-        }
+        let plain = self.delete_form(digest, Form::Plain).await?;
+        let sealed = self.delete_form(digest, Form::Sealed).await?;
+        Ok(plain || sealed)
     }
 
-    /// All blobs, in no order. Objects that are no blobs are passed over.
+    /// All blobs of the project, in no order. Objects that are no blobs are passed over. Of a blob that lies there encrypted
+    /// and not, the one counts that is stored in the form that this storage writes.
     pub fn list(&self) -> BoxStream<'static, Result<StoredBlob>> {
         let place = self.storage.place().to_owned();
-        let objects = self.storage.store().list(Some(&Path::from_iter([BLOBS, ALGORITHM])));
+        let folder = self.folder();
+        let objects = self.storage.store().list(Some(&folder));
+        let project = self.clone();
         objects
             .map_err(move |error| Error::of_store(&place, error))
-            .try_filter_map(|object| async move {
-                Ok(digest_of(&object.location).map(|digest| StoredBlob {
-                    blob: Blob {
-                        digest,
-                        size_bytes: object.size,
-                    },
-                    stored_at: object.last_modified,
-                }))
+            .try_filter_map(move |object| {
+                let blob = blob_of(&object.location, &folder).map(|(digest, form)| (digest, form, object));
+                std::future::ready(Ok(blob))
             })
+            .map_ok(move |(digest, form, object)| {
+                let project = project.clone();
+                async move {
+                    if form != project.form() && project.has_own_form(digest).await? {
+                        return Ok(None);
+                    }
+                    let size_bytes = match form {
+                        Form::Plain => Some(object.size),
+                        Form::Sealed => sealed::plain_size(object.size),
+                    };
+                    Ok(Some(StoredBlob {
+                        blob: Blob {
+                            digest,
+                            // A damaged one is listed, too, with what lies there.
+                            size_bytes: size_bytes.unwrap_or(object.size),
+                        },
+                        stored_at: object.last_modified,
+                    }))
+                }
+            })
+            .try_buffer_unordered(LOOK_UPS_IN_FLIGHT)
+            .try_filter_map(|blob| std::future::ready(Ok(blob)))
             .boxed()
     }
 
-    /// Removes what crashes left in `uploads/` before `older_than`, and says how many. Choose a time before which no upload
-    /// can have begun that is still going on.
-    ///
-    /// # Errors
-    /// A storage error; what could be removed before it is removed.
-    pub async fn sweep_uploads(&self, older_than: DateTime<Utc>) -> Result<u64> {
-        let store = &self.storage.store();
-        let removed = store
-            .list(Some(&Path::from(UPLOADS)))
-            .try_filter(|object| std::future::ready(object.last_modified < older_than))
-            .map_ok(|object| remove_left_over(store, object))
-            .try_buffer_unordered(SWEEPS_IN_FLIGHT)
-            .try_fold(0, |sum, removed| async move { Ok(sum + u64::from(removed)) })
-            .await
-            .map_err(|error| self.store_error(error))?;
-        if removed > 0 {
-            tracing::info!(removed, place = self.storage.place(), "unfinished uploads removed");
+    /// Whether the blob lies there in the form that blobs are stored in.
+    async fn has_own_form(&self, digest: Digest) -> Result<bool> {
+        match self.storage.store().head(&self.own_path(digest)).await {
+            Ok(_) => Ok(true),
+            Err(object_store::Error::NotFound { .. }) => Ok(false),
+            Err(error) => Err(self.store_error(error)),
         }
-        Ok(removed)
-    }
-}
-
-async fn remove_left_over(store: &Arc<dyn ObjectStore>, object: ObjectMeta) -> object_store::Result<bool> {
-    match store.delete(&object.location).await {
-        Ok(()) => Ok(true),
-        // Finished or removed by another meanwhile.
-        Err(object_store::Error::NotFound { .. }) => Ok(false),
-        Err(error) => Err(error),
     }
 }

@@ -15,7 +15,7 @@ use tempfile::NamedTempFile;
 use tokio::{sync::Mutex as AsyncMutex, task::spawn_blocking};
 
 use crate::{
-    blob::Artifacts,
+    blob::ProjectArtifacts,
     digest::{Digest, DigestBuilder},
     error::{Error, Result},
     read::BLOCK_BYTES,
@@ -45,14 +45,16 @@ impl Downloads {
     }
 }
 
-impl Artifacts {
-    /// The path of a verified copy of the blob in `cache_dir` (created where missing), which is downloaded unless it is
-    /// there. Callers at the same time share one download. A damaged copy is replaced. The storage is not asked for a copy
-    /// that is there, so that this works while the storage is away.
+impl ProjectArtifacts {
+    /// The path of a verified copy of the blob in the project's folder of `cache_dir` (created where missing):
+    /// `PROJECT/DIGITS`, so that a copy that one project made is none for another. It is downloaded unless it is there.
+    /// Callers at the same time share one download. A damaged copy is replaced. The storage is not asked for a copy that is
+    /// there, so that this works while the storage is away.
     ///
     /// # Errors
-    /// As [`Artifacts::get`], or the folder cannot be written.
+    /// As [`ProjectArtifacts::get`], or the folder cannot be written.
     pub async fn open_local(&self, digest: Digest, cache_dir: &FilePath) -> Result<PathBuf> {
+        let cache_dir = &cache_dir.join(self.project());
         let target = cache_dir.join(digest.to_hex());
         let lock = self.downloads().lock_of(&target);
         let _guard = lock.lock().await;

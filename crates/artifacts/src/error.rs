@@ -1,8 +1,11 @@
 //! What can go wrong with blobs and their storage.
 
-use std::{io, path::Path};
+use std::{
+    io,
+    path::{Path, PathBuf},
+};
 
-use modelyard_common::{ErrorKind, Fault};
+use modelyard_common::{ErrorKind, Fault, name::InvalidName};
 
 use crate::digest::{Digest, InvalidDigest};
 
@@ -20,10 +23,32 @@ pub enum Error {
         /// What is wrong with it, and what to write.
         problem: String,
     },
+    /// The keys of encrypted blobs cannot be read.
+    #[error("the keys `{}` cannot be used: {problem}; name a readable file of keys with `storage.encryption.key_file`", path.display())]
+    InvalidKeyFile {
+        /// The configured file.
+        path: PathBuf,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// A blob is encrypted, and the key that opens it is not there.
+    #[error("blob {digest} is encrypted and cannot be read: {problem}")]
+    EncryptionKey {
+        /// The blob.
+        digest: Digest,
+        /// What is missing, and what to do.
+        problem: String,
+    },
+    /// The machine gives no random bytes to encrypt with.
+    #[error("the machine gives no random bytes to encrypt with: check its `/dev/urandom`")]
+    NoRandomBytes,
     /// A text is not a digest.
     #[error(transparent)]
     InvalidDigest(#[from] InvalidDigest),
-    /// No such blob.
+    /// A name that cannot be a project's.
+    #[error(transparent)]
+    InvalidName(#[from] InvalidName),
+    /// No such blob in the project.
     #[error("blob {digest} does not exist")]
     NotFound {
         /// The blob.
@@ -88,20 +113,27 @@ pub enum Error {
 impl Fault for Error {
     fn kind(&self) -> ErrorKind {
         match self {
-            Self::InvalidConfig { .. } | Self::DigestMismatch { .. } => ErrorKind::InvalidArgument,
+            Self::InvalidConfig { .. } | Self::InvalidKeyFile { .. } | Self::DigestMismatch { .. } => {
+                ErrorKind::InvalidArgument
+            }
             Self::InvalidDigest(error) => error.kind(),
+            Self::InvalidName(error) => error.kind(),
             Self::NotFound { .. } => ErrorKind::NotFound,
-            Self::Corrupt { .. } | Self::Denied { .. } => ErrorKind::FailedPrecondition,
+            Self::Corrupt { .. } | Self::EncryptionKey { .. } | Self::Denied { .. } => ErrorKind::FailedPrecondition,
             Self::TooLarge { .. } | Self::Full { .. } => ErrorKind::ResourceExhausted,
             Self::Interrupted { .. } => ErrorKind::Aborted,
-            Self::Unavailable { .. } => ErrorKind::Unavailable,
+            Self::NoRandomBytes | Self::Unavailable { .. } => ErrorKind::Unavailable,
         }
     }
 
     fn reason(&self) -> &str {
         match self {
             Self::InvalidConfig { .. } => "INVALID_STORAGE_CONFIG",
+            Self::InvalidKeyFile { .. } => "ENCRYPTION_KEY_FILE",
+            Self::EncryptionKey { .. } => "ENCRYPTION_KEY",
+            Self::NoRandomBytes => "NO_RANDOM_BYTES",
             Self::InvalidDigest(error) => error.reason(),
+            Self::InvalidName(error) => error.reason(),
             Self::NotFound { .. } => "BLOB_NOT_FOUND",
             Self::Corrupt { .. } => "BLOB_CORRUPT",
             Self::DigestMismatch { .. } => "DIGEST_MISMATCH",

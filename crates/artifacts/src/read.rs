@@ -19,6 +19,8 @@ use tokio::task::spawn_blocking;
 use crate::{
     digest::{Digest, DigestBuilder},
     error::{Error, Result},
+    keys::KeyRing,
+    sealed::{self, HEADER_BYTES, Header, Opener},
 };
 
 /// How much of a local file is read at once, in bytes.
@@ -33,18 +35,57 @@ pub struct BlobStream {
 }
 
 impl BlobStream {
-    pub(crate) fn new(digest: Digest, place: Arc<str>, result: GetResult) -> Self {
+    /// The content of an object that holds it as it is.
+    pub(crate) fn plain(digest: Digest, place: Arc<str>, result: GetResult) -> Self {
         let size_bytes = result.meta.size;
-        let blocks = match result.payload {
-            GetResultPayload::File(file, _) => file_blocks(file),
-            GetResultPayload::Stream(_) => result.into_stream(),
-        };
-        let blocks = blocks.map(move |block| block.map_err(|error| Error::of_store(&place, error)));
         Self {
             digest,
             size_bytes,
-            inner: verified(digest, size_bytes, blocks.boxed()),
+            inner: verified(digest, size_bytes, blocks(place, result)),
         }
+    }
+
+    /// The content of an object of a project that holds it encrypted. Its start is read here, so that a key that is missing
+    /// is known before anything is passed on.
+    pub(crate) async fn sealed(
+        digest: Digest,
+        place: Arc<str>,
+        result: GetResult,
+        keys: &KeyRing,
+        project: &str,
+    ) -> Result<Self> {
+        let corrupt = |problem| Error::Corrupt { digest, problem };
+        let object_bytes = result.meta.size;
+        let size_bytes = plain_size(digest, object_bytes)?;
+        let mut blocks = blocks(place, result);
+        let mut start = Vec::new();
+        let (header, rest) = loop {
+            if let Some((header, rest)) = start.split_first_chunk::<HEADER_BYTES>() {
+                break (*header, Bytes::copy_from_slice(rest));
+            }
+            let Some(block) = blocks.next().await.transpose()? else {
+                return Err(corrupt(format!(
+                    "{} of its {object_bytes} bytes could be read",
+                    start.len()
+                )));
+            };
+            start.extend_from_slice(&block);
+        };
+        let header = Header::parse(header).map_err(corrupt)?;
+        let id = header.key_id();
+        let key = keys.find(id).ok_or_else(|| Error::EncryptionKey {
+            digest,
+            problem: format!(
+                "its key {id} is not in the file that `storage.encryption.key_file` names, add it there below the first"
+            ),
+        })?;
+        let opener = Opener::new(header, key, project, size_bytes);
+        let blocks = stream::once(std::future::ready(Ok(rest))).chain(blocks);
+        Ok(Self {
+            digest,
+            size_bytes,
+            inner: verified(digest, size_bytes, opened(digest, opener, blocks.boxed())),
+        })
     }
 
     /// The blob's name.
@@ -66,6 +107,43 @@ impl Stream for BlobStream {
     fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         self.inner.poll_next_unpin(context)
     }
+}
+
+/// The size of the content of an encrypted object.
+pub(crate) fn plain_size(digest: Digest, object_bytes: u64) -> Result<u64> {
+    sealed::plain_size(object_bytes).ok_or_else(|| Error::Corrupt {
+        digest,
+        problem: format!("no encrypted blob has {object_bytes} bytes"),
+    })
+}
+
+/// The object as it lies in the storage.
+fn blocks(place: Arc<str>, result: GetResult) -> BoxStream<'static, Result<Bytes>> {
+    let blocks = match result.payload {
+        GetResultPayload::File(file, _) => file_blocks(file),
+        GetResultPayload::Stream(_) => result.into_stream(),
+    };
+    blocks
+        .map(move |block| block.map_err(|error| Error::of_store(&place, error)))
+        .boxed()
+}
+
+/// The content of an encrypted object whose header was read.
+fn opened(
+    digest: Digest,
+    opener: Opener,
+    blocks: BoxStream<'static, Result<Bytes>>,
+) -> BoxStream<'static, Result<Bytes>> {
+    let corrupt = move |problem| Error::Corrupt { digest, problem };
+    stream::try_unfold((blocks, opener), move |(mut blocks, mut opener)| async move {
+        let Some(block) = blocks.next().await.transpose()? else {
+            opener.finish().map_err(corrupt)?;
+            return Ok(None);
+        };
+        let content = opener.push(&block).map_err(corrupt)?;
+        Ok(Some((Bytes::from(content), (blocks, opener))))
+    })
+    .boxed()
 }
 
 /// The blocks of a local file. The store's own stream takes 8 KiB at a time, each on another thread.
@@ -123,8 +201,12 @@ fn verified(
                 state.verified = true;
                 break;
             };
+            // One that ends the stream must not set the last content free.
+            if block.is_empty() {
+                continue;
+            }
             state.hash.update(&block);
-            if let Some(before) = state.held.replace(block).filter(|before| !before.is_empty()) {
+            if let Some(before) = state.held.replace(block) {
                 return Ok(Some((before, state)));
             }
         }

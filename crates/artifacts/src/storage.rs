@@ -11,17 +11,19 @@ use modelyard_common::config::Secret;
 use object_store::{
     ObjectStore, aws::AmazonS3Builder, memory::InMemory, path::Path as ObjectPath, prefix::PrefixStore,
 };
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::{
     error::{Error, Result},
+    keys::{EncryptionConfig, KeyRing},
     local::{DurableFolder, UPLOADS},
 };
 
 const EXPECTED_URL: &str = "write an absolute folder path, `file:///path`, `s3://bucket/prefix` or `memory:`";
 
 /// Where objects are stored.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct StorageConfig {
     /// An absolute folder path or `file:///path` (created where missing), `s3://bucket/prefix`, or `memory:` (lost when
@@ -30,6 +32,9 @@ pub struct StorageConfig {
     /// Settings of an S3-compatible storage, where `url` names one.
     #[serde(default)]
     pub s3: S3Config,
+    /// How artifacts are encrypted at rest. Without it they are stored as they are.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub encryption: Option<EncryptionConfig>,
 }
 
 impl StorageConfig {
@@ -39,6 +44,7 @@ impl StorageConfig {
         Self {
             url: path.display().to_string(),
             s3: S3Config::default(),
+            encryption: None,
         }
     }
 
@@ -48,13 +54,14 @@ impl StorageConfig {
         Self {
             url: "memory:".to_owned(),
             s3: S3Config::default(),
+            encryption: None,
         }
     }
 }
 
 /// How to reach an S3-compatible storage. What is left out comes from the environment as AWS's own tools read it
 /// (`AWS_REGION`, `AWS_ACCESS_KEY_ID`, a web identity, the machine's role).
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct S3Config {
     /// The URL of the service, such as `http://127.0.0.1:9000`; AWS's own where left out.
@@ -79,6 +86,7 @@ pub struct Storage {
     store: Arc<dyn ObjectStore>,
     folder: Option<Arc<DurableFolder>>,
     place: Arc<str>,
+    keys: Option<Arc<KeyRing>>,
 }
 
 impl fmt::Debug for Storage {
@@ -91,8 +99,16 @@ impl Storage {
     /// Opens the storage; a missing local folder is created, a remote one is not contacted yet (see [`Storage::check`]).
     ///
     /// # Errors
-    /// [`Error::InvalidConfig`], or the local folder cannot be created or written.
+    /// [`Error::InvalidConfig`] or [`Error::InvalidKeyFile`], or the local folder cannot be created or written.
     pub fn open(config: &StorageConfig) -> Result<Self> {
+        let keys = config.encryption.as_ref();
+        let keys = keys.map(|encryption| KeyRing::read(&encryption.key_file)).transpose()?;
+        let mut storage = Self::open_place(config)?;
+        storage.keys = keys.map(Arc::new);
+        Ok(storage)
+    }
+
+    fn open_place(config: &StorageConfig) -> Result<Self> {
         let url = config.url.trim();
         if let Some(folder) = folder_of(url) {
             return Self::open_folder(&folder);
@@ -102,6 +118,7 @@ impl Storage {
                 store: Arc::new(InMemory::new()),
                 folder: None,
                 place: "memory:".into(),
+                keys: None,
             });
         }
         if let Some(location) = url.strip_prefix("s3://") {
@@ -117,6 +134,7 @@ impl Storage {
             place: folder.root().display().to_string().into(),
             store: Arc::clone(&folder) as Arc<dyn ObjectStore>,
             folder: Some(folder),
+            keys: None,
         })
     }
 
@@ -162,6 +180,7 @@ impl Storage {
             store,
             folder: None,
             place: url.into(),
+            keys: None,
         })
     }
 
@@ -175,6 +194,11 @@ impl Storage {
     #[must_use]
     pub fn place(&self) -> &str {
         &self.place
+    }
+
+    /// The keys that blobs are encrypted with, if they are.
+    pub(crate) fn keys(&self) -> Option<&KeyRing> {
+        self.keys.as_deref()
     }
 
     /// Whether a rename is one step, however large the object is.
@@ -224,6 +248,7 @@ mod tests {
         Storage::open(&StorageConfig {
             url: url.to_owned(),
             s3,
+            encryption: None,
         })
     }
 
@@ -278,5 +303,15 @@ mod tests {
         let config: StorageConfig = serde_json::from_str(text).unwrap();
         assert!(!format!("{config:?}").contains("hidden"));
         assert!(!serde_json::to_string(&config).unwrap().contains("hidden"));
+
+        let text = r#"{"url":"memory:","s3":{"allow_http":false},"encryption":{"key_file":"/etc/keys"}}"#;
+        let config: StorageConfig = serde_json::from_str(text).unwrap();
+        assert_eq!(serde_json::to_string(&config).unwrap(), text);
+        assert!(serde_json::from_str::<StorageConfig>(&text.replace("key_file", "key")).is_err());
+        assert!(
+            !serde_json::to_string(&StorageConfig::memory())
+                .unwrap()
+                .contains("encryption")
+        );
     }
 }

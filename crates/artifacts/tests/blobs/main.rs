@@ -1,5 +1,7 @@
 //! What the storage of blobs promises, on a local folder and in memory.
-#![expect(clippy::unwrap_used, reason = "tests")]
+#![expect(clippy::unwrap_used, clippy::expect_used, reason = "tests")]
+
+mod encryption;
 
 use std::{
     collections::HashSet,
@@ -11,7 +13,7 @@ use std::{
 use bytes::Bytes;
 use chrono::TimeDelta;
 use futures::{Stream, StreamExt as _, TryStreamExt as _, future::join_all, stream};
-use modelyard_artifacts::{Artifacts, Digest, Error, Storage, StorageConfig};
+use modelyard_artifacts::{Artifacts, Digest, Error, ProjectArtifacts, Storage, StorageConfig};
 use modelyard_common::{
     Fault as _,
     clock::{Clock as _, SystemClock},
@@ -22,15 +24,27 @@ use tempfile::TempDir;
 /// More than two parts of an upload.
 const LARGE_BYTES: usize = 20 * 1024 * 1024 + 17;
 const NO_LIMIT: u64 = u64::MAX;
+const PROJECT: &str = "default";
 
-fn in_folder() -> (TempDir, Artifacts) {
+/// All projects of a fresh folder.
+fn all_in_folder() -> (TempDir, Artifacts) {
     let folder = tempfile::tempdir().unwrap();
     let storage = Storage::open(&StorageConfig::folder(folder.path())).unwrap();
     (folder, Artifacts::new(storage))
 }
 
-fn in_memory() -> Artifacts {
+/// All projects, in memory.
+fn all_in_memory() -> Artifacts {
     Artifacts::new(Storage::open(&StorageConfig::memory()).unwrap())
+}
+
+fn in_folder() -> (TempDir, ProjectArtifacts) {
+    let (folder, all) = all_in_folder();
+    (folder, all.project(PROJECT).unwrap())
+}
+
+fn in_memory() -> ProjectArtifacts {
+    all_in_memory().project(PROJECT).unwrap()
 }
 
 fn content(size_bytes: usize, seed: u64) -> Bytes {
@@ -51,14 +65,17 @@ fn pieces(content: &Bytes, piece_bytes: usize) -> impl Stream<Item = Result<Byte
 
 fn file_of(folder: &Path, digest: Digest) -> PathBuf {
     let hex = digest.to_hex();
-    folder.join("blobs/sha256").join(&hex[..2]).join(&hex[2..])
+    folder
+        .join("projects/default/blobs/sha256")
+        .join(&hex[..2])
+        .join(&hex[2..])
 }
 
 fn left_overs(folder: &Path) -> usize {
     fs::read_dir(folder.join("uploads")).unwrap().count()
 }
 
-async fn stored(artifacts: &Artifacts) -> HashSet<Digest> {
+async fn stored(artifacts: &ProjectArtifacts) -> HashSet<Digest> {
     artifacts
         .list()
         .map_ok(|stored| stored.blob.digest)
@@ -216,7 +233,7 @@ async fn local_copies_are_verified_shared_and_replaced_when_damaged() {
     let path = paths.iter().next().unwrap();
     assert_eq!(paths.len(), 1);
     assert_eq!(fs::read(path).unwrap(), good);
-    assert_eq!(fs::read_dir(&cache).unwrap().count(), 1);
+    assert_eq!(fs::read_dir(cache.join(PROJECT)).unwrap().count(), 1);
 
     fs::write(path, b"damaged").unwrap();
     artifacts.open_local(blob.digest, &cache).await.unwrap();
@@ -230,16 +247,68 @@ async fn local_copies_are_verified_shared_and_replaced_when_damaged() {
         artifacts.open_local(missing, &cache).await,
         Err(Error::NotFound { .. })
     ));
-    assert_eq!(fs::read_dir(&cache).unwrap().count(), 1);
+    assert_eq!(fs::read_dir(cache.join(PROJECT)).unwrap().count(), 1);
+}
+
+#[tokio::test]
+async fn a_project_cannot_reach_what_another_has() {
+    let (folder, local) = all_in_folder();
+    let cache = folder.path().join("cache");
+    for all in [local, all_in_memory()] {
+        let ours = all.project("ours").unwrap();
+        let theirs = all.project("theirs").unwrap();
+        for (seed, size_bytes) in [10, LARGE_BYTES].into_iter().enumerate() {
+            let content = content(size_bytes, 23 + seed as u64);
+            let digest = Digest::of(&content);
+            for expected in [None, Some(digest)] {
+                ours.put_stream(pieces(&content, 1 << 20), expected, NO_LIMIT)
+                    .await
+                    .unwrap();
+            }
+            let copy = ours.open_local(digest, &cache).await.unwrap();
+
+            let missing = |error: Error| matches!(error, Error::NotFound { digest: named } if named == digest);
+            assert!(missing(theirs.get(digest).await.err().unwrap()));
+            assert!(missing(theirs.get_bytes(digest, NO_LIMIT).await.unwrap_err()));
+            // Not by the copy that is there for us, either.
+            assert!(missing(theirs.open_local(digest, &cache).await.unwrap_err()));
+            assert_eq!(theirs.size(digest).await.unwrap(), None);
+            assert!(!theirs.exists(digest).await.unwrap());
+            assert!(!theirs.delete(digest).await.unwrap());
+            assert!(stored(&theirs).await.is_empty());
+            assert!(ours.exists(digest).await.unwrap());
+
+            // What they store themselves is theirs alone, too.
+            theirs.put_bytes(content.clone()).await.unwrap();
+            let their_copy = theirs.open_local(digest, &cache).await.unwrap();
+            assert_ne!(their_copy, copy);
+            assert!(theirs.delete(digest).await.unwrap());
+            assert_eq!(ours.get_bytes(digest, NO_LIMIT).await.unwrap(), content);
+            fs::remove_dir_all(&cache).unwrap();
+        }
+        assert_eq!(stored(&ours).await.len(), 2);
+    }
+}
+
+#[test]
+fn what_could_be_a_path_is_no_project() {
+    let all = all_in_memory();
+    for name in [
+        "", ".", "..", "../ours", "a/b", "/etc", "a\\b", ".hidden", "a\0", "%2e%2e", "ours\n",
+    ] {
+        assert_eq!(all.project(name).unwrap_err().reason(), "INVALID_NAME", "{name:?}");
+    }
+    assert_eq!(all.project("ours").unwrap().project(), "ours");
 }
 
 #[tokio::test]
 async fn what_crashes_left_is_swept_and_nothing_else() {
-    let (folder, artifacts) = in_folder();
+    let (folder, all) = all_in_folder();
+    let artifacts = all.project(PROJECT).unwrap();
     let blob = artifacts.put_bytes(content(100, 17)).await.unwrap();
     let old = folder.path().join("uploads/file-left-by-a-crash");
     fs::write(&old, b"half").unwrap();
-    let young = artifacts.storage().store();
+    let young = all.storage().store();
     let young_path = ObjectPath::from("uploads/finished-but-not-named");
     young.put(&young_path, b"half".to_vec().into()).await.unwrap();
     let written = fs::File::options().write(true).open(&old).unwrap();
@@ -247,36 +316,35 @@ async fn what_crashes_left_is_swept_and_nothing_else() {
     let yesterday = now - TimeDelta::days(1);
     written.set_modified(yesterday.into()).unwrap();
 
-    assert_eq!(
-        artifacts.sweep_uploads(yesterday + TimeDelta::hours(1)).await.unwrap(),
-        1
-    );
+    assert_eq!(all.sweep_uploads(yesterday + TimeDelta::hours(1)).await.unwrap(), 1);
     assert!(!old.exists());
     assert!(young.head(&young_path).await.is_ok());
-    assert_eq!(artifacts.sweep_uploads(now + TimeDelta::hours(1)).await.unwrap(), 1);
+    assert_eq!(all.sweep_uploads(now + TimeDelta::hours(1)).await.unwrap(), 1);
     assert_eq!(left_overs(folder.path()), 0);
     assert!(artifacts.exists(blob.digest).await.unwrap());
 }
 
 #[tokio::test]
 async fn objects_that_are_no_blobs_are_not_listed() {
-    let artifacts = in_memory();
-    let store = artifacts.storage().store();
+    let all = all_in_memory();
+    let store = all.storage().store();
     for path in [
         "blobs/sha256/ab/../../x",
         "blobs/sha256/ab/short",
         "blobs/md5/ab/cd",
         "blobs/sha256/readme",
     ] {
+        let path = format!("projects/{PROJECT}/{path}");
         store.put(&ObjectPath::from(path), b"x".to_vec().into()).await.unwrap();
     }
-    assert!(stored(&artifacts).await.is_empty());
+    assert!(stored(&all.project(PROJECT).unwrap()).await.is_empty());
 }
 
 #[tokio::test]
 async fn a_storage_that_breaks_is_named_and_keeps_no_half_blob() {
-    let (folder, artifacts) = in_folder();
-    artifacts.storage().check().await.unwrap();
+    let (folder, all) = all_in_folder();
+    let artifacts = all.project(PROJECT).unwrap();
+    all.storage().check().await.unwrap();
     fs::remove_dir(folder.path().join("uploads")).unwrap();
     fs::write(folder.path().join("uploads"), b"in the way").unwrap();
     for size_bytes in [1000, LARGE_BYTES] {
@@ -284,16 +352,16 @@ async fn a_storage_that_breaks_is_named_and_keeps_no_half_blob() {
             .put_stream(pieces(&content(size_bytes, 19), 1 << 20), None, NO_LIMIT)
             .await
             .unwrap_err();
-        assert!(error.to_string().contains(artifacts.storage().place()), "{error}");
+        assert!(error.to_string().contains(all.storage().place()), "{error}");
     }
-    assert!(artifacts.storage().check().await.is_err());
+    assert!(all.storage().check().await.is_err());
     assert!(stored(&artifacts).await.is_empty());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn only_one_of_many_creates_an_object() {
-    let (_folder, artifacts) = in_folder();
-    let store = &artifacts.storage().store();
+    let (_folder, all) = all_in_folder();
+    let store = &all.storage().store();
     let path = &ObjectPath::from("log/00000000000000000001.json");
     let create = |writer: usize| async move {
         let options = object_store::PutMode::Create.into();
