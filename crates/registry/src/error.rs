@@ -101,6 +101,14 @@ pub enum Error {
     /// The working folder failed.
     #[error("the registry's working folder failed: {0}: check the disk of the data folder")]
     Folder(#[from] io::Error),
+    /// The file of keys.
+    #[error("the keys `{}` cannot be used: {problem}; name a readable file with `registry.key_file`", path.display())]
+    Keys {
+        /// The file.
+        path: std::path::PathBuf,
+        /// What is wrong.
+        problem: String,
+    },
     /// A working thread panicked.
     #[error("reading a file was cut off: {0}")]
     Thread(#[from] tokio::task::JoinError),
@@ -115,6 +123,12 @@ pub enum Error {
     /// The blobs.
     #[error(transparent)]
     Artifacts(#[from] modelyard_artifacts::Error),
+    /// Who calls, and what they may.
+    #[error(transparent)]
+    Access(#[from] modelyard_auth::Error),
+    /// Signing in elsewhere.
+    #[error(transparent)]
+    OpenId(#[from] crate::openid::Error),
     /// The database.
     #[error(transparent)]
     Database(#[from] modelyard_db::Error),
@@ -162,8 +176,10 @@ impl Fault for Error {
             Self::State(_) => ErrorKind::FailedPrecondition,
             Self::Contended { .. } => ErrorKind::Aborted,
             Self::Folder(error) if error.kind() == io::ErrorKind::StorageFull => ErrorKind::ResourceExhausted,
-            Self::Folder(_) | Self::Thread(_) | Self::Profile { .. } => ErrorKind::Internal,
+            Self::Folder(_) | Self::Keys { .. } | Self::Thread(_) | Self::Profile { .. } => ErrorKind::Internal,
             Self::Artifacts(error) => error.kind(),
+            Self::Access(error) => error.kind(),
+            Self::OpenId(error) => error.kind(),
             Self::Database(error) => error.kind(),
         }
     }
@@ -182,9 +198,12 @@ impl Fault for Error {
             Self::State(_) => "WRONG_STATE",
             Self::Contended { .. } => "CONTENDED",
             Self::Folder(_) => "WORKING_FOLDER",
+            Self::Keys { .. } => "KEYS",
             Self::Thread(_) => "THREAD",
             Self::Profile { .. } => "PROFILE",
             Self::Artifacts(error) => error.reason(),
+            Self::Access(error) => error.reason(),
+            Self::OpenId(error) => error.reason(),
             Self::Database(error) => error.reason(),
         }
     }

@@ -1,15 +1,22 @@
-//! The registry over HTTP: extract, call, answer. Everything is below `/api/v1/projects/{project}`.
+//! The registry over HTTP: extract, call, answer. What belongs to a project is below `/api/v1/projects/{project}`.
 
+mod access;
 mod artifacts;
+mod audit;
 mod datasets;
 mod endpoints;
 mod extract;
+mod identities;
 mod models;
+mod openid;
+mod projects;
 mod runs;
+mod sign_in;
 
 use std::sync::Arc;
 
-use axum::extract::DefaultBodyLimit;
+use axum::{extract::DefaultBodyLimit, middleware::from_fn_with_state};
+use modelyard_auth::http::authenticate;
 use serde::Serialize;
 use utoipa::ToSchema;
 use utoipa_axum::{router::OpenApiRouter, routes};
@@ -18,10 +25,10 @@ use crate::{model::endpoint::Outcome, service::Registry};
 
 /// The largest JSON body, in bytes. Artifacts have their own limit.
 pub const JSON_LIMIT_BYTES: usize = 8 << 20;
-/// Below which all routes are.
-const PREFIX: &str = "/api/v1/projects/{project}";
-/// Who changes things over HTTP: nobody is known by name.
-const CALLER: &str = "anonymous";
+/// Below which all routes are, but those of signing in at a provider, which name it themselves.
+const PREFIX: &str = "/api/v1";
+/// Below which the routes are of what belongs to a project.
+const PROJECT_PREFIX: &str = "/api/v1/projects/{project}";
 
 /// What declaring a resource did.
 #[derive(Debug, Serialize, ToSchema)]
@@ -34,7 +41,21 @@ struct Declared<T> {
 
 /// The routes, with their description.
 pub fn router(registry: Arc<Registry>) -> OpenApiRouter {
-    let routes = OpenApiRouter::new()
+    let access = registry.access().clone();
+    let known = OpenApiRouter::new()
+        .nest(PROJECT_PREFIX, in_project())
+        .nest(PREFIX, in_installation())
+        .layer(from_fn_with_state(access, authenticate));
+    let unknown = OpenApiRouter::new().nest(PREFIX, OpenApiRouter::new().routes(routes!(sign_in::sign_in)));
+    known
+        .merge(unknown)
+        .layer(DefaultBodyLimit::max(JSON_LIMIT_BYTES))
+        .with_state(Arc::clone(&registry))
+        .merge(openid::router(registry))
+}
+
+fn in_project() -> OpenApiRouter<Arc<Registry>> {
+    OpenApiRouter::new()
         .routes(routes!(artifacts::put_artifact))
         .routes(routes!(artifacts::get_artifact, artifacts::head_artifact))
         .routes(routes!(datasets::list_datasets))
@@ -61,7 +82,59 @@ pub fn router(registry: Arc<Registry>) -> OpenApiRouter {
             endpoints::delete_endpoint
         ))
         .routes(routes!(endpoints::list_events))
-        .layer(DefaultBodyLimit::max(JSON_LIMIT_BYTES))
-        .with_state(registry);
-    OpenApiRouter::new().nest(PREFIX, routes)
+}
+
+fn in_installation() -> OpenApiRouter<Arc<Registry>> {
+    OpenApiRouter::new()
+        .routes(routes!(projects::list_projects))
+        .routes(routes!(
+            projects::get_project,
+            projects::put_project,
+            projects::delete_project
+        ))
+        .routes(routes!(projects::list_secrets))
+        .routes(routes!(projects::put_secret, projects::delete_secret))
+        .routes(routes!(identities::list_users))
+        .routes(routes!(
+            identities::get_user,
+            identities::put_user,
+            identities::delete_user
+        ))
+        .routes(routes!(identities::set_password))
+        .routes(routes!(identities::list_service_accounts))
+        .routes(routes!(
+            identities::get_service_account,
+            identities::put_service_account,
+            identities::delete_service_account
+        ))
+        .routes(routes!(identities::list_tokens, identities::create_token))
+        .routes(routes!(identities::revoke_token))
+        .routes(routes!(access::me))
+        .routes(routes!(access::get_access_schema))
+        .routes(routes!(access::explain))
+        .routes(routes!(access::list_actions))
+        .routes(routes!(access::list_roles))
+        .routes(routes!(access::get_role, access::put_role, access::delete_role))
+        .routes(routes!(access::list_policies))
+        .routes(routes!(access::get_policy, access::put_policy, access::delete_policy))
+        .routes(routes!(access::list_role_bindings))
+        .routes(routes!(
+            access::get_role_binding,
+            access::put_role_binding,
+            access::delete_role_binding
+        ))
+        .routes(routes!(access::list_project_role_bindings))
+        .routes(routes!(
+            access::get_project_role_binding,
+            access::put_project_role_binding,
+            access::delete_project_role_binding
+        ))
+        .routes(routes!(access::list_sensitive))
+        .routes(routes!(access::mark_sensitive, access::unmark_sensitive))
+        .routes(routes!(audit::list_audit_events))
+        .routes(routes!(audit::export_audit_chain))
+        .routes(routes!(audit::verify_audit_chain))
+        .routes(routes!(audit::sign_audit_chain))
+        .routes(routes!(audit::list_audit_keys))
+        .routes(routes!(sign_in::sign_out))
 }

@@ -1,4 +1,5 @@
-//! What is: projects, experiments, runs, datasets, models, versions, aliases, and endpoints as desired state.
+//! What is: projects, experiments, runs, datasets, models, versions, aliases, endpoints as desired state, identities and what
+//! they may do, secrets, and the audit chain.
 //!
 //! The registry is the only one that writes these, and it calls no other service. What others need to know arrives by
 //! `EndpointService.Watch` and by the feed of events.
@@ -9,6 +10,7 @@
 //! - Every change that others follow has a revision, taken inside its transaction; whoever sees revision 7 can see all up to
 //!   7.
 //! - Creating with an idempotency key twice creates once.
+//! - What is done and its audit event are one transaction; the chain is only added to.
 //! - A model version can be served: its file is an ONNX model with a signature. A dataset version can be read: its files are
 //!   Parquet or CSV with one set of columns.
 //!
@@ -22,27 +24,31 @@ mod files;
 mod fixture;
 mod grpc;
 mod http;
+mod keys;
 pub mod metrics;
 pub mod model;
+mod openid;
 mod service;
 mod store;
 
 use std::sync::Arc;
 
 use modelyard_artifacts::{Artifacts, Storage};
-use modelyard_common::Context;
+use modelyard_auth::{Access, Mode, token::Token};
+use modelyard_common::{Context, config::Secret};
 use modelyard_db::Database;
 use utoipa_axum::router::OpenApiRouter;
 
 pub use self::{
     config::Config,
     error::{Error, Result},
+    openid::{Provider, Rule, SignIn, Workload},
     service::{ARTIFACT_LIMIT_BYTES, HEARTBEAT, MAX_PROFILE_BYTES, POLL, Registry},
     store::MIGRATIONS,
 };
 use self::{
     files::folder::ImportFolders,
-    service::{Desired, Parts, run_retention},
+    service::{Desired, Known, OpenId, Parts, appender, run_checkpoints, run_retention, set_group_roles},
     store::Stores,
 };
 
@@ -52,13 +58,15 @@ pub struct Service {
     pub http: OpenApiRouter,
     /// The services of `modelyard.registry.v1`.
     pub grpc: tonic::service::Routes,
+    /// The token of the admin that was made because there was none. It is told once.
+    pub first_token: Option<Token>,
 }
 
 /// The name of the database: the SQLite file and the PostgreSQL schema.
 const DATABASE: &str = "registry";
 
 /// Opens the database, brings it up to date and starts what runs in the background.
-pub async fn start(config: Config, context: &Context, storage: Storage) -> Result<Service> {
+pub async fn start(config: Config, context: &Context, storage: Storage, access: Access) -> Result<Service> {
     config.validate()?;
     let gate = context.readiness.gate("registry.database");
     let database = Database::open(&config.database, &context.data_dir, DATABASE).await?;
@@ -67,14 +75,23 @@ pub async fn start(config: Config, context: &Context, storage: Storage) -> Resul
     let desired = Desired::open(stores.clone()).await?;
     let data_dir = Arc::clone(&context.data_dir);
     let folders = tokio::task::spawn_blocking(move || ImportFolders::open(&data_dir)).await??;
+    let keys = Arc::new(keys::open(config.key_file.as_deref(), &context.data_dir)?);
+    let openid = OpenId::open(&config.sign_in, &keys, &context.clock)?;
+    set_group_roles(&config.sign_in, &stores, &context.clock, &context.ids).await?;
     let blobs = Artifacts::new(storage);
     let soft = context.lifecycle.soft();
+    let known = Known::open(stores.clone(), access.clone(), Arc::clone(&context.clock)).await?;
+    let (appender, appending) = appender(Arc::clone(&stores.audit), soft.clone());
+    let lifecycle = &context.lifecycle;
     gate.open();
-    context
-        .lifecycle
-        .spawn("registry desired state", Arc::clone(&desired).run(gate, soft.clone()));
+    lifecycle.spawn("registry desired state", Arc::clone(&desired).run(gate, soft.clone()));
+    let gate = context.readiness.gate("registry.access");
+    gate.open();
+    lifecycle.spawn("registry access", Arc::clone(&known).run(gate, soft.clone()));
+    lifecycle.spawn("registry audit chain", appending);
     let retention = run_retention(stores.clone(), blobs.clone(), Arc::clone(&context.clock), soft.clone());
-    context.lifecycle.spawn("registry retention", retention);
+    lifecycle.spawn("registry retention", retention);
+    let is_open = access.mode() == Mode::Open;
     let registry = Arc::new(Registry::new(Parts {
         stores,
         blobs,
@@ -82,10 +99,24 @@ pub async fn start(config: Config, context: &Context, storage: Storage) -> Resul
         ids: Arc::clone(&context.ids),
         folders,
         desired,
-        soft,
+        access,
+        keys,
+        openid,
+        known,
+        appender,
+        soft: soft.clone(),
     }));
+    registry.reseal().await;
+    lifecycle.spawn("registry checkpoints", run_checkpoints(Arc::clone(&registry), soft));
+    let admin_password = config.admin_password.as_ref().map(Secret::reveal);
+    let first_token = if is_open {
+        None
+    } else {
+        registry.make_first_admin(admin_password).await?
+    };
     Ok(Service {
         http: http::router(Arc::clone(&registry)),
         grpc: grpc::routes(registry),
+        first_token,
     })
 }

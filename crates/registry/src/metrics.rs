@@ -18,3 +18,7 @@ pub const KIND: &str = "kind";
 pub const WATCHERS: &str = "modelyard_registry_watchers";
 /// The revision of the desired state that watchers are given.
 pub const REVISION: &str = "modelyard_registry_revision";
+/// The revision of who may do what that this process knows.
+pub const ACCESS_REVISION: &str = "modelyard_registry_access_revision";
+/// The last event of the audit chain that this process signed.
+pub const AUDIT_SIGNED: &str = "modelyard_registry_audit_signed_seq";

@@ -28,6 +28,6 @@ pub use self::{
     error::Error,
     fetch::{Fetch, FetchError, Network},
     pending::{COOKIE, COOKIE_PATH, MAX_AGE},
-    sign_in::{Begun, Callback, Finished, SignIns},
+    sign_in::{Begun, Callback, SignIns},
     workload::{Accepted, Workloads},
 };

@@ -1,37 +1,65 @@
 //! The registry's operations: check, store, tell those who watch.
 
+mod access;
+mod append;
 mod artifacts;
+mod audit;
+mod audit_export;
 mod datasets;
 mod desired;
 mod endpoints;
+mod first_admin;
+mod identities;
+mod known;
 mod models;
+mod openid;
+mod passwords;
+mod projects;
 mod retention;
 mod runs;
+mod secrets;
+mod tokens;
 
 use std::{path::Path, sync::Arc, time::Instant};
 
 use modelyard_artifacts::{Artifacts, Digest};
+use modelyard_auth::{Access, Action, Caller, Resource, seal::KeyRing};
 use modelyard_common::{clock::SharedClock, id::SharedIds};
 use tokio::{sync::Semaphore, task::spawn_blocking};
 use tokio_util::sync::CancellationToken;
 
+use self::passwords::Guessing;
 pub use self::{
+    access::{AccessAnswer, AccessQuestion, Me},
     artifacts::ARTIFACT_LIMIT_BYTES,
+    audit::Verification,
+    audit_export::ExportFormat,
     datasets::{DatasetVersionRequest, MAX_PROFILE_BYTES},
     desired::{HEARTBEAT, POLL, Update},
     models::ModelVersionRequest,
+    openid::{ExchangeError, Origin, SESSION_LIFETIME},
     runs::{InputRequest, RunRequest},
+    tokens::TokenOrder,
 };
-pub(crate) use self::{desired::Desired, retention::run_retention};
+pub(crate) use self::{
+    append::{Appender, appender},
+    audit::run_checkpoints,
+    desired::Desired,
+    known::{AccessUpdate, Known},
+    openid::{OpenId, set_group_roles},
+    retention::run_retention,
+};
 use crate::{
     error::{Error, Result},
-    files::folder::{ImportFolder, ImportFolders},
+    files::folder::ImportFolders,
     metrics,
     store::Stores,
 };
 
 /// How many uploaded files are read at the same time.
 const IMPORTS: usize = 2;
+/// How many passwords are hashed at the same time; each takes 19 MiB for a moment.
+const HASHINGS: usize = 2;
 
 /// The registry.
 pub struct Registry {
@@ -42,6 +70,13 @@ pub struct Registry {
     folders: ImportFolders,
     imports: Semaphore,
     desired: Arc<Desired>,
+    access: Access,
+    keys: Arc<KeyRing>,
+    openid: OpenId,
+    known: Arc<Known>,
+    appender: Appender,
+    guessing: Guessing,
+    hashing: Semaphore,
     soft: CancellationToken,
 }
 
@@ -53,6 +88,11 @@ pub(crate) struct Parts {
     pub(crate) ids: SharedIds,
     pub(crate) folders: ImportFolders,
     pub(crate) desired: Arc<Desired>,
+    pub(crate) access: Access,
+    pub(crate) keys: Arc<KeyRing>,
+    pub(crate) openid: OpenId,
+    pub(crate) known: Arc<Known>,
+    pub(crate) appender: Appender,
     pub(crate) soft: CancellationToken,
 }
 
@@ -66,45 +106,62 @@ impl Registry {
             folders: parts.folders,
             imports: Semaphore::new(IMPORTS),
             desired: parts.desired,
+            access: parts.access,
+            keys: parts.keys,
+            openid: parts.openid,
+            known: parts.known,
+            appender: parts.appender,
+            guessing: Guessing::default(),
+            hashing: Semaphore::new(HASHINGS),
             soft: parts.soft,
         }
     }
 
-    /// The beginning of every operation.
-    async fn enter(&self, project: &str) -> Result<()> {
-        self.stores.projects.check_project(project).await
+    /// Who may do what.
+    pub(crate) const fn access(&self) -> &Access {
+        &self.access
+    }
+
+    /// The beginning of every operation: may the caller do this? Reading what is marked sensitive is written down before
+    /// anything is given out.
+    async fn enter(&self, caller: &Caller, action: Action, resource: Resource<'_>) -> Result<()> {
+        caller.authorize(action, resource)?;
+        if action.is_read() && caller.is_sensitive(resource) {
+            self.note_reading(caller, action, resource).await?;
+        }
+        Ok(())
     }
 
     /// The size of a blob that a request refers to.
-    async fn blob_size(&self, what: &str, digest: &str) -> Result<(Digest, u64)> {
+    async fn blob_size(&self, project: &str, what: &str, digest: &str) -> Result<(Digest, u64)> {
         let digest: Digest = digest.parse()?;
-        let size = self.blobs.size(digest).await?;
+        let size = self.blobs.project(project)?.size(digest).await?;
         let size = size
             .ok_or_else(|| Error::request(format!("{what} {digest} is not in the artifact store: upload it first")))?;
         Ok((digest, size))
     }
 
-    /// Lets `read` look at local copies of blobs, on a thread that may block. Few do so at a time.
+    /// Lets `read` look at a local copy of a blob, on a thread that may block. Few do so at a time.
     async fn import<T: Send + 'static>(
         &self,
         kind: &'static str,
-        digests: &[Digest],
-        read: impl FnOnce(&ImportFolder) -> Result<T> + Send + 'static,
+        project: &str,
+        digest: Digest,
+        read: impl FnOnce(&Path) -> Result<T> + Send + 'static,
     ) -> Result<T> {
         let _slot = self.imports.acquire().await;
         let started = Instant::now();
         let (folders, id) = (self.folders.clone(), self.ids.next());
         let folder = spawn_blocking(move || folders.create(id)).await??;
-        for digest in digests {
-            self.blobs.open_local(*digest, folder.path()).await?;
-        }
-        let result = spawn_blocking(move || read(&folder)).await?;
+        let copy = self.blobs.project(project)?.open_local(digest, folder.path()).await?;
+        let result = spawn_blocking(move || {
+            let result = read(&copy);
+            // Not before: the folder goes with it.
+            drop(folder);
+            result
+        })
+        .await?;
         ::metrics::histogram!(metrics::IMPORT_DURATION, metrics::KIND => kind).record(started.elapsed().as_secs_f64());
         result
     }
-}
-
-/// Where the copy of a blob is in the folder of an import.
-fn copy_of(folder: &Path, digest: Digest) -> std::path::PathBuf {
-    folder.join(digest.to_hex())
 }

@@ -3,45 +3,48 @@
 //! Whoever changes what others follow raises the counter `revision` first, and so holds its row until the commit: such
 //! changes happen one after the other, and nobody sees a revision whose predecessor is not there yet.
 
+mod access;
+mod audit;
 mod datasets;
 mod endpoints;
 mod events;
+mod first_admin;
+mod identities;
 mod models;
+mod openid;
+mod projects;
 mod run_rows;
 mod runs;
+mod secrets;
+mod tokens;
 mod versions;
 
 use std::sync::Arc;
 
-use async_trait::async_trait;
 use conditional_trait_gen::trait_gen;
 use modelyard_common::Timestamp;
 use modelyard_db::{Database, Migrations, Pools, PostgresPools, SqlitePools, Transaction, migrations};
 use serde_json::Value;
 
 pub use self::{
+    access::AccessStore,
+    audit::AuditStore,
     datasets::{DatasetStore, Inserted, NewDatasetVersion},
     endpoints::{EndpointRecord, EndpointStore},
     events::EventStore,
+    first_admin::{FirstAdmin, FirstAdminStore},
+    identities::IdentityStore,
     models::{AliasRequest, ModelStore},
+    openid::{ExchangedAs, NewExchange, NewSignIn, SignInStore, SignedIn},
+    projects::ProjectStore,
     runs::RunStore,
+    secrets::{SealedSecret, SecretStore},
+    tokens::{TokenMade, TokenRow, TokenStore},
 };
-use crate::{
-    error::{Error, Result},
-    model::event::EventKind,
-};
+use crate::{error::Result, model::event::EventKind};
 
 /// The registry's tables.
-pub const MIGRATIONS: Migrations = migrations!("registry", ["0001_registry"]);
-
-/// The projects.
-#[async_trait]
-pub trait ProjectStore: Send + Sync {
-    /// An error when there is no such project.
-    async fn check_project(&self, project: &str) -> Result<()>;
-    /// The revision of the last change.
-    async fn revision(&self) -> Result<u64>;
-}
+pub const MIGRATIONS: Migrations = migrations!("registry", ["0001_registry", "0002_access"]);
 
 /// The stores on an open database.
 #[derive(Clone)]
@@ -58,6 +61,20 @@ pub struct Stores {
     pub endpoints: Arc<dyn EndpointStore>,
     /// The feed of events.
     pub events: Arc<dyn EventStore>,
+    /// The audit chain.
+    pub audit: Arc<dyn AuditStore>,
+    /// Those who sign in elsewhere.
+    pub openid: Arc<dyn SignInStore>,
+    /// Users and service accounts.
+    pub identities: Arc<dyn IdentityStore>,
+    /// Tokens.
+    pub tokens: Arc<dyn TokenStore>,
+    /// Roles, bindings, policies, marks, and all of it as one state.
+    pub access: Arc<dyn AccessStore>,
+    /// Secrets.
+    pub secrets: Arc<dyn SecretStore>,
+    /// The admin of the first start.
+    pub first_admin: Arc<dyn FirstAdminStore>,
 }
 
 impl Stores {
@@ -72,7 +89,20 @@ impl Stores {
 
     fn of<S>(store: Arc<S>) -> Self
     where
-        S: ProjectStore + RunStore + DatasetStore + ModelStore + EndpointStore + EventStore + 'static,
+        S: ProjectStore
+            + RunStore
+            + DatasetStore
+            + ModelStore
+            + EndpointStore
+            + EventStore
+            + AuditStore
+            + SignInStore
+            + IdentityStore
+            + TokenStore
+            + AccessStore
+            + SecretStore
+            + FirstAdminStore
+            + 'static,
     {
         Self {
             projects: Arc::clone(&store) as Arc<dyn ProjectStore>,
@@ -80,7 +110,14 @@ impl Stores {
             datasets: Arc::clone(&store) as Arc<dyn DatasetStore>,
             models: Arc::clone(&store) as Arc<dyn ModelStore>,
             endpoints: Arc::clone(&store) as Arc<dyn EndpointStore>,
-            events: store as Arc<dyn EventStore>,
+            events: Arc::clone(&store) as Arc<dyn EventStore>,
+            audit: Arc::clone(&store) as Arc<dyn AuditStore>,
+            openid: Arc::clone(&store) as Arc<dyn SignInStore>,
+            identities: Arc::clone(&store) as Arc<dyn IdentityStore>,
+            tokens: Arc::clone(&store) as Arc<dyn TokenStore>,
+            access: Arc::clone(&store) as Arc<dyn AccessStore>,
+            secrets: Arc::clone(&store) as Arc<dyn SecretStore>,
+            first_admin: store as Arc<dyn FirstAdminStore>,
         }
     }
 }
@@ -114,24 +151,6 @@ impl SqlStore<P> {
             .execute(&mut **tx)
             .await?;
         Ok(())
-    }
-}
-
-#[trait_gen(P -> SqlitePools, PostgresPools)]
-#[async_trait]
-impl ProjectStore for SqlStore<P> {
-    async fn check_project(&self, project: &str) -> Result<()> {
-        let query = sqlx::query_scalar("SELECT created_at FROM project WHERE name = $1").bind(project);
-        let found: Option<i64> = query.fetch_optional(self.pools.reader()).await?;
-        found
-            .map(drop)
-            .ok_or_else(|| Error::not_found("project", project, "use `default`"))
-    }
-
-    async fn revision(&self) -> Result<u64> {
-        let query = sqlx::query_scalar("SELECT value FROM counter WHERE name = 'revision'");
-        let value: i64 = query.fetch_one(self.pools.reader()).await?;
-        number("revision", value)
     }
 }
 

@@ -39,11 +39,12 @@ impl DatasetService for Face {
         &self,
         request: Request<proto::GetDatasetVersionRequest>,
     ) -> Result<Response<proto::GetDatasetVersionResponse>, Status> {
+        let caller = self.caller(&request)?;
         let request = request.into_inner();
         let version = Some(request.version).filter(|version| *version > 0);
         let found = self
             .registry
-            .get_dataset_version(&request.project, &request.name, version)
+            .get_dataset_version(&caller, &request.project, &request.name, version)
             .await;
         answer(found.map(|version| proto::GetDatasetVersionResponse {
             dataset_version: Some(proto_version(version)),

@@ -117,8 +117,12 @@ impl EndpointService for Face {
     type WatchStream = BoxStream<'static, Result<proto::WatchResponse, Status>>;
 
     async fn watch(&self, request: Request<proto::WatchRequest>) -> Result<Response<Self::WatchStream>, Status> {
+        let caller = self.caller(&request)?;
         let request = request.into_inner();
-        let updates = self.registry.watch(&request.node, request.since_revision).await;
+        let updates = self
+            .registry
+            .watch(&caller, &request.node, request.since_revision)
+            .await;
         answer(updates.map(|updates| updates.map(|update| Ok(proto_update(&update))).boxed()))
     }
 
@@ -126,8 +130,9 @@ impl EndpointService for Face {
         &self,
         request: Request<proto::ReportStatusRequest>,
     ) -> Result<Response<proto::ReportStatusResponse>, Status> {
+        let caller = self.caller(&request)?;
         let report = node_report(request.into_inner());
-        let saved = async { self.registry.report_status(report?).await }.await;
+        let saved = async { self.registry.report_status(&caller, report?).await }.await;
         answer(saved.map(|()| proto::ReportStatusResponse {}))
     }
 
@@ -135,10 +140,11 @@ impl EndpointService for Face {
         &self,
         request: Request<proto::GetEndpointRequest>,
     ) -> Result<Response<proto::GetEndpointResponse>, Status> {
+        let caller = self.caller(&request)?;
         let request = request.into_inner();
         let endpoint = self
             .registry
-            .get_desired_endpoint(&request.project, &request.name)
+            .get_desired_endpoint(&caller, &request.project, &request.name)
             .await;
         answer(endpoint.map(|endpoint| proto::GetEndpointResponse {
             endpoint: Some(proto_endpoint(&endpoint)),

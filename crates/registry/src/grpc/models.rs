@@ -5,7 +5,7 @@ use modelyard_proto::registry::v1::{
 };
 use tonic::{Request, Response, Status, async_trait};
 
-use super::{CALLER, Face, answer, filled};
+use super::{Face, answer, filled};
 use crate::{
     error::{Error, Result},
     model::{
@@ -76,12 +76,13 @@ impl ModelService for Face {
         &self,
         request: Request<proto::CreateModelVersionRequest>,
     ) -> Result<Response<proto::CreateModelVersionResponse>, Status> {
+        let caller = self.caller(&request)?;
         let request = request.into_inner();
         let (project, model) = (request.project.clone(), request.name.clone());
         let created = async {
             let request = version_request(request)?;
             self.registry
-                .create_model_version(&project, &model, request, CALLER)
+                .create_model_version(&caller, &project, &model, request)
                 .await
         }
         .await;
@@ -94,11 +95,12 @@ impl ModelService for Face {
         &self,
         request: Request<proto::GetModelVersionRequest>,
     ) -> Result<Response<proto::GetModelVersionResponse>, Status> {
+        let caller = self.caller(&request)?;
         let request = request.into_inner();
         let found = async {
             let selector = selector(request.selector)?;
             self.registry
-                .get_model_version(&request.project, &request.name, &selector)
+                .get_model_version(&caller, &request.project, &request.name, &selector)
                 .await
         }
         .await;
@@ -111,10 +113,17 @@ impl ModelService for Face {
         &self,
         request: Request<proto::SetAliasRequest>,
     ) -> Result<Response<proto::SetAliasResponse>, Status> {
+        let caller = self.caller(&request)?;
         let request = request.into_inner();
         let previous = self
             .registry
-            .set_alias(&request.project, &request.name, &request.alias, request.version, CALLER)
+            .set_alias(
+                &caller,
+                &request.project,
+                &request.name,
+                &request.alias,
+                request.version,
+            )
             .await;
         answer(previous.map(|previous| proto::SetAliasResponse {
             previous_version: previous.unwrap_or_default(),

@@ -105,9 +105,10 @@ impl RunService for Face {
         &self,
         request: Request<proto::CreateRunRequest>,
     ) -> Result<Response<proto::CreateRunResponse>, Status> {
+        let caller = self.caller(&request)?;
         let request = request.into_inner();
         let project = request.project.clone();
-        let run = async { self.registry.create_run(&project, run_request(request)?).await }.await;
+        let run = async { self.registry.create_run(&caller, &project, run_request(request)?).await }.await;
         answer(run.map(|run| proto::CreateRunResponse {
             run: Some(proto_run(run)),
         }))
@@ -117,9 +118,15 @@ impl RunService for Face {
         &self,
         request: Request<proto::LogBatchRequest>,
     ) -> Result<Response<proto::LogBatchResponse>, Status> {
+        let caller = self.caller(&request)?;
         let request = request.into_inner();
         let (project, run_id) = (request.project.clone(), request.run_id.clone());
-        let logged = async { self.registry.log_batch(&project, &run_id, batch(request)?).await }.await;
+        let logged = async {
+            self.registry
+                .log_batch(&caller, &project, &run_id, batch(request)?)
+                .await
+        }
+        .await;
         answer(logged.map(|()| proto::LogBatchResponse {}))
     }
 
@@ -127,12 +134,13 @@ impl RunService for Face {
         &self,
         request: Request<proto::FinishRunRequest>,
     ) -> Result<Response<proto::FinishRunResponse>, Status> {
+        let caller = self.caller(&request)?;
         let request = request.into_inner();
         let finished = async {
             let status = status(request.status())
                 .ok_or_else(|| Error::request("status is missing: end the run as FINISHED, FAILED or KILLED"))?;
             let (project, run_id) = (&request.project, &request.run_id);
-            self.registry.finish_run(project, run_id, status).await
+            self.registry.finish_run(&caller, project, run_id, status).await
         }
         .await;
         answer(finished.map(|run| proto::FinishRunResponse {
@@ -141,8 +149,9 @@ impl RunService for Face {
     }
 
     async fn get_run(&self, request: Request<proto::GetRunRequest>) -> Result<Response<proto::GetRunResponse>, Status> {
+        let caller = self.caller(&request)?;
         let request = request.into_inner();
-        let run = self.registry.get_run(&request.project, &request.run_id).await;
+        let run = self.registry.get_run(&caller, &request.project, &request.run_id).await;
         answer(run.map(|run| proto::GetRunResponse {
             run: Some(proto_run(run)),
         }))

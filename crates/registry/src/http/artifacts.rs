@@ -9,6 +9,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use http::{HeaderValue, StatusCode, header};
+use modelyard_auth::Caller;
 use modelyard_common::error::Problem;
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
@@ -41,13 +42,14 @@ pub struct Artifact {
     responses((status = CREATED, body = Artifact), (status = "default", body = Problem)))]
 pub async fn put_artifact(
     State(registry): State<Arc<Registry>>,
+    caller: Caller,
     Path(project): Path<String>,
     Query(query): Query<ArtifactQuery>,
     content: Body,
 ) -> Result<(StatusCode, Json<Artifact>), Problem> {
     let content = content.into_data_stream();
     let blob = registry
-        .put_artifact(&project, content, query.digest.as_deref())
+        .put_artifact(&caller, &project, content, query.digest.as_deref())
         .await?;
     let artifact = Artifact {
         digest: blob.digest.to_string(),
@@ -63,9 +65,10 @@ pub async fn put_artifact(
               (status = "default", body = Problem)))]
 pub async fn get_artifact(
     State(registry): State<Arc<Registry>>,
+    caller: Caller,
     Path((project, digest)): Path<(String, String)>,
 ) -> Result<Response, Problem> {
-    let content = registry.get_artifact(&project, &digest).await?;
+    let content = registry.get_artifact(&caller, &project, &digest).await?;
     let size_bytes = content.size_bytes();
     Ok(described(size_bytes, &digest, Body::from_stream(content)))
 }
@@ -76,9 +79,10 @@ pub async fn get_artifact(
     responses((status = OK), (status = "default", description = "It does not exist, or cannot be looked for.")))]
 pub async fn head_artifact(
     State(registry): State<Arc<Registry>>,
+    caller: Caller,
     Path((project, digest)): Path<(String, String)>,
 ) -> Result<Response, Problem> {
-    let size_bytes = registry.artifact_size(&project, &digest).await?;
+    let size_bytes = registry.artifact_size(&caller, &project, &digest).await?;
     Ok(described(size_bytes, &digest, Body::empty()))
 }
 

@@ -8,6 +8,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use http::{HeaderValue, StatusCode, header};
+use modelyard_auth::Caller;
 use modelyard_common::error::Problem;
 
 use super::extract::{Body, PageQuery, Path, Query};
@@ -36,10 +37,11 @@ fn version(text: &str) -> Result<Option<u32>> {
     responses((status = OK, body = Page<Dataset>), (status = "default", body = Problem)))]
 pub async fn list_datasets(
     State(registry): State<Arc<Registry>>,
+    caller: Caller,
     Path(project): Path<String>,
     Query(page): Query<PageQuery>,
 ) -> Result<Json<Page<Dataset>>, Problem> {
-    Ok(Json(registry.list_datasets(&project, &page.request()?).await?))
+    Ok(Json(registry.list_datasets(&caller, &project, &page.request()?).await?))
 }
 
 /// The versions of a dataset, newest first.
@@ -48,11 +50,16 @@ pub async fn list_datasets(
     responses((status = OK, body = Page<DatasetVersionSummary>), (status = "default", body = Problem)))]
 pub async fn list_dataset_versions(
     State(registry): State<Arc<Registry>>,
+    caller: Caller,
     Path((project, dataset)): Path<(String, String)>,
     Query(page): Query<PageQuery>,
 ) -> Result<Json<Page<DatasetVersionSummary>>, Problem> {
     let page = page.request()?;
-    Ok(Json(registry.list_dataset_versions(&project, &dataset, &page).await?))
+    Ok(Json(
+        registry
+            .list_dataset_versions(&caller, &project, &dataset, &page)
+            .await?,
+    ))
 }
 
 /// Makes a version of uploaded files. The files of the newest version again are that version, with status 200.
@@ -62,10 +69,13 @@ pub async fn list_dataset_versions(
               (status = "default", body = Problem)))]
 pub async fn create_dataset_version(
     State(registry): State<Arc<Registry>>,
+    caller: Caller,
     Path((project, dataset)): Path<(String, String)>,
     Body(request): Body<DatasetVersionRequest>,
 ) -> Result<(StatusCode, Json<DatasetVersion>), Problem> {
-    let (version, created) = registry.create_dataset_version(&project, &dataset, &request).await?;
+    let (version, created) = registry
+        .create_dataset_version(&caller, &project, &dataset, &request)
+        .await?;
     let status = if created { StatusCode::CREATED } else { StatusCode::OK };
     Ok((status, Json(version)))
 }
@@ -76,10 +86,15 @@ pub async fn create_dataset_version(
     responses((status = OK, body = DatasetVersion), (status = "default", body = Problem)))]
 pub async fn get_dataset_version(
     State(registry): State<Arc<Registry>>,
+    caller: Caller,
     Path((project, dataset, number)): Path<(String, String, String)>,
 ) -> Result<Json<DatasetVersion>, Problem> {
     let number = version(&number)?;
-    Ok(Json(registry.get_dataset_version(&project, &dataset, number).await?))
+    Ok(Json(
+        registry
+            .get_dataset_version(&caller, &project, &dataset, number)
+            .await?,
+    ))
 }
 
 /// The profile of a version: counts, missing values, quantiles and the like of every column.
@@ -88,10 +103,13 @@ pub async fn get_dataset_version(
     responses((status = OK, body = serde_json::Value), (status = "default", body = Problem)))]
 pub async fn get_dataset_profile(
     State(registry): State<Arc<Registry>>,
+    caller: Caller,
     Path((project, dataset, number)): Path<(String, String, String)>,
 ) -> Result<Response, Problem> {
     let number = version(&number)?;
-    let profile = registry.get_dataset_profile(&project, &dataset, number).await?;
+    let profile = registry
+        .get_dataset_profile(&caller, &project, &dataset, number)
+        .await?;
     let json = HeaderValue::from_static("application/json");
     Ok(([(header::CONTENT_TYPE, json)], profile).into_response())
 }

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use axum::{Json, extract::State};
 use http::StatusCode;
+use modelyard_auth::Caller;
 use modelyard_common::error::Problem;
 use serde::Deserialize;
 use serde_json::Value;
@@ -38,10 +39,13 @@ pub struct EventQuery {
     responses((status = OK, body = Page<EndpointResource>), (status = "default", body = Problem)))]
 pub async fn list_endpoints(
     State(registry): State<Arc<Registry>>,
+    caller: Caller,
     Path(project): Path<String>,
     Query(page): Query<PageQuery>,
 ) -> Result<Json<Page<EndpointResource>>, Problem> {
-    Ok(Json(registry.list_endpoints(&project, &page.request()?).await?))
+    Ok(Json(
+        registry.list_endpoints(&caller, &project, &page.request()?).await?,
+    ))
 }
 
 /// An endpoint: its spec, the versions that it means, and what the gateways made of it.
@@ -50,9 +54,10 @@ pub async fn list_endpoints(
     responses((status = OK, body = EndpointResource), (status = "default", body = Problem)))]
 pub async fn get_endpoint(
     State(registry): State<Arc<Registry>>,
+    caller: Caller,
     Path((project, name)): Path<(String, String)>,
 ) -> Result<Json<EndpointResource>, Problem> {
-    Ok(Json(registry.get_endpoint(&project, &name).await?))
+    Ok(Json(registry.get_endpoint(&caller, &project, &name).await?))
 }
 
 /// Makes the spec of an endpoint this one. What its routes refer to may come into being later.
@@ -61,10 +66,11 @@ pub async fn get_endpoint(
     responses((status = OK, body = Declared<EndpointResource>), (status = "default", body = Problem)))]
 pub async fn put_endpoint(
     State(registry): State<Arc<Registry>>,
+    caller: Caller,
     Path((project, name)): Path<(String, String)>,
     Body(spec): Body<Value>,
 ) -> Result<Json<Declared<EndpointResource>>, Problem> {
-    let (outcome, resource) = registry.put_endpoint(&project, &name, &spec).await?;
+    let (outcome, resource) = registry.put_endpoint(&caller, &project, &name, &spec).await?;
     Ok(Json(Declared { outcome, resource }))
 }
 
@@ -74,9 +80,10 @@ pub async fn put_endpoint(
     responses((status = NO_CONTENT), (status = "default", body = Problem)))]
 pub async fn delete_endpoint(
     State(registry): State<Arc<Registry>>,
+    caller: Caller,
     Path((project, name)): Path<(String, String)>,
 ) -> Result<StatusCode, Problem> {
-    registry.delete_endpoint(&project, &name).await?;
+    registry.delete_endpoint(&caller, &project, &name).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -85,9 +92,10 @@ pub async fn delete_endpoint(
     responses((status = OK, body = Page<Event>), (status = "default", body = Problem)))]
 pub async fn list_events(
     State(registry): State<Arc<Registry>>,
+    caller: Caller,
     Path(project): Path<String>,
     Query(query): Query<EventQuery>,
 ) -> Result<Json<Page<Event>>, Problem> {
     let page = PageRequest::new(query.limit, query.after.as_deref())?;
-    Ok(Json(registry.list_events(&project, &page).await?))
+    Ok(Json(registry.list_events(&caller, &project, &page).await?))
 }

@@ -4,14 +4,12 @@ use std::sync::Arc;
 
 use axum::{Json, extract::State};
 use http::StatusCode;
+use modelyard_auth::Caller;
 use modelyard_common::error::Problem;
 use serde::Deserialize;
 use utoipa::ToSchema;
 
-use super::{
-    CALLER,
-    extract::{Body, PageQuery, Path, Query},
-};
+use super::extract::{Body, PageQuery, Path, Query};
 use crate::{
     error::{Error, Result},
     model::{
@@ -35,10 +33,11 @@ pub struct AliasTarget {
     responses((status = OK, body = Page<RegisteredModel>), (status = "default", body = Problem)))]
 pub async fn list_models(
     State(registry): State<Arc<Registry>>,
+    caller: Caller,
     Path(project): Path<String>,
     Query(page): Query<PageQuery>,
 ) -> Result<Json<Page<RegisteredModel>>, Problem> {
-    Ok(Json(registry.list_models(&project, &page.request()?).await?))
+    Ok(Json(registry.list_models(&caller, &project, &page.request()?).await?))
 }
 
 /// A model with its aliases.
@@ -47,9 +46,10 @@ pub async fn list_models(
     responses((status = OK, body = RegisteredModel), (status = "default", body = Problem)))]
 pub async fn get_model(
     State(registry): State<Arc<Registry>>,
+    caller: Caller,
     Path((project, model)): Path<(String, String)>,
 ) -> Result<Json<RegisteredModel>, Problem> {
-    Ok(Json(registry.get_model(&project, &model).await?))
+    Ok(Json(registry.get_model(&caller, &project, &model).await?))
 }
 
 /// The versions of a model, newest first.
@@ -58,25 +58,32 @@ pub async fn get_model(
     responses((status = OK, body = Page<ModelVersion>), (status = "default", body = Problem)))]
 pub async fn list_model_versions(
     State(registry): State<Arc<Registry>>,
+    caller: Caller,
     Path((project, model)): Path<(String, String)>,
     Query(page): Query<PageQuery>,
 ) -> Result<Json<Page<ModelVersion>>, Problem> {
     let page = page.request()?;
-    Ok(Json(registry.list_model_versions(&project, &model, &page).await?))
+    Ok(Json(
+        registry.list_model_versions(&caller, &project, &model, &page).await?,
+    ))
 }
 
-/// Registers an uploaded ONNX file as the next version. A repeated idempotency key finds the version of the first call,
-/// with status 200.
+/// Registers an uploaded ONNX file as the next version.
+///
+/// A repeated idempotency key finds the version of the first call, with status 200.
 #[utoipa::path(post, path = "/models/{model}/versions", tag = "models",
     params(("project" = String, Path), ("model" = String, Path)), request_body = ModelVersionRequest,
     responses((status = CREATED, body = ModelVersion), (status = OK, body = ModelVersion),
               (status = "default", body = Problem)))]
 pub async fn create_model_version(
     State(registry): State<Arc<Registry>>,
+    caller: Caller,
     Path((project, model)): Path<(String, String)>,
     Body(request): Body<ModelVersionRequest>,
 ) -> Result<(StatusCode, Json<ModelVersion>), Problem> {
-    let (version, created) = registry.create_model_version(&project, &model, request, CALLER).await?;
+    let (version, created) = registry
+        .create_model_version(&caller, &project, &model, request)
+        .await?;
     let status = if created { StatusCode::CREATED } else { StatusCode::OK };
     Ok((status, Json(version)))
 }
@@ -87,13 +94,16 @@ pub async fn create_model_version(
     responses((status = OK, body = ModelVersion), (status = "default", body = Problem)))]
 pub async fn get_model_version(
     State(registry): State<Arc<Registry>>,
+    caller: Caller,
     Path((project, model, version)): Path<(String, String, String)>,
 ) -> Result<Json<ModelVersion>, Problem> {
     let number = version
         .parse()
         .map_err(|_| Error::request(format!("`{version}` is not a version: write a number from 1")))?;
     let selector = Selector::Version(number);
-    Ok(Json(registry.get_model_version(&project, &model, &selector).await?))
+    Ok(Json(
+        registry.get_model_version(&caller, &project, &model, &selector).await?,
+    ))
 }
 
 /// Where an alias points.
@@ -102,9 +112,10 @@ pub async fn get_model_version(
     responses((status = OK, body = Alias), (status = "default", body = Problem)))]
 pub async fn get_alias(
     State(registry): State<Arc<Registry>>,
+    caller: Caller,
     Path((project, model, alias)): Path<(String, String, String)>,
 ) -> Result<Json<Alias>, Problem> {
-    Ok(Json(registry.get_alias(&project, &model, &alias).await?))
+    Ok(Json(registry.get_alias(&caller, &project, &model, &alias).await?))
 }
 
 /// Points an alias at a version. Endpoints that follow it move there.
@@ -114,13 +125,14 @@ pub async fn get_alias(
     responses((status = OK, body = Alias), (status = "default", body = Problem)))]
 pub async fn set_alias(
     State(registry): State<Arc<Registry>>,
+    caller: Caller,
     Path((project, model, alias)): Path<(String, String, String)>,
     Body(target): Body<AliasTarget>,
 ) -> Result<Json<Alias>, Problem> {
     registry
-        .set_alias(&project, &model, &alias, target.version, CALLER)
+        .set_alias(&caller, &project, &model, &alias, target.version)
         .await?;
-    Ok(Json(registry.get_alias(&project, &model, &alias).await?))
+    Ok(Json(registry.get_alias(&caller, &project, &model, &alias).await?))
 }
 
 /// Removes an alias. Endpoints that follow it keep what they serve, and say that they point at nothing.
@@ -129,9 +141,10 @@ pub async fn set_alias(
     responses((status = NO_CONTENT), (status = "default", body = Problem)))]
 pub async fn remove_alias(
     State(registry): State<Arc<Registry>>,
+    caller: Caller,
     Path((project, model, alias)): Path<(String, String, String)>,
 ) -> Result<StatusCode, Problem> {
-    registry.remove_alias(&project, &model, &alias, CALLER).await?;
+    registry.remove_alias(&caller, &project, &model, &alias).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -141,9 +154,12 @@ pub async fn remove_alias(
     responses((status = OK, body = Page<AliasChange>), (status = "default", body = Problem)))]
 pub async fn alias_history(
     State(registry): State<Arc<Registry>>,
+    caller: Caller,
     Path((project, model, alias)): Path<(String, String, String)>,
     Query(page): Query<PageQuery>,
 ) -> Result<Json<Page<AliasChange>>, Problem> {
     let page = page.request()?;
-    Ok(Json(registry.alias_history(&project, &model, &alias, &page).await?))
+    Ok(Json(
+        registry.alias_history(&caller, &project, &model, &alias, &page).await?,
+    ))
 }

@@ -324,7 +324,7 @@ fn answer(status: StatusCode, body: &impl Serialize) -> Response {
 }
 
 /// A cookie that scripts do not see and that other sites' requests do not carry, but for following a link.
-fn cookie(name: &str, value: &str, path: &str, max_age: Duration, is_secure: bool) -> String {
+pub(super) fn cookie(name: &str, value: &str, path: &str, max_age: Duration, is_secure: bool) -> String {
     let secure = if is_secure { "; Secure" } else { "" };
     format!(
         "{name}={value}; Path={path}; Max-Age={}; HttpOnly; SameSite=Lax{secure}",
@@ -344,7 +344,7 @@ fn find_cookie<'a>(headers: &'a HeaderMap, wanted: &str) -> Option<&'a str> {
 }
 
 /// Puts headers on an answer that must be kept by nobody, and whose address must be told to nobody: it can carry a code.
-fn private(mut response: Response, cookies: &[String]) -> Response {
+pub(super) fn private(mut response: Response, cookies: &[String]) -> Response {
     let headers = response.headers_mut();
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
     headers.insert(header::REFERRER_POLICY, HeaderValue::from_static("no-referrer"));

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use axum::{Json, extract::State};
+use modelyard_auth::Caller;
 use modelyard_common::error::Problem;
 use serde::Deserialize;
 use utoipa::IntoParams;
@@ -34,10 +35,13 @@ pub struct RunQuery {
     responses((status = OK, body = Page<Experiment>), (status = "default", body = Problem)))]
 pub async fn list_experiments(
     State(registry): State<Arc<Registry>>,
+    caller: Caller,
     Path(project): Path<String>,
     Query(page): Query<PageQuery>,
 ) -> Result<Json<Page<Experiment>>, Problem> {
-    Ok(Json(registry.list_experiments(&project, &page.request()?).await?))
+    Ok(Json(
+        registry.list_experiments(&caller, &project, &page.request()?).await?,
+    ))
 }
 
 /// The runs, newest first.
@@ -45,12 +49,13 @@ pub async fn list_experiments(
     responses((status = OK, body = Page<Run>), (status = "default", body = Problem)))]
 pub async fn list_runs(
     State(registry): State<Arc<Registry>>,
+    caller: Caller,
     Path(project): Path<String>,
     Query(query): Query<RunQuery>,
 ) -> Result<Json<Page<Run>>, Problem> {
     let page = PageRequest::new(query.limit, query.cursor.as_deref())?;
     let experiment = query.experiment.as_deref();
-    Ok(Json(registry.list_runs(&project, experiment, &page).await?))
+    Ok(Json(registry.list_runs(&caller, &project, experiment, &page).await?))
 }
 
 /// A run with its params, tags, inputs and the latest value of each metric.
@@ -59,9 +64,10 @@ pub async fn list_runs(
     responses((status = OK, body = Run), (status = "default", body = Problem)))]
 pub async fn get_run(
     State(registry): State<Arc<Registry>>,
+    caller: Caller,
     Path((project, run_id)): Path<(String, String)>,
 ) -> Result<Json<Run>, Problem> {
-    Ok(Json(registry.get_run(&project, &run_id).await?))
+    Ok(Json(registry.get_run(&caller, &project, &run_id).await?))
 }
 
 /// The history of a metric by time, step and value.
@@ -70,9 +76,12 @@ pub async fn get_run(
     responses((status = OK, body = Page<MetricPoint>), (status = "default", body = Problem)))]
 pub async fn metric_history(
     State(registry): State<Arc<Registry>>,
+    caller: Caller,
     Path((project, run_id, key)): Path<(String, String, String)>,
     Query(page): Query<PageQuery>,
 ) -> Result<Json<Page<MetricPoint>>, Problem> {
     let page = page.request()?;
-    Ok(Json(registry.metric_history(&project, &run_id, &key, &page).await?))
+    Ok(Json(
+        registry.metric_history(&caller, &project, &run_id, &key, &page).await?,
+    ))
 }

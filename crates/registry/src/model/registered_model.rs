@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use modelyard_auth::audit::NewEvent;
 use modelyard_common::Timestamp;
 use serde::Serialize;
 use utoipa::ToSchema;
@@ -119,6 +120,8 @@ pub struct NewModelVersion {
     pub request_digest: String,
     /// Who asks.
     pub changed_by: String,
+    /// What the audit chain is told.
+    pub event: NewEvent,
     /// Now.
     pub now: Timestamp,
 }

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use modelyard_artifacts::Digest;
+use modelyard_auth::audit::NewEvent;
 use modelyard_common::Timestamp;
 use serde::{Deserialize, Serialize, Serializer};
 use utoipa::ToSchema;
@@ -239,6 +240,8 @@ pub struct NewRun {
     pub idempotency_key: Option<String>,
     /// Digest of the request.
     pub request_digest: String,
+    /// What the audit chain is told.
+    pub event: NewEvent,
     /// Now.
     pub now: Timestamp,
 }

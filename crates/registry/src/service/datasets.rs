@@ -2,12 +2,13 @@
 
 use bytes::Bytes;
 use modelyard_artifacts::Digest;
+use modelyard_auth::{Action, Caller, Kind, Resource};
 use modelyard_common::name::check_name;
 use modelyard_stats::Profile;
 use serde::Deserialize;
 use utoipa::ToSchema;
 
-use super::{Registry, copy_of};
+use super::Registry;
 use crate::{
     error::{Error, Result},
     files::table::{Table, read_table},
@@ -79,11 +80,17 @@ impl Registry {
     #[tracing::instrument(name = "registry.create_dataset_version", skip_all, fields(%project, %dataset))]
     pub async fn create_dataset_version(
         &self,
+        caller: &Caller,
         project: &str,
         dataset: &str,
         request: &DatasetVersionRequest,
     ) -> Result<(DatasetVersion, bool)> {
-        self.enter(project).await?;
+        self.enter(
+            caller,
+            Action::DatasetWrite,
+            Resource::named(Kind::Dataset, project, dataset),
+        )
+        .await?;
         check_name("a dataset", dataset)?;
         check_text(
             "description of dataset",
@@ -104,7 +111,10 @@ impl Registry {
             match base {
                 Some(base) if added.is_empty() => return Ok((base, false)),
                 base => {
-                    if let Some(made) = self.make_version(project, dataset, request, base, added).await? {
+                    if let Some(made) = self
+                        .make_version(caller, project, dataset, request, base, added)
+                        .await?
+                    {
                         return Ok(made);
                     }
                 }
@@ -119,6 +129,7 @@ impl Registry {
     /// Makes a version of a base and new files; None: there is another newest version meanwhile.
     async fn make_version(
         &self,
+        caller: &Caller,
         project: &str,
         dataset: &str,
         request: &DatasetVersionRequest,
@@ -149,12 +160,12 @@ impl Registry {
         let base_version = request
             .append
             .then(|| base.as_ref().map_or(0, |base| base.summary.version));
-        let draft = self.read_files(dataset, base, added).await?;
+        let draft = self.read_files(project, dataset, base, added).await?;
         let profile = draft.profile.to_json().map_err(|source| Error::Profile {
             file: dataset.to_owned(),
             source,
         })?;
-        let profile = self.blobs.put_bytes(profile).await?;
+        let profile = self.blobs.project(project)?.put_bytes(profile).await?;
         let version = NewDatasetVersion {
             project: project.to_owned(),
             dataset: dataset.to_owned(),
@@ -164,6 +175,10 @@ impl Registry {
             profile_digest: profile.digest.to_string(),
             files: draft.files,
             base: base_version,
+            event: caller.event(
+                "dataset-version.create",
+                &Resource::named(Kind::Dataset, project, dataset),
+            ),
             now: self.clock.now(),
         };
         match self.stores.datasets.insert_dataset_version(&version).await? {
@@ -180,21 +195,21 @@ impl Registry {
     /// Reads the new files, one at a time, and joins them to the base.
     async fn read_files(
         &self,
+        project: &str,
         dataset: &str,
         base: Option<DatasetVersion>,
         added: Vec<FileReference>,
     ) -> Result<Draft> {
         let mut draft = match base {
             None => None,
-            Some(base) => Some(self.draft_of(dataset, base).await?),
+            Some(base) => Some(self.draft_of(project, dataset, base).await?),
         };
         for file in added {
-            let (digest, size_bytes) = self.blob_size(&format!("file `{}`:", file.name), &file.digest).await?;
+            let what = format!("file `{}`:", file.name);
+            let (digest, size_bytes) = self.blob_size(project, &what, &file.digest).await?;
             let name = file.name.clone();
             let table = self
-                .import("dataset", &[digest], move |folder| {
-                    read_table(&copy_of(folder.path(), digest), &name)
-                })
+                .import("dataset", project, digest, move |file| read_table(file, &name))
                 .await?;
             match &mut draft {
                 Some(draft) => draft.add(&file, size_bytes, &table)?,
@@ -215,8 +230,8 @@ impl Registry {
         })
     }
 
-    async fn draft_of(&self, dataset: &str, base: DatasetVersion) -> Result<Draft> {
-        let profile = self.read_profile(&base.summary).await?;
+    async fn draft_of(&self, project: &str, dataset: &str, base: DatasetVersion) -> Result<Draft> {
+        let profile = self.read_profile(project, &base.summary).await?;
         let profile = std::str::from_utf8(&profile)
             .map_err(|error| modelyard_db::Error::value("profile of a dataset", &error.to_string()))?;
         let profile = Profile::from_json(profile).map_err(|source| Error::Profile {
@@ -231,19 +246,29 @@ impl Registry {
         })
     }
 
-    async fn read_profile(&self, version: &DatasetVersionSummary) -> Result<Bytes> {
+    async fn read_profile(&self, project: &str, version: &DatasetVersionSummary) -> Result<Bytes> {
         let digest: Digest = version.profile_digest.parse()?;
-        Ok(self.blobs.get_bytes(digest, MAX_PROFILE_BYTES).await?)
+        Ok(self
+            .blobs
+            .project(project)?
+            .get_bytes(digest, MAX_PROFILE_BYTES)
+            .await?)
     }
 
     /// A version; None: the newest.
     pub async fn get_dataset_version(
         &self,
+        caller: &Caller,
         project: &str,
         dataset: &str,
         version: Option<u32>,
     ) -> Result<DatasetVersion> {
-        self.enter(project).await?;
+        self.enter(
+            caller,
+            Action::DatasetRead,
+            Resource::named(Kind::Dataset, project, dataset),
+        )
+        .await?;
         check_name("a dataset", dataset)?;
         let found = self
             .stores
@@ -261,25 +286,43 @@ impl Registry {
     }
 
     /// The profile of a version (JSON).
-    pub async fn get_dataset_profile(&self, project: &str, dataset: &str, version: Option<u32>) -> Result<Bytes> {
-        let version = self.get_dataset_version(project, dataset, version).await?;
-        self.read_profile(&version.summary).await
+    pub async fn get_dataset_profile(
+        &self,
+        caller: &Caller,
+        project: &str,
+        dataset: &str,
+        version: Option<u32>,
+    ) -> Result<Bytes> {
+        let version = self.get_dataset_version(caller, project, dataset, version).await?;
+        self.read_profile(project, &version.summary).await
     }
 
     /// The datasets by name.
-    pub async fn list_datasets(&self, project: &str, page: &PageRequest<String>) -> Result<Page<Dataset>> {
-        self.enter(project).await?;
+    pub async fn list_datasets(
+        &self,
+        caller: &Caller,
+        project: &str,
+        page: &PageRequest<String>,
+    ) -> Result<Page<Dataset>> {
+        self.enter(caller, Action::DatasetRead, Resource::project(project))
+            .await?;
         self.stores.datasets.list_datasets(project, page).await
     }
 
     /// The versions of a dataset, newest first.
     pub async fn list_dataset_versions(
         &self,
+        caller: &Caller,
         project: &str,
         dataset: &str,
         page: &PageRequest<u64>,
     ) -> Result<Page<DatasetVersionSummary>> {
-        self.enter(project).await?;
+        self.enter(
+            caller,
+            Action::DatasetRead,
+            Resource::named(Kind::Dataset, project, dataset),
+        )
+        .await?;
         check_name("a dataset", dataset)?;
         let versions = self
             .stores

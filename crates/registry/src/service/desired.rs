@@ -3,6 +3,7 @@
 use std::{convert::Infallible, sync::Arc, time::Duration};
 
 use futures::{Stream, stream};
+use modelyard_auth::{Action, Caller, Resource};
 use modelyard_common::{error::Chain, readiness::Gate};
 use tokio::{
     sync::{Mutex, Notify, watch},
@@ -166,9 +167,12 @@ impl Registry {
     /// only what changes from here on, after a heartbeat at once; everybody else gets everything first.
     pub async fn watch(
         &self,
+        caller: &Caller,
         node: &str,
         since_revision: u64,
     ) -> Result<impl Stream<Item = Update> + Send + 'static + use<>> {
+        self.enter(caller, Action::EndpointWatch, Resource::INSTALLATION)
+            .await?;
         if node.len() > MAX_NODE_BYTES {
             return Err(Error::request(format!(
                 "the name of the node has {} bytes: use at most {MAX_NODE_BYTES}",

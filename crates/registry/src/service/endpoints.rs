@@ -1,5 +1,6 @@
 //! Endpoints as desired state, and what the gateways made of it.
 
+use modelyard_auth::{Action, Caller, Kind, Resource};
 use modelyard_common::name::check_name;
 use serde_json::Value;
 
@@ -19,15 +20,23 @@ use crate::{
 impl Registry {
     /// Makes the spec of an endpoint this one.
     #[tracing::instrument(name = "registry.put_endpoint", skip_all, fields(%project, %name))]
-    pub async fn put_endpoint(&self, project: &str, name: &str, spec: &Value) -> Result<(Outcome, EndpointResource)> {
-        self.enter(project).await?;
+    pub async fn put_endpoint(
+        &self,
+        caller: &Caller,
+        project: &str,
+        name: &str,
+        spec: &Value,
+    ) -> Result<(Outcome, EndpointResource)> {
+        self.enter(
+            caller,
+            Action::EndpointWrite,
+            Resource::named(Kind::Endpoint, project, name),
+        )
+        .await?;
         let key = endpoint_key(project, name)?;
         let spec = EndpointSpec::read(name, spec)?;
-        let outcome = self
-            .stores
-            .endpoints
-            .put_endpoint(&key, &spec, self.clock.now())
-            .await?;
+        let event = caller.event("endpoint.apply", &Resource::named(Kind::Endpoint, project, name));
+        let outcome = self.stores.endpoints.put_endpoint(&key, &spec, &event).await?;
         if outcome != Outcome::Unchanged {
             self.desired.notify();
         }
@@ -36,15 +45,25 @@ impl Registry {
     }
 
     /// An endpoint.
-    pub async fn get_endpoint(&self, project: &str, name: &str) -> Result<EndpointResource> {
-        self.enter(project).await?;
+    pub async fn get_endpoint(&self, caller: &Caller, project: &str, name: &str) -> Result<EndpointResource> {
+        self.enter(
+            caller,
+            Action::EndpointRead,
+            Resource::named(Kind::Endpoint, project, name),
+        )
+        .await?;
         let endpoint = self.find_endpoint(&endpoint_key(project, name)?).await?;
         Ok(self.resource(endpoint))
     }
 
     /// An endpoint as a gateway shall serve it.
-    pub async fn get_desired_endpoint(&self, project: &str, name: &str) -> Result<DesiredEndpoint> {
-        self.enter(project).await?;
+    pub async fn get_desired_endpoint(&self, caller: &Caller, project: &str, name: &str) -> Result<DesiredEndpoint> {
+        self.enter(
+            caller,
+            Action::EndpointRead,
+            Resource::named(Kind::Endpoint, project, name),
+        )
+        .await?;
         let endpoint = self.find_endpoint(&endpoint_key(project, name)?).await?;
         Ok(DesiredEndpoint {
             key: endpoint.key,
@@ -59,8 +78,14 @@ impl Registry {
     }
 
     /// The endpoints by name.
-    pub async fn list_endpoints(&self, project: &str, page: &PageRequest<String>) -> Result<Page<EndpointResource>> {
-        self.enter(project).await?;
+    pub async fn list_endpoints(
+        &self,
+        caller: &Caller,
+        project: &str,
+        page: &PageRequest<String>,
+    ) -> Result<Page<EndpointResource>> {
+        self.enter(caller, Action::EndpointRead, Resource::project(project))
+            .await?;
         let page = self.stores.endpoints.list_endpoints(project, page).await?;
         let items = page.items.into_iter().map(|endpoint| self.resource(endpoint));
         Ok(Page {
@@ -70,10 +95,16 @@ impl Registry {
     }
 
     /// Removes an endpoint.
-    pub async fn delete_endpoint(&self, project: &str, name: &str) -> Result<()> {
-        self.enter(project).await?;
+    pub async fn delete_endpoint(&self, caller: &Caller, project: &str, name: &str) -> Result<()> {
+        self.enter(
+            caller,
+            Action::EndpointWrite,
+            Resource::named(Kind::Endpoint, project, name),
+        )
+        .await?;
         let key = endpoint_key(project, name)?;
-        if !self.stores.endpoints.delete_endpoint(&key, self.clock.now()).await? {
+        let event = caller.event("endpoint.delete", &Resource::named(Kind::Endpoint, project, name));
+        if !self.stores.endpoints.delete_endpoint(&key, &event).await? {
             return Err(no_endpoint(name));
         }
         self.desired.notify();
@@ -95,7 +126,9 @@ impl Registry {
     }
 
     /// Replaces what a node said before. The time of the report is the registry's, so that clocks need not agree.
-    pub async fn report_status(&self, mut report: NodeReport) -> Result<()> {
+    pub async fn report_status(&self, caller: &Caller, mut report: NodeReport) -> Result<()> {
+        self.enter(caller, Action::EndpointWatch, Resource::INSTALLATION)
+            .await?;
         let node = &report.node;
         if node.is_empty() || node.len() > MAX_NODE_BYTES || node.chars().any(char::is_control) {
             return Err(Error::request(format!(
@@ -123,8 +156,9 @@ impl Registry {
     }
 
     /// The events after a revision, oldest first.
-    pub async fn list_events(&self, project: &str, page: &PageRequest<u64>) -> Result<Page<Event>> {
-        self.enter(project).await?;
+    pub async fn list_events(&self, caller: &Caller, project: &str, page: &PageRequest<u64>) -> Result<Page<Event>> {
+        self.enter(caller, Action::EventRead, Resource::project(project))
+            .await?;
         self.stores.events.list_events(project, page).await
     }
 }

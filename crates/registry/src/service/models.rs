@@ -2,12 +2,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use modelyard_auth::{Action, Caller, Kind, Resource};
 use modelyard_common::name::check_name;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use utoipa::ToSchema;
 
-use super::{Registry, copy_of};
+use super::Registry;
 use crate::{
     error::{Error, Result},
     files::onnx::read_signature,
@@ -117,21 +118,25 @@ impl Registry {
     #[tracing::instrument(name = "registry.create_model_version", skip_all, fields(%project, %model))]
     pub async fn create_model_version(
         &self,
+        caller: &Caller,
         project: &str,
         model: &str,
         request: ModelVersionRequest,
-        changed_by: &str,
     ) -> Result<(ModelVersion, bool)> {
-        self.enter(project).await?;
+        let resource = Resource::named(Kind::Model, project, model);
+        self.enter(caller, Action::ModelWrite, resource).await?;
+        if !request.aliases.is_empty() {
+            self.enter(caller, Action::AliasWrite, resource).await?;
+        }
         request.check(model)?;
         let key = idempotency_key(&request.idempotency_key)?;
         let digest = request_digest(&(model, &request));
         let dataset = self.check_lineage(project, &request).await?;
-        let (artifact, size_bytes) = self.blob_size("artifact", &request.artifact_digest).await?;
+        let (artifact, size_bytes) = self.blob_size(project, "artifact", &request.artifact_digest).await?;
         // Read in any case: what is registered can be served.
         let read = self
-            .import("model", &[artifact], move |folder| {
-                read_signature(&copy_of(folder.path(), artifact), &artifact.to_string())
+            .import("model", project, artifact, move |file| {
+                read_signature(file, &artifact.to_string())
             })
             .await?;
         let aliases: BTreeSet<String> = request.aliases.into_iter().collect();
@@ -151,7 +156,8 @@ impl Registry {
             aliases: aliases.into_iter().collect(),
             idempotency_key: key,
             request_digest: digest,
-            changed_by: changed_by.to_owned(),
+            changed_by: caller.principal().to_string(),
+            event: caller.event("model-version.create", &resource),
             now: self.clock.now(),
         };
         let (version, created) = self.stores.models.create_model_version(&version).await?;
@@ -173,7 +179,7 @@ impl Registry {
             )));
         }
         if let Some(profile) = &request.reference_profile_digest {
-            self.blob_size("reference profile", profile).await?;
+            self.blob_size(project, "reference profile", profile).await?;
         }
         match (&request.dataset, request.dataset_version) {
             (Some(dataset), Some(version)) => {
@@ -188,8 +194,15 @@ impl Registry {
     }
 
     /// A version.
-    pub async fn get_model_version(&self, project: &str, model: &str, selector: &Selector) -> Result<ModelVersion> {
-        self.enter(project).await?;
+    pub async fn get_model_version(
+        &self,
+        caller: &Caller,
+        project: &str,
+        model: &str,
+        selector: &Selector,
+    ) -> Result<ModelVersion> {
+        self.enter(caller, Action::ModelRead, Resource::named(Kind::Model, project, model))
+            .await?;
         check_name("a model", model)?;
         let found = self.stores.models.find_model_version(project, model, selector).await?;
         found.ok_or_else(|| match selector {
@@ -205,27 +218,36 @@ impl Registry {
     /// The versions of a model, newest first.
     pub async fn list_model_versions(
         &self,
+        caller: &Caller,
         project: &str,
         model: &str,
         page: &PageRequest<u64>,
     ) -> Result<Page<ModelVersion>> {
-        self.enter(project).await?;
+        self.enter(caller, Action::ModelRead, Resource::named(Kind::Model, project, model))
+            .await?;
         check_name("a model", model)?;
         let versions = self.stores.models.list_model_versions(project, model, page).await?;
         versions.ok_or_else(|| no_model(model))
     }
 
     /// A model.
-    pub async fn get_model(&self, project: &str, model: &str) -> Result<RegisteredModel> {
-        self.enter(project).await?;
+    pub async fn get_model(&self, caller: &Caller, project: &str, model: &str) -> Result<RegisteredModel> {
+        self.enter(caller, Action::ModelRead, Resource::named(Kind::Model, project, model))
+            .await?;
         check_name("a model", model)?;
         let found = self.stores.models.find_model(project, model).await?;
         found.ok_or_else(|| no_model(model))
     }
 
     /// The models by name.
-    pub async fn list_models(&self, project: &str, page: &PageRequest<String>) -> Result<Page<RegisteredModel>> {
-        self.enter(project).await?;
+    pub async fn list_models(
+        &self,
+        caller: &Caller,
+        project: &str,
+        page: &PageRequest<String>,
+    ) -> Result<Page<RegisteredModel>> {
+        self.enter(caller, Action::ModelRead, Resource::project(project))
+            .await?;
         self.stores.models.list_models(project, page).await
     }
 
@@ -233,20 +255,22 @@ impl Registry {
     #[tracing::instrument(name = "registry.set_alias", skip_all, fields(%project, %model, %alias, %version))]
     pub async fn set_alias(
         &self,
+        caller: &Caller,
         project: &str,
         model: &str,
         alias: &str,
         version: u32,
-        changed_by: &str,
     ) -> Result<Option<u32>> {
-        self.enter(project).await?;
+        self.enter(caller, Action::AliasWrite, Resource::named(Kind::Model, project, model))
+            .await?;
         check_name("a model", model)?;
         check_alias(alias)?;
         let request = AliasRequest {
             project,
             model,
             alias,
-            changed_by,
+            changed_by: &caller.principal().to_string(),
+            event: &caller.event("alias.set", &Resource::named(Kind::Model, project, model)),
             now: self.clock.now(),
         };
         let previous = self.stores.models.set_alias(&request, version).await?;
@@ -258,15 +282,17 @@ impl Registry {
     }
 
     /// Removes an alias.
-    pub async fn remove_alias(&self, project: &str, model: &str, alias: &str, changed_by: &str) -> Result<()> {
-        self.enter(project).await?;
+    pub async fn remove_alias(&self, caller: &Caller, project: &str, model: &str, alias: &str) -> Result<()> {
+        self.enter(caller, Action::AliasWrite, Resource::named(Kind::Model, project, model))
+            .await?;
         check_name("a model", model)?;
         check_alias(alias)?;
         let request = AliasRequest {
             project,
             model,
             alias,
-            changed_by,
+            changed_by: &caller.principal().to_string(),
+            event: &caller.event("alias.remove", &Resource::named(Kind::Model, project, model)),
             now: self.clock.now(),
         };
         match self.stores.models.remove_alias(&request).await? {
@@ -284,8 +310,9 @@ impl Registry {
     }
 
     /// Where an alias points.
-    pub async fn get_alias(&self, project: &str, model: &str, alias: &str) -> Result<Alias> {
-        self.enter(project).await?;
+    pub async fn get_alias(&self, caller: &Caller, project: &str, model: &str, alias: &str) -> Result<Alias> {
+        self.enter(caller, Action::ModelRead, Resource::named(Kind::Model, project, model))
+            .await?;
         check_name("a model", model)?;
         let found = self.stores.models.find_alias(project, model, alias).await?;
         found.ok_or_else(|| no_alias(model, &Selector::Alias(alias.to_owned())))
@@ -294,12 +321,14 @@ impl Registry {
     /// The changes of an alias, newest first; also of one that is gone.
     pub async fn alias_history(
         &self,
+        caller: &Caller,
         project: &str,
         model: &str,
         alias: &str,
         page: &PageRequest<u64>,
     ) -> Result<Page<AliasChange>> {
-        self.enter(project).await?;
+        self.enter(caller, Action::ModelRead, Resource::named(Kind::Model, project, model))
+            .await?;
         check_name("a model", model)?;
         let history = self.stores.models.alias_history(project, model, alias, page).await?;
         if history.items.is_empty() && page.after.is_none() {

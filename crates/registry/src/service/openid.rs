@@ -8,7 +8,7 @@ use std::{
 };
 
 use modelyard_auth::{
-    Access, Grant, Kind, Principal,
+    Grant, Kind, Principal,
     audit::{NewEvent, Outcome},
     seal::KeyRing,
     token::{Token, TokenKind},
@@ -17,21 +17,17 @@ use modelyard_common::{ErrorKind, Fault as _, Timestamp, clock::SharedClock, id:
 use parking_lot::Mutex;
 use serde_json::{Value, json};
 
-use super::Registry;
+use super::{Registry, passwords::SIGN_IN};
 use crate::{
     error::{Error, Result},
     openid::{self, Accepted, Begun, Callback, Fetch, FetchError, Network, SignIn, SignIns, Workloads},
-    store::{ExchangedAs, NewExchange, NewSignIn, SignedIn, Stores, TokenRow},
+    store::{ExchangedAs, NewExchange, NewSignIn, SignedIn, Stores},
 };
 
 /// How long a browser's session lasts.
 pub const SESSION_LIFETIME: Duration = Duration::from_hours(12);
-/// How long an answer waits until this process knows the token in it.
-const KNOWN_PATIENCE: Duration = Duration::from_secs(5);
 /// How many failures a minute are written into the audit chain; the others are counted with the next one.
 const AUDITED_FAILURES: u32 = 60;
-/// The action in the audit chain.
-const SIGN_IN: &str = "sign-in";
 /// The action in the audit chain.
 const EXCHANGE: &str = "token.exchange";
 /// The longest scope that is asked for, in grants.
@@ -119,7 +115,7 @@ pub(crate) async fn set_group_roles(
     ids: &SharedIds,
 ) -> Result<()> {
     let now = clock.now();
-    let mut event = event(ids, now, "access.write", &Origin::default());
+    let mut event = anonymous_event(ids, now, "access.write", &Origin::default());
     event.actor = Principal::service("registry").to_string();
     "the configuration".clone_into(&mut event.resource);
     let changed = stores.openid.set_group_roles(&config.bindings(), &event, now).await?;
@@ -156,7 +152,8 @@ impl Failures {
     }
 }
 
-fn event(ids: &SharedIds, now: Timestamp, action: &str, origin: &Origin) -> NewEvent {
+/// The event of somebody who is not known, or not yet.
+pub(super) fn anonymous_event(ids: &SharedIds, now: Timestamp, action: &str, origin: &Origin) -> NewEvent {
     NewEvent {
         id: ids.next(),
         at: now,
@@ -204,15 +201,20 @@ impl Registry {
             Ok(finished) => finished,
             Err(error) => {
                 let details = json!({"via": "openid", "provider": provider});
-                self.note_failure(SIGN_IN, &error, origin, details).await;
+                self.note_refusal(SIGN_IN, &error, origin, details).await;
                 return Err(error.into());
             }
         };
         let now = self.clock.now();
         let profile = &finished.profile;
         let token = Token::generate(TokenKind::Session).map_err(|error| Error::State(error.to_string()))?;
-        let row = self.token_row(&token, format!("sign-in at {provider}"), None, now + SESSION_LIFETIME);
-        let mut event = event(&self.ids, now, SIGN_IN, origin);
+        let row = self.token_row(
+            &token,
+            format!("sign-in at {provider}"),
+            None,
+            Some(now + SESSION_LIFETIME),
+        );
+        let mut event = anonymous_event(&self.ids, now, SIGN_IN, origin);
         "user".clone_into(&mut event.resource_kind);
         event.details = json!({
             "via": "openid", "provider": provider, "issuer": profile.issuer, "subject": profile.subject, "token": row.id,
@@ -234,7 +236,7 @@ impl Registry {
                 })
             }
             SignedIn::Refused(error) => {
-                self.note_failure(SIGN_IN, &error, origin, new.event.details).await;
+                self.note_refusal(SIGN_IN, &error, origin, new.event.details).await;
                 Err(error.into())
             }
         }
@@ -250,7 +252,7 @@ impl Registry {
         let accepted = match self.openid.workloads.accept(subject_token).await {
             Ok(accepted) => accepted,
             Err(error) => {
-                self.note_failure(EXCHANGE, &error, origin, json!({"via": "exchange"}))
+                self.note_refusal(EXCHANGE, &error, origin, json!({"via": "exchange"}))
                     .await;
                 return Err(match error.kind() {
                     ErrorKind::Unavailable => ExchangeError::Later,
@@ -275,7 +277,7 @@ impl Registry {
             }
             Ok((ExchangedAs::NoServiceAccount, _)) => {
                 let error = openid::Error::NoServiceAccount(accepted.service_account);
-                self.note_failure(EXCHANGE, &error, origin, details).await;
+                self.note_refusal(EXCHANGE, &error, origin, details).await;
                 Err(ExchangeError::Refused)
             }
             Ok((ExchangedAs::TooMany, _)) => {
@@ -299,8 +301,8 @@ impl Registry {
         let now = self.clock.now();
         let token = Token::generate(TokenKind::Exchanged).map_err(|error| Error::State(error.to_string()))?;
         let name = format!("exchange of {}", accepted.workload);
-        let row = self.token_row(&token, name, accepted.scope.clone(), now + accepted.lifetime);
-        let mut event = event(&self.ids, now, EXCHANGE, origin);
+        let row = self.token_row(&token, name, accepted.scope.clone(), Some(now + accepted.lifetime));
+        let mut event = anonymous_event(&self.ids, now, EXCHANGE, origin);
         event.actor = Principal::service_account(&accepted.service_account).to_string();
         "service-account".clone_into(&mut event.resource_kind);
         event.resource.clone_from(&accepted.service_account);
@@ -323,42 +325,35 @@ impl Registry {
         Ok((made, exchanged))
     }
 
-    fn token_row(&self, token: &Token, name: String, scope: Option<Vec<Grant>>, expires_at: Timestamp) -> TokenRow {
-        TokenRow {
-            id: self.ids.next().to_string(),
-            hash: token.hash(),
-            kind: token.kind().as_str(),
-            name,
-            scope,
-            expires_at,
-        }
-    }
-
-    /// Waits until this process lets the new token in. Others follow within moments.
-    async fn know(&self, revision: u64) {
-        let access: &Access = &self.access;
-        if !access.wait_for(revision, KNOWN_PATIENCE).await {
-            tracing::warn!(revision, "this process does not know a new token yet");
-        }
+    async fn note_refusal(&self, action: &str, error: &openid::Error, origin: &Origin, details: Value) {
+        self.note_failure(action, error.reason(), &error.to_string(), origin, details)
+            .await;
     }
 
     /// Writes down that somebody was not let in. The answer does not wait for the reason that it could not be written.
-    async fn note_failure(&self, action: &str, error: &openid::Error, origin: &Origin, details: Value) {
+    pub(super) async fn note_failure(
+        &self,
+        action: &str,
+        reason: &str,
+        problem: &str,
+        origin: &Origin,
+        details: Value,
+    ) {
         let Some(passed_over) = self.openid.failures.lock().next(Instant::now()) else {
             return;
         };
-        tracing::warn!(action, %error, details = %details, "not let in");
-        let mut event = event(&self.ids, self.clock.now(), action, origin);
+        tracing::warn!(action, problem, details = %details, "not let in");
+        let mut event = anonymous_event(&self.ids, self.clock.now(), action, origin);
         event.outcome = Outcome::Failed;
-        event.reason = Some(error.reason().to_owned());
+        event.reason = Some(reason.to_owned());
         event.details = details;
         if let Some(details) = event.details.as_object_mut() {
-            details.insert("problem".to_owned(), Value::from(error.to_string()));
+            details.insert("problem".to_owned(), Value::from(problem));
             if passed_over > 0 {
                 details.insert("passed_over".to_owned(), Value::from(passed_over));
             }
         }
-        if let Err(error) = self.stores.audit.append_events(&[event]).await {
+        if let Err(error) = self.append(vec![event]).await {
             tracing::error!(error = %modelyard_common::error::Chain(&error), "a failure to sign in is not in the audit chain");
         }
     }

@@ -10,6 +10,8 @@ use crate::{error::Result, model::report::REPORT_RETENTION, store::Stores};
 
 /// How long the feed of events goes back.
 pub const EVENT_RETENTION: Duration = Duration::from_hours(24 * 90);
+/// How long tokens are listed after their end.
+pub const TOKEN_RETENTION: Duration = Duration::from_hours(24 * 30);
 /// An unfinished upload of this age is what a crash left behind.
 pub const UPLOAD_LIFETIME: Duration = Duration::from_hours(48);
 /// How often is looked for what can be forgotten.
@@ -38,7 +40,8 @@ async fn forget(stores: &Stores, blobs: &Artifacts, clock: &SharedClock) -> Resu
     let now = clock.now();
     let events = stores.events.prune_events(now - EVENT_RETENTION).await?;
     let reports = stores.endpoints.prune_reports(now - REPORT_RETENTION).await?;
+    let tokens = stores.tokens.prune_tokens(now - TOKEN_RETENTION).await?;
     let uploads = blobs.sweep_uploads((now - UPLOAD_LIFETIME).to_datetime()).await?;
-    tracing::debug!(events, reports, uploads, "old entries removed");
+    tracing::debug!(events, reports, tokens, uploads, "old entries removed");
     Ok(())
 }

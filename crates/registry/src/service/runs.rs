@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use modelyard_auth::{Action, Caller, Kind, Resource};
 use modelyard_common::name::check_name;
 use serde::Serialize;
 
@@ -52,8 +53,8 @@ pub struct InputRequest {
 impl Registry {
     /// Starts a run.
     #[tracing::instrument(name = "registry.create_run", level = "debug", skip_all, fields(%project))]
-    pub async fn create_run(&self, project: &str, request: RunRequest) -> Result<Run> {
-        self.enter(project).await?;
+    pub async fn create_run(&self, caller: &Caller, project: &str, request: RunRequest) -> Result<Run> {
+        self.enter(caller, Action::RunWrite, Resource::project(project)).await?;
         check_title("an experiment", &request.experiment)?;
         if !request.name.is_empty() {
             check_title("a run", &request.name)?;
@@ -75,12 +76,13 @@ impl Registry {
             request.name
         };
         let run = NewRun {
-            run_id,
             project: project.to_owned(),
             experiment: request.experiment,
             name,
             tags: request.tags,
             inputs,
+            event: caller.event("run.create", &Resource::named(Kind::Run, project, &run_id)),
+            run_id,
             idempotency_key: key,
             request_digest: digest,
             now: self.clock.now(),
@@ -108,8 +110,9 @@ impl Registry {
     }
 
     /// Adds params, metrics and tags to a run, all or none of them.
-    pub async fn log_batch(&self, project: &str, run_id: &str, mut batch: Batch) -> Result<()> {
-        self.enter(project).await?;
+    pub async fn log_batch(&self, caller: &Caller, project: &str, run_id: &str, mut batch: Batch) -> Result<()> {
+        self.enter(caller, Action::RunWrite, Resource::named(Kind::Run, project, run_id))
+            .await?;
         let (params, metrics, tags) = (batch.params.len(), batch.metrics.len(), batch.tags.len());
         if params > MAX_BATCH_TEXTS || tags > MAX_BATCH_TEXTS || params + metrics + tags > MAX_BATCH {
             return Err(Error::request(format!(
@@ -128,21 +131,23 @@ impl Registry {
     }
 
     /// Ends a run: finished, failed or killed.
-    pub async fn finish_run(&self, project: &str, run_id: &str, status: RunStatus) -> Result<Run> {
-        self.enter(project).await?;
+    pub async fn finish_run(&self, caller: &Caller, project: &str, run_id: &str, status: RunStatus) -> Result<Run> {
+        self.enter(caller, Action::RunWrite, Resource::named(Kind::Run, project, run_id))
+            .await?;
         if !status.is_final() {
             return Err(Error::request(format!(
                 "a run does not end as {}: end it as FINISHED, FAILED or KILLED",
                 status.as_str()
             )));
         }
-        let now = self.clock.now();
-        self.stores.runs.finish_run(project, run_id, status, now).await
+        let event = caller.event("run.finish", &Resource::named(Kind::Run, project, run_id));
+        self.stores.runs.finish_run(project, run_id, status, &event).await
     }
 
     /// A run.
-    pub async fn get_run(&self, project: &str, run_id: &str) -> Result<Run> {
-        self.enter(project).await?;
+    pub async fn get_run(&self, caller: &Caller, project: &str, run_id: &str) -> Result<Run> {
+        self.enter(caller, Action::RunRead, Resource::named(Kind::Run, project, run_id))
+            .await?;
         let run = self.stores.runs.find_run(project, run_id).await?;
         run.ok_or_else(|| Error::not_found("run", run_id, "check its id"))
     }
@@ -150,30 +155,38 @@ impl Registry {
     /// The runs of a project or of one of its experiments, newest first.
     pub async fn list_runs(
         &self,
+        caller: &Caller,
         project: &str,
         experiment: Option<&str>,
         page: &PageRequest<RunPlace>,
     ) -> Result<Page<Run>> {
-        self.enter(project).await?;
+        self.enter(caller, Action::RunRead, Resource::project(project)).await?;
         self.stores.runs.list_runs(project, experiment, page).await
     }
 
     /// The history of a metric by time, step and value; empty when the run never logged it.
     pub async fn metric_history(
         &self,
+        caller: &Caller,
         project: &str,
         run_id: &str,
         key: &str,
         page: &PageRequest<MetricPlace>,
     ) -> Result<Page<MetricPoint>> {
-        self.enter(project).await?;
+        self.enter(caller, Action::RunRead, Resource::named(Kind::Run, project, run_id))
+            .await?;
         let history = self.stores.runs.metric_history(project, run_id, key, page).await?;
         history.ok_or_else(|| Error::not_found("run", run_id, "check its id"))
     }
 
     /// The experiments by id.
-    pub async fn list_experiments(&self, project: &str, page: &PageRequest<u64>) -> Result<Page<Experiment>> {
-        self.enter(project).await?;
+    pub async fn list_experiments(
+        &self,
+        caller: &Caller,
+        project: &str,
+        page: &PageRequest<u64>,
+    ) -> Result<Page<Experiment>> {
+        self.enter(caller, Action::RunRead, Resource::project(project)).await?;
         self.stores.runs.list_experiments(project, page).await
     }
 

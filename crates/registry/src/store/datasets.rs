@@ -2,12 +2,17 @@
 
 use async_trait::async_trait;
 use conditional_trait_gen::trait_gen;
+use modelyard_auth::audit::NewEvent;
 use modelyard_common::Timestamp;
 use modelyard_db::{Pools, PostgresPools, SqlitePools, Transaction};
 use serde_json::json;
 use sqlx::QueryBuilder;
 
-use super::{SqlStore, json, number, stored, to_json, word};
+use super::{
+    SqlStore,
+    audit::{after, with_detail},
+    json, number, stored, to_json, word,
+};
 use crate::{
     error::Result,
     model::{
@@ -40,6 +45,8 @@ pub struct NewDatasetVersion {
     pub files: Vec<DatasetFile>,
     /// The newest version that it was made from; zero: there was none. Another newest one by now is no base.
     pub base: Option<u32>,
+    /// What the audit chain is told.
+    pub event: NewEvent,
     /// Now.
     pub now: Timestamp,
 }
@@ -262,11 +269,11 @@ impl DatasetStore for SqlStore<P> {
         let kind = EventKind::DatasetVersionCreated;
         Self::record_event(&mut tx, revision, &new.project, kind, &subject, new.now).await?;
         let created = Self::dataset_version_in(&mut tx, &new.project, &new.dataset, None).await?;
+        let created = created.ok_or_else(|| modelyard_db::Error::value("version", &version.to_string()))?;
+        let event = with_detail(&new.event, "version", version);
+        Self::append_audit(&mut tx, &after(&event, &created)?).await?;
         tx.commit().await?;
-        match created {
-            Some(created) => Ok(Inserted::Created(created)),
-            None => Err(modelyard_db::Error::value("version", &version.to_string()).into()),
-        }
+        Ok(Inserted::Created(created))
     }
 
     async fn find_dataset_version(

@@ -4,12 +4,13 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use async_trait::async_trait;
 use conditional_trait_gen::trait_gen;
+use modelyard_auth::audit::NewEvent;
 use modelyard_common::Timestamp;
 use modelyard_db::{Pools, PostgresPools, SqlitePools, Transaction};
 use serde_json::json;
 use sqlx::QueryBuilder;
 
-use super::{SqlStore, json, maybe, number, stored, to_json, word};
+use super::{SqlStore, audit::change_of_json, json, maybe, number, stored, to_json, word};
 use crate::{
     error::Result,
     model::{
@@ -48,9 +49,9 @@ pub struct EndpointRecord {
 #[async_trait]
 pub trait EndpointStore: Send + Sync {
     /// Makes the spec of an endpoint this one.
-    async fn put_endpoint(&self, key: &EndpointKey, spec: &EndpointSpec, now: Timestamp) -> Result<Outcome>;
+    async fn put_endpoint(&self, key: &EndpointKey, spec: &EndpointSpec, event: &NewEvent) -> Result<Outcome>;
     /// Removes an endpoint; whether there was one.
-    async fn delete_endpoint(&self, key: &EndpointKey, now: Timestamp) -> Result<bool>;
+    async fn delete_endpoint(&self, key: &EndpointKey, event: &NewEvent) -> Result<bool>;
     /// An endpoint.
     async fn find_endpoint(&self, key: &EndpointKey) -> Result<Option<EndpointRecord>>;
     /// The endpoints by name.
@@ -275,7 +276,7 @@ impl SqlStore<P> {
 #[trait_gen(P -> SqlitePools, PostgresPools)]
 #[async_trait]
 impl EndpointStore for SqlStore<P> {
-    async fn put_endpoint(&self, key: &EndpointKey, spec: &EndpointSpec, now: Timestamp) -> Result<Outcome> {
+    async fn put_endpoint(&self, key: &EndpointKey, spec: &EndpointSpec, event: &NewEvent) -> Result<Outcome> {
         let text = to_json("spec of an endpoint", spec)?;
         let mut tx = self.pools.begin().await?;
         let revision = Self::next_revision(&mut tx).await?;
@@ -300,7 +301,7 @@ impl EndpointStore for SqlStore<P> {
         .bind(&key.name)
         .bind(&text)
         .bind(i64::from(spec.log.predictions))
-        .bind(now.as_micros())
+        .bind(event.at.as_micros())
         .execute(&mut *tx)
         .await?;
         sqlx::query("DELETE FROM endpoint_route WHERE project = $1 AND endpoint = $2")
@@ -310,24 +311,27 @@ impl EndpointStore for SqlStore<P> {
             .await?;
         Self::insert_routes(&mut tx, key, spec).await?;
         let kind = EventKind::EndpointChanged;
-        Self::record_event(&mut tx, revision, &key.project, kind, &event_subject(key), now).await?;
+        Self::record_event(&mut tx, revision, &key.project, kind, &event_subject(key), event.at).await?;
+        Self::append_audit(&mut tx, &change_of_json(event, before.as_deref(), Some(&text))).await?;
         tx.commit().await?;
         Ok(outcome)
     }
 
-    async fn delete_endpoint(&self, key: &EndpointKey, now: Timestamp) -> Result<bool> {
+    async fn delete_endpoint(&self, key: &EndpointKey, event: &NewEvent) -> Result<bool> {
         let mut tx = self.pools.begin().await?;
         let revision = Self::next_revision(&mut tx).await?;
-        let deleted = sqlx::query("DELETE FROM endpoint WHERE project = $1 AND name = $2")
-            .bind(&key.project)
-            .bind(&key.name)
-            .execute(&mut *tx)
-            .await?;
-        if deleted.rows_affected() == 0 {
+        let deleted: Option<String> =
+            sqlx::query_scalar("DELETE FROM endpoint WHERE project = $1 AND name = $2 RETURNING spec")
+                .bind(&key.project)
+                .bind(&key.name)
+                .fetch_optional(&mut *tx)
+                .await?;
+        if deleted.is_none() {
             return Ok(false);
         }
         let kind = EventKind::EndpointDeleted;
-        Self::record_event(&mut tx, revision, &key.project, kind, &event_subject(key), now).await?;
+        Self::record_event(&mut tx, revision, &key.project, kind, &event_subject(key), event.at).await?;
+        Self::append_audit(&mut tx, &change_of_json(event, deleted.as_deref(), None)).await?;
         tx.commit().await?;
         Ok(true)
     }

@@ -4,13 +4,16 @@ use std::collections::BTreeMap;
 
 use async_trait::async_trait;
 use conditional_trait_gen::trait_gen;
+use modelyard_auth::audit::NewEvent;
 use modelyard_common::Timestamp;
 use modelyard_db::{Pools, PostgresPools, SqlitePools, Transaction};
 use serde_json::json;
 use sqlx::QueryBuilder;
 
 use super::{
-    SqlStore, before, maybe, number, stored, to_json,
+    SqlStore,
+    audit::{after, with_detail},
+    before, maybe, number, stored, to_json,
     versions::{VersionRow, select_versions},
 };
 use crate::{
@@ -34,6 +37,8 @@ pub struct AliasRequest<'a> {
     pub alias: &'a str,
     /// Who asks.
     pub changed_by: &'a str,
+    /// What the audit chain is told.
+    pub event: &'a NewEvent,
     /// Now.
     pub now: Timestamp,
 }
@@ -71,6 +76,17 @@ pub trait ModelStore: Send + Sync {
         alias: &str,
         page: &PageRequest<u64>,
     ) -> Result<Page<AliasChange>>;
+}
+
+/// Where an alias points and pointed: the numbers of the versions, which never change.
+fn alias_event(request: &AliasRequest<'_>, previous: Option<i64>, version: Option<i64>) -> NewEvent {
+    let mut event = with_detail(request.event, "alias", request.alias);
+    for (key, version) in [("previous_version", previous), ("version", version)] {
+        if let Some(version) = version {
+            event = with_detail(&event, key, version);
+        }
+    }
+    event
 }
 
 #[derive(sqlx::FromRow)]
@@ -389,17 +405,18 @@ impl ModelStore for SqlStore<P> {
                 model: &new.model,
                 alias,
                 changed_by: &new.changed_by,
+                event: &new.event,
                 now: new.now,
             };
             let revision = Self::next_revision(&mut tx).await?;
             Self::move_alias(&mut tx, &request, revision, version).await?;
         }
         let created = Self::model_version_in(&mut tx, &new.project, &new.model, version).await?;
+        let created = created.ok_or_else(|| modelyard_db::Error::value("version", &version.to_string()))?;
+        let event = with_detail(&new.event, "version", version);
+        Self::append_audit(&mut tx, &after(&event, &created)?).await?;
         tx.commit().await?;
-        match created {
-            Some(created) => Ok((created, true)),
-            None => Err(modelyard_db::Error::value("version", &version.to_string()).into()),
-        }
+        Ok((created, true))
     }
 
     async fn find_model_version(
@@ -499,6 +516,7 @@ impl ModelStore for SqlStore<P> {
         }
         let previous = Self::move_alias(&mut tx, request, revision, i64::from(version)).await?;
         if previous != Some(i64::from(version)) {
+            Self::append_audit(&mut tx, &alias_event(request, previous, Some(i64::from(version)))).await?;
             tx.commit().await?;
         }
         maybe("version", previous)
@@ -517,6 +535,7 @@ impl ModelStore for SqlStore<P> {
         .await?;
         if previous.is_some() {
             Self::record_alias(&mut tx, request, revision, previous, None).await?;
+            Self::append_audit(&mut tx, &alias_event(request, previous, None)).await?;
             tx.commit().await?;
         }
         maybe("version", previous)

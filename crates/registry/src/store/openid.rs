@@ -8,35 +8,26 @@ use std::collections::BTreeSet;
 
 use async_trait::async_trait;
 use conditional_trait_gen::trait_gen;
-use modelyard_auth::{Binding, Grant, Principal, audit::NewEvent, token::TokenHash};
+use modelyard_auth::{Binding, Principal, audit::NewEvent};
 use modelyard_common::Timestamp;
 use modelyard_db::{Pools, PostgresPools, SqlitePools, Transaction};
 
-use super::{SqlStore, audit::with_detail, number, to_json};
-use crate::{error::Result, openid};
+use super::{SqlStore, audit::with_detail, to_json, tokens::TokenRow};
+use crate::{
+    error::Result,
+    model::{
+        access::{AccessKind, RoleBindingSpec},
+        identity::IdentityKind,
+    },
+    openid,
+};
 
 /// The most exchanged tokens of a service account that have not ended.
 const MAX_EXCHANGED: i64 = 1000;
 
-const USER: &str = "user";
-const SERVICE_ACCOUNT: &str = "service-account";
-
-/// A token as it is stored.
-#[derive(Debug, Clone)]
-pub struct TokenRow {
-    /// Its id.
-    pub id: String,
-    /// The hash of its text.
-    pub hash: TokenHash,
-    /// The word for its kind.
-    pub kind: &'static str,
-    /// What it is called in lists.
-    pub name: String,
-    /// The most that it opens; none: all that its owner may.
-    pub scope: Option<Vec<Grant>>,
-    /// When it ends.
-    pub expires_at: Timestamp,
-}
+const USER: &str = IdentityKind::User.as_str();
+const SERVICE_ACCOUNT: &str = IdentityKind::ServiceAccount.as_str();
+const BINDING: &str = AccessKind::RoleBinding.as_str();
 
 /// A verified sign-in.
 #[derive(Debug, Clone)]
@@ -110,40 +101,6 @@ struct IdentityRow {
 
 #[trait_gen(P -> SqlitePools, PostgresPools)]
 impl SqlStore<P> {
-    /// The next revision of who may do what. From here to the commit nobody else changes it.
-    async fn raise_access(tx: &mut Transaction<<P as Pools>::Db>) -> Result<u64> {
-        let query = sqlx::query_scalar("UPDATE counter SET value = value + 1 WHERE name = 'access' RETURNING value");
-        number("revision of access", query.fetch_one(&mut **tx).await?)
-    }
-
-    async fn insert_access_token(
-        tx: &mut Transaction<<P as Pools>::Db>,
-        owner_kind: &str,
-        owner: &str,
-        token: &TokenRow,
-        created_by: &str,
-        now: Timestamp,
-    ) -> Result<()> {
-        let scope = token.scope.as_ref().map(|scope| to_json("scope", scope)).transpose()?;
-        sqlx::query(
-            "INSERT INTO access_token (id, hash, kind, owner_kind, owner, name, scope, created_at, created_by, expires_at)
-             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)",
-        )
-        .bind(&token.id)
-        .bind(token.hash.to_string())
-        .bind(token.kind)
-        .bind(owner_kind)
-        .bind(owner)
-        .bind(&token.name)
-        .bind(scope)
-        .bind(now.as_micros())
-        .bind(created_by)
-        .bind(token.expires_at.as_micros())
-        .execute(&mut **tx)
-        .await?;
-        Ok(())
-    }
-
     /// The user behind a profile: made, or brought up to date. None where it is refused.
     async fn user_of(
         tx: &mut Transaction<<P as Pools>::Db>,
@@ -214,7 +171,7 @@ impl SignInStore for SqlStore<P> {
             }
         };
         let user = Principal::user(&name).to_string();
-        Self::insert_access_token(&mut tx, USER, &name, &new.token, &user, new.now).await?;
+        Self::insert_access_token(&mut tx, (IdentityKind::User, &name), &new.token, &user, new.now).await?;
         let mut event = with_detail(&new.event, "new_user", is_new);
         event.actor = user;
         event.resource = name.clone();
@@ -241,7 +198,7 @@ impl SignInStore for SqlStore<P> {
         )
         .bind(SERVICE_ACCOUNT)
         .bind(new.service_account)
-        .bind(new.token.kind)
+        .bind(new.token.kind.as_str())
         .bind(new.now.as_micros())
         .fetch_one(&mut *tx)
         .await?;
@@ -250,15 +207,8 @@ impl SignInStore for SqlStore<P> {
             return Ok(ExchangedAs::TooMany);
         }
         let owner = Principal::service_account(new.service_account).to_string();
-        Self::insert_access_token(
-            &mut tx,
-            SERVICE_ACCOUNT,
-            new.service_account,
-            &new.token,
-            &owner,
-            new.now,
-        )
-        .await?;
+        let account = (IdentityKind::ServiceAccount, new.service_account);
+        Self::insert_access_token(&mut tx, account, &new.token, &owner, new.now).await?;
         Self::append_audit(&mut tx, &new.event).await?;
         tx.commit().await?;
         Ok(ExchangedAs::Made(revision))
@@ -268,7 +218,9 @@ impl SignInStore for SqlStore<P> {
         let mut tx = self.pools.begin().await?;
         Self::raise_access(&mut tx).await?;
         let pattern = format!("{}%", openid::BINDING_PREFIX);
-        let present: Vec<String> = sqlx::query_scalar("SELECT name FROM role_binding WHERE name LIKE $1")
+        let query = "SELECT name FROM access_resource WHERE kind = $1 AND project = '' AND name LIKE $2";
+        let present: Vec<String> = sqlx::query_scalar(query)
+            .bind(BINDING)
             .bind(pattern)
             .fetch_all(&mut *tx)
             .await?;
@@ -285,21 +237,27 @@ impl SignInStore for SqlStore<P> {
             return Ok(false);
         }
         for name in &removed {
-            sqlx::query("DELETE FROM role_binding WHERE name = $1")
+            sqlx::query("DELETE FROM access_resource WHERE kind = $1 AND project = '' AND name = $2")
+                .bind(BINDING)
                 .bind(name.as_str())
                 .execute(&mut *tx)
                 .await?;
         }
         for binding in &added {
+            let spec = RoleBindingSpec {
+                subject: binding.subject.clone(),
+                role: binding.grant.role.clone(),
+                place: binding.grant.place.to_string(),
+            };
             sqlx::query(
-                "INSERT INTO role_binding (name, subject, role, place, created_at, updated_at)
-                 VALUES ($1, $2, $3, $4, $5, $5)
-                 ON CONFLICT (name) DO NOTHING",
+                "INSERT INTO access_resource (kind, project, name, spec, subject, created_at, updated_at)
+                 VALUES ($1, '', $2, $3, $4, $5, $5)
+                 ON CONFLICT (kind, project, name) DO NOTHING",
             )
+            .bind(BINDING)
             .bind(&binding.name)
+            .bind(to_json("spec", &spec)?)
             .bind(binding.subject.to_string())
-            .bind(&binding.grant.role)
-            .bind(binding.grant.place.to_string())
             .bind(now.as_micros())
             .execute(&mut *tx)
             .await?;

@@ -4,12 +4,15 @@ use std::collections::BTreeMap;
 
 use async_trait::async_trait;
 use conditional_trait_gen::trait_gen;
+use modelyard_auth::audit::NewEvent;
 use modelyard_common::Timestamp;
 use modelyard_db::{Pools, PostgresPools, SqlitePools, Transaction};
 use sqlx::QueryBuilder;
 
 use super::{
-    SqlStore, number,
+    SqlStore,
+    audit::{after, change},
+    number,
     run_rows::{ExperimentRow, InputRow, LatestRow, PointRow, RunRow, latest_points, select_runs, stored_value},
 };
 use crate::{
@@ -33,7 +36,7 @@ pub trait RunStore: Send + Sync {
     /// Adds params, metrics and tags to a run, all or none of them.
     async fn log_batch(&self, project: &str, run_id: &str, batch: &Batch) -> Result<()>;
     /// Ends a run. Ending it the same way again changes nothing.
-    async fn finish_run(&self, project: &str, run_id: &str, status: RunStatus, now: Timestamp) -> Result<Run>;
+    async fn finish_run(&self, project: &str, run_id: &str, status: RunStatus, event: &NewEvent) -> Result<Run>;
     /// A run.
     async fn find_run(&self, project: &str, run_id: &str) -> Result<Option<Run>>;
     /// The runs of a project or of one of its experiments, newest first.
@@ -347,8 +350,10 @@ impl RunStore for SqlStore<P> {
         }
         Self::insert_run_details(&mut tx, new).await?;
         let created = Self::run_in(&mut tx, &new.project, &new.run_id).await?;
+        let created = created.ok_or_else(|| Error::not_found("run", &new.run_id, NO_RUN))?;
+        Self::append_audit(&mut tx, &after(&new.event, &created)?).await?;
         tx.commit().await?;
-        created.ok_or_else(|| Error::not_found("run", &new.run_id, NO_RUN))
+        Ok(created)
     }
 
     async fn log_batch(&self, project: &str, run_id: &str, batch: &Batch) -> Result<()> {
@@ -373,21 +378,28 @@ impl RunStore for SqlStore<P> {
         Ok(tx.commit().await?)
     }
 
-    async fn finish_run(&self, project: &str, run_id: &str, status: RunStatus, now: Timestamp) -> Result<Run> {
+    async fn finish_run(&self, project: &str, run_id: &str, status: RunStatus, event: &NewEvent) -> Result<Run> {
         let mut tx = self.pools.begin().await?;
+        let before = Self::run_in(&mut tx, project, run_id).await?;
+        let before = before.ok_or_else(|| Error::not_found("run", run_id, NO_RUN))?;
+        if before.status == status {
+            return Ok(before);
+        }
         sqlx::query(
-            "UPDATE run SET end_time = CASE WHEN status = $3 THEN end_time ELSE $4 END, status = $3
+            "UPDATE run SET end_time = $4, status = $3
              WHERE project = $1 AND id = $2 AND lifecycle = 'active'",
         )
         .bind(project)
         .bind(run_id)
         .bind(status.as_str())
-        .bind(now.as_micros())
+        .bind(event.at.as_micros())
         .execute(&mut *tx)
         .await?;
         let run = Self::run_in(&mut tx, project, run_id).await?;
+        let run = run.ok_or_else(|| Error::not_found("run", run_id, NO_RUN))?;
+        Self::append_audit(&mut tx, &change(event, &before, &run)?).await?;
         tx.commit().await?;
-        run.ok_or_else(|| Error::not_found("run", run_id, NO_RUN))
+        Ok(run)
     }
 
     async fn find_run(&self, project: &str, run_id: &str) -> Result<Option<Run>> {

@@ -71,7 +71,7 @@ async fn what_is_not_there_or_damaged_is_refused() {
         let digits = &digest["sha256:".len()..];
         let file = registry
             .data_dir
-            .join("objects/blobs/sha256")
+            .join("objects/projects/default/blobs/sha256")
             .join(&digits[..2])
             .join(&digits[2..]);
         std::fs::write(&file, "wrong").unwrap();

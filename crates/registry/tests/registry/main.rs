@@ -8,6 +8,7 @@ mod endpoints;
 mod fixture;
 mod models;
 mod openapi;
+mod openid;
 mod runs;
 mod support;
 mod watch;

@@ -7,6 +7,7 @@ use bytes::Bytes;
 use http::{Method, Request, StatusCode, header};
 use http_body_util::BodyExt;
 use modelyard_artifacts::{Storage, StorageConfig};
+use modelyard_auth::{Access, Mode};
 use modelyard_common::{
     Context, Timestamp,
     clock::ManualClock,
@@ -38,7 +39,13 @@ const START: &str = "2013-03-01T00:00:00Z";
 
 /// A registry that runs.
 pub struct TestRegistry {
+    /// Calls of a service for the local user.
     pub channel: Channel,
+    /// Calls of a service for itself.
+    pub services: Channel,
+    pub access: Access,
+    /// The token of the first admin.
+    pub first_token: Option<String>,
     pub router: Router,
     pub openapi: OpenApi,
     pub clock: Arc<ManualClock>,
@@ -59,6 +66,16 @@ pub async fn registries() -> Vec<(TestDatabase, TestRegistry)> {
 
 /// A registry on what is in the place.
 pub async fn start(place: &TestDatabase) -> TestRegistry {
+    start_with(place, |_| {}).await
+}
+
+/// The same, with settings of the test's own.
+pub async fn start_with(place: &TestDatabase, change: impl FnOnce(&mut Config)) -> TestRegistry {
+    start_in(place, Mode::Open, change).await
+}
+
+/// The same, where callers sign in or need not.
+pub async fn start_in(place: &TestDatabase, mode: Mode, change: impl FnOnce(&mut Config)) -> TestRegistry {
     let clock = ManualClock::at(START.parse::<Timestamp>().unwrap());
     let data_dir = place.data_dir().to_owned();
     let context = Context {
@@ -69,17 +86,26 @@ pub async fn start(place: &TestDatabase) -> TestRegistry {
         lifecycle: Lifecycle::default(),
         readiness: Readiness::default(),
     };
-    let config = Config {
+    let mut config = Config {
         database: DatabaseConfig {
             url: place.url.clone().map(Secret::new),
             ..DatabaseConfig::default()
         },
+        ..Config::default()
     };
+    change(&mut config);
     let storage = Storage::open(&StorageConfig::folder(&data_dir.join("objects"))).unwrap();
-    let service = modelyard_registry::start(config, &context, storage).await.unwrap();
+    let access = Access::new(mode, None, context.clock.clone(), context.ids.clone()).unwrap();
+    let service = modelyard_registry::start(config, &context, storage, access.clone())
+        .await
+        .unwrap();
     let (router, openapi) = service.http.split_for_parts();
+    let services = rpc::local(service.grpc).as_service("orchestrator");
     TestRegistry {
-        channel: rpc::local(service.grpc),
+        channel: services.acting_for("user:local"),
+        services,
+        access,
+        first_token: service.first_token.map(|token| token.reveal().to_owned()),
         router,
         openapi,
         clock,
@@ -103,7 +129,7 @@ impl TestRegistry {
     }
 
     pub fn endpoints(&self) -> EndpointServiceClient<Channel> {
-        EndpointServiceClient::new(self.channel.clone())
+        EndpointServiceClient::new(self.services.clone())
     }
 
     /// Sends a request to a path below the project.

@@ -1,0 +1,404 @@
+//! Roles, role bindings, policies, marks, and the reasons of decisions.
+
+use std::fmt::Write as _;
+
+use modelyard_auth::{
+    Action, BUILT_IN_ROLES, Caller, Kind, Principal, PrincipalKind, ProjectScope, Resource, ResourceKey, Via,
+};
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use super::{Registry, identities::event_of};
+use crate::{
+    error::{Error, Result},
+    model::{
+        access::{AccessKind, AccessRecord, AccessResource, AccessSpec, RoleSpec, SensitiveMark, markable},
+        endpoint::Outcome,
+        page::{Page, PageRequest},
+        run::check_text,
+    },
+};
+
+/// The longest name of something that is marked, in bytes: ids of requests and digests fit.
+const MAX_MARKED_NAME_BYTES: usize = 256;
+
+/// Who the caller is, and what it has.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
+pub struct Me {
+    /// `user:NAME` or `service-account:NAME`.
+    pub principal: String,
+    /// How it came in: `token`, `session`, `exchange`, `password` or `local`.
+    pub via: &'static str,
+    /// The id of its token.
+    pub token_id: Option<String>,
+    /// The most that its token opens; null: all that it may.
+    pub scope: Option<Vec<String>>,
+    /// The projects in which it has a role; null: all.
+    pub projects: Option<Vec<String>>,
+    /// The roles that it holds, as `ROLE@PLACE`.
+    pub roles: Vec<String>,
+}
+
+/// A question about access.
+#[derive(Debug, Clone, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct AccessQuestion {
+    /// `user:NAME` or `service-account:NAME`.
+    #[schema(value_type = String)]
+    pub principal: Principal,
+    /// The action, such as `alias.write`.
+    pub action: String,
+    /// `installation`, `project:NAME` or `KIND:PROJECT/NAME`.
+    pub resource: String,
+}
+
+/// The answer, and why.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
+pub struct AccessAnswer {
+    /// Who.
+    pub principal: String,
+    /// What.
+    pub action: String,
+    /// On what.
+    pub resource: String,
+    /// Whether it may.
+    pub allowed: bool,
+    /// Why, in a sentence.
+    pub why: String,
+    /// The policies that decided; none permits it where it is empty and refused.
+    pub policies: Vec<String>,
+    /// The roles that the principal holds for the resource.
+    pub roles: Vec<String>,
+    /// The roles that its token's scope opens.
+    pub scope_roles: Option<Vec<String>>,
+    /// What went wrong while policies were evaluated; those count as not there.
+    pub errors: Vec<String>,
+}
+
+/// Where something is declared, for decisions: a project, or the installation.
+fn home(project: &str) -> Resource<'_> {
+    if project.is_empty() {
+        Resource::INSTALLATION
+    } else {
+        Resource::project(project)
+    }
+}
+
+fn resource<S: AccessSpec>(record: AccessRecord) -> Result<AccessResource<S>> {
+    let spec = serde_json::from_value(record.spec)
+        .map_err(|_| modelyard_db::Error::value("spec of an access resource", &record.name))?;
+    Ok(AccessResource {
+        kind: S::KIND.resource_kind(),
+        name: record.name,
+        project: Some(record.project).filter(|project| !project.is_empty()),
+        built_in: false,
+        spec,
+        created_at: Some(record.created_at),
+        updated_at: Some(record.updated_at),
+    })
+}
+
+fn unknown(kind: AccessKind, name: &str) -> Error {
+    match kind {
+        AccessKind::Role => Error::not_found("role", name, "list them with `modelyard get roles`"),
+        AccessKind::RoleBinding => {
+            Error::not_found("role binding", name, "list them with `modelyard get role-bindings`")
+        }
+        AccessKind::Policy => Error::not_found("policy", name, "list them with `modelyard get policies`"),
+    }
+}
+
+/// The roles that are always there.
+fn built_in_role(name: &str) -> Option<AccessResource<RoleSpec>> {
+    let name = BUILT_IN_ROLES.into_iter().find(|role| *role == name)?;
+    Some(AccessResource {
+        kind: AccessKind::Role.resource_kind(),
+        name: name.to_owned(),
+        project: None,
+        built_in: true,
+        spec: RoleSpec {
+            description: "built in: `modelyard auth schema` prints its policy".to_owned(),
+            actions: [].into(),
+        },
+        created_at: None,
+        updated_at: None,
+    })
+}
+
+impl Registry {
+    /// Declares a role, a role binding or a policy, in a project or (empty) in the installation.
+    pub async fn put_access<S: AccessSpec>(
+        &self,
+        caller: &Caller,
+        project: &str,
+        name: &str,
+        mut spec: S,
+    ) -> Result<(Outcome, AccessResource<S>)> {
+        caller.authorize(Action::AccessWrite, home(project))?;
+        spec.check(project, name)?;
+        let now = self.clock.now();
+        let record = AccessRecord {
+            kind: S::KIND,
+            project: project.to_owned(),
+            name: name.to_owned(),
+            subject: spec.subject(),
+            spec: serde_json::to_value(&spec).map_err(|error| Error::request(error.to_string()))?,
+            created_at: now,
+            updated_at: now,
+        };
+        let mut event = event_of(caller, Action::AccessWrite.as_str(), S::KIND.as_str(), name);
+        project.clone_into(&mut event.project);
+        let outcome = self.stores.access.put_access(&record, &event).await?;
+        if outcome != Outcome::Unchanged {
+            self.know_change().await?;
+            tracing::info!(kind = S::KIND.as_str(), project, name, ?outcome, "access changed");
+        }
+        let stored = self.stores.access.find_access(S::KIND, project, name).await?;
+        Ok((outcome, resource(stored.unwrap_or(record))?))
+    }
+
+    /// A role binding, a policy or a role of an admin's making.
+    pub async fn get_access<S: AccessSpec>(
+        &self,
+        caller: &Caller,
+        project: &str,
+        name: &str,
+    ) -> Result<AccessResource<S>> {
+        caller.authorize(Action::AccessRead, home(project))?;
+        let found = self.stores.access.find_access(S::KIND, project, name).await?;
+        resource(found.ok_or_else(|| unknown(S::KIND, name))?)
+    }
+
+    /// The resources of a kind by name.
+    pub async fn list_access<S: AccessSpec>(
+        &self,
+        caller: &Caller,
+        project: &str,
+        page: &PageRequest<String>,
+    ) -> Result<Page<AccessResource<S>>> {
+        caller.authorize(Action::AccessRead, home(project))?;
+        let found = self.stores.access.list_access(S::KIND, project, page).await?;
+        let items = found.items.into_iter().map(resource).collect::<Result<Vec<_>>>()?;
+        Ok(Page {
+            items,
+            next_cursor: found.next_cursor,
+        })
+    }
+
+    /// Removes a role binding, a policy or a role that nobody holds.
+    pub async fn remove_access(&self, caller: &Caller, kind: AccessKind, project: &str, name: &str) -> Result<()> {
+        caller.authorize(Action::AccessWrite, home(project))?;
+        if kind == AccessKind::Role && built_in_role(name).is_some() {
+            return Err(Error::State(format!("role `{name}` is built in and cannot be removed")));
+        }
+        let mut event = event_of(caller, "access.delete", kind.as_str(), name);
+        project.clone_into(&mut event.project);
+        if !self.stores.access.remove_access(kind, project, name, &event).await? {
+            return Err(unknown(kind, name));
+        }
+        tracing::info!(kind = kind.as_str(), project, name, "access removed");
+        self.know_change().await
+    }
+
+    /// A role, also a built-in one.
+    pub async fn get_role(&self, caller: &Caller, name: &str) -> Result<AccessResource<RoleSpec>> {
+        caller.authorize(Action::AccessRead, Resource::INSTALLATION)?;
+        match built_in_role(name) {
+            Some(role) => Ok(role),
+            None => self.get_access(caller, "", name).await,
+        }
+    }
+
+    /// The roles: on the first page the built-in ones, then those of an admin's making by name.
+    pub async fn list_roles(
+        &self,
+        caller: &Caller,
+        page: &PageRequest<String>,
+    ) -> Result<Page<AccessResource<RoleSpec>>> {
+        let mut listed = self.list_access(caller, "", page).await?;
+        if page.after.is_none() {
+            listed
+                .items
+                .splice(0..0, BUILT_IN_ROLES.into_iter().filter_map(built_in_role));
+        }
+        Ok(listed)
+    }
+
+    /// Marks something as sensitive, so that each reading of it is an audit event, or takes the mark away.
+    pub async fn mark_sensitive(
+        &self,
+        caller: &Caller,
+        project: &str,
+        kind: &str,
+        name: &str,
+        is_sensitive: bool,
+    ) -> Result<()> {
+        caller.authorize(Action::AccessWrite, Resource::project(project))?;
+        let kind = markable(kind)?;
+        check_text("name of", kind.word(), name, MAX_MARKED_NAME_BYTES)?;
+        let action = if is_sensitive {
+            "sensitive.mark"
+        } else {
+            "sensitive.unmark"
+        };
+        let event = caller.event(action, &Resource::named(kind, project, name));
+        let key = ResourceKey {
+            kind,
+            project: project.to_owned(),
+            name: name.to_owned(),
+        };
+        if self.stores.access.mark_sensitive(&key, is_sensitive, &event).await? {
+            self.know_change().await?;
+        } else if !is_sensitive {
+            return Err(Error::not_found(
+                "mark",
+                name,
+                "list them with `modelyard sensitive list`",
+            ));
+        }
+        Ok(())
+    }
+
+    /// What is marked in a project.
+    pub async fn list_sensitive(&self, caller: &Caller, project: &str) -> Result<Page<SensitiveMark>> {
+        caller.authorize(Action::AccessRead, Resource::project(project))?;
+        Ok(Page {
+            items: self.stores.access.list_sensitive(project).await?,
+            next_cursor: None,
+        })
+    }
+
+    /// Who the caller is.
+    pub fn me(&self, caller: &Caller) -> Me {
+        let texts = |grants: &[modelyard_auth::Grant]| grants.iter().map(ToString::to_string).collect();
+        let mut roles: Vec<String> = caller
+            .snapshot()
+            .grants(caller.principal())
+            .map(ToString::to_string)
+            .collect();
+        roles.sort_unstable();
+        roles.dedup();
+        Me {
+            principal: caller.principal().to_string(),
+            via: caller.via().as_str(),
+            token_id: caller.token_id().map(str::to_owned),
+            scope: caller.scope().map(texts),
+            projects: match caller.projects() {
+                ProjectScope::All => None,
+                ProjectScope::Only(projects) => Some(projects),
+            },
+            roles,
+        }
+    }
+
+    /// Whether somebody may do something, and why. Everybody may ask about themselves, an admin about anybody.
+    pub fn explain(&self, caller: &Caller, question: &AccessQuestion) -> Result<AccessAnswer> {
+        let action = Action::find(&question.action).ok_or_else(|| {
+            Error::request(format!(
+                "action `{}` does not exist: list them with `modelyard get actions`",
+                question.action
+            ))
+        })?;
+        let target = read_resource(&question.resource)?;
+        if question.principal != *caller.principal() {
+            let place = match target.kind() {
+                Kind::Installation => Resource::INSTALLATION,
+                _ => Resource::project(target.project_name()),
+            };
+            caller.authorize(Action::AccessRead, place)?;
+        }
+        let is_service = question.principal.kind() == PrincipalKind::Service;
+        let is_known = is_service || caller.snapshot().is_enabled(&question.principal);
+        let asked = self.access.as_if(question.principal.clone(), None, Via::Token);
+        let decision = asked.decide(action, target);
+        let exists = target.kind() == Kind::Installation || asked.snapshot().has_project(target.project_name());
+        let allowed = decision.allowed && is_known && exists;
+        let why = if !is_known {
+            format!("{} does not exist or is disabled", question.principal)
+        } else if !exists {
+            format!("project `{}` does not exist", target.project_name())
+        } else {
+            reason(&decision)
+        };
+        Ok(AccessAnswer {
+            principal: question.principal.to_string(),
+            action: action.to_string(),
+            resource: question.resource.clone(),
+            allowed,
+            why,
+            policies: decision.policies.clone(),
+            roles: decision.roles.clone(),
+            scope_roles: decision.scope_roles.clone(),
+            errors: decision.errors.clone(),
+        })
+    }
+}
+
+fn reason(decision: &modelyard_auth::Decision) -> String {
+    let mut why = if decision.roles.is_empty() {
+        "it holds no role there".to_owned()
+    } else {
+        format!("it holds {}", decision.roles.join(", "))
+    };
+    // Writing to a string cannot fail.
+    let _ = match (decision.allowed, decision.policies.is_empty()) {
+        (true, _) => write!(why, ", and {} permits it", decision.policies.join(", ")),
+        (false, true) => write!(why, ", and no policy permits it"),
+        (false, false) => write!(why, ", and {} forbids it", decision.policies.join(", ")),
+    };
+    why
+}
+
+/// Reads `installation`, `project:NAME` or `KIND:PROJECT/NAME`.
+fn read_resource(text: &str) -> Result<Resource<'_>> {
+    let invalid = || {
+        Error::request(format!(
+            "`{}` is no resource: write `installation`, `project:NAME` or `KIND:PROJECT/NAME`",
+            text.chars()
+                .take(200)
+                .flat_map(char::escape_default)
+                .collect::<String>()
+        ))
+    };
+    if text == Kind::Installation.word() {
+        return Ok(Resource::INSTALLATION);
+    }
+    let (kind, rest) = text.split_once(':').ok_or_else(invalid)?;
+    let kind = Kind::find(kind).ok_or_else(invalid)?;
+    match (kind, rest.split_once('/')) {
+        (Kind::Project, None) if !rest.is_empty() => Ok(Resource::project(rest)),
+        (Kind::Installation | Kind::Project, _) => Err(invalid()),
+        (kind, Some((project, name))) if !project.is_empty() && !name.is_empty() => {
+            Ok(Resource::named(kind, project, name))
+        }
+        _ => Err(invalid()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn resources_are_read() {
+        for text in [
+            "installation",
+            "project:default",
+            "model:default/flight-delay",
+            "artifact:a/sha256:01",
+        ] {
+            read_resource(text).unwrap();
+        }
+        for text in [
+            "",
+            "project:",
+            "project:a/b",
+            "model:default",
+            "model:/x",
+            "thing:a/b",
+            "installation:a",
+        ] {
+            assert!(read_resource(text).is_err(), "{text}");
+        }
+    }
+}

@@ -1,0 +1,172 @@
+//! Projects.
+
+use async_trait::async_trait;
+use conditional_trait_gen::trait_gen;
+use modelyard_auth::{ProjectScope, audit::NewEvent};
+use modelyard_common::Timestamp;
+use modelyard_db::{Pools, PostgresPools, SqlitePools};
+use sqlx::QueryBuilder;
+
+use super::{SqlStore, audit::change_of_json, number};
+use crate::{
+    error::{Error, Result},
+    model::{
+        endpoint::Outcome,
+        page::{Page, PageRequest},
+        project::{Project, ProjectSpec},
+    },
+};
+
+/// The most projects: all of them are in the memory of every process.
+const MAX_PROJECTS: i64 = 10_000;
+
+/// The projects.
+#[async_trait]
+pub trait ProjectStore: Send + Sync {
+    /// The revision of the last change.
+    async fn revision(&self) -> Result<u64>;
+    /// Makes a project, or changes it.
+    async fn put_project(&self, name: &str, spec: &ProjectSpec, event: &NewEvent) -> Result<Outcome>;
+    /// A project that was not removed.
+    async fn find_project(&self, name: &str) -> Result<Option<Project>>;
+    /// The projects in a scope by name.
+    async fn list_projects(&self, scope: &ProjectScope, page: &PageRequest<String>) -> Result<Page<Project>>;
+    /// Removes a project without endpoints; whether there was one. What is in it stays in the database, and its name is
+    /// not given again.
+    async fn remove_project(&self, name: &str, event: &NewEvent) -> Result<bool>;
+}
+
+type ProjectRow = (String, String, i64);
+
+fn project((name, description, created_at): ProjectRow) -> Project {
+    Project {
+        kind: "Project",
+        name,
+        spec: ProjectSpec { description },
+        created_at: Timestamp::from_micros(created_at),
+    }
+}
+
+#[trait_gen(P -> SqlitePools, PostgresPools)]
+#[async_trait]
+impl ProjectStore for SqlStore<P> {
+    async fn revision(&self) -> Result<u64> {
+        let query = sqlx::query_scalar("SELECT value FROM counter WHERE name = 'revision'");
+        let value: i64 = query.fetch_one(self.pools.reader()).await?;
+        number("revision", value)
+    }
+
+    async fn put_project(&self, name: &str, spec: &ProjectSpec, event: &NewEvent) -> Result<Outcome> {
+        let mut tx = self.pools.begin().await?;
+        Self::raise_access(&mut tx).await?;
+        let present: Option<(String, Option<i64>)> =
+            sqlx::query_as("SELECT description, removed_at FROM project WHERE name = $1")
+                .bind(name)
+                .fetch_optional(&mut *tx)
+                .await?;
+        let outcome = match &present {
+            Some((_, Some(_))) => {
+                return Err(Error::State(format!(
+                    "the name `{name}` belonged to a project that was removed, and is not given again: take another"
+                )));
+            }
+            Some((description, None)) if *description == spec.description => return Ok(Outcome::Unchanged),
+            Some(_) => {
+                sqlx::query("UPDATE project SET description = $1 WHERE name = $2")
+                    .bind(&spec.description)
+                    .bind(name)
+                    .execute(&mut *tx)
+                    .await?;
+                Outcome::Updated
+            }
+            None => {
+                let count: i64 = sqlx::query_scalar("SELECT COUNT(*) FROM project WHERE removed_at IS NULL")
+                    .fetch_one(&mut *tx)
+                    .await?;
+                if count >= MAX_PROJECTS {
+                    return Err(Error::State(format!(
+                        "there are {count} projects, as many as there may be: remove one first"
+                    )));
+                }
+                sqlx::query("INSERT INTO project (name, description, created_at) VALUES ($1, $2, $3)")
+                    .bind(name)
+                    .bind(&spec.description)
+                    .bind(event.at.as_micros())
+                    .execute(&mut *tx)
+                    .await?;
+                Outcome::Created
+            }
+        };
+        let before = present.as_ref().map(|(description, _)| description.as_str());
+        let event = change_of_json(event, before, Some(&spec.description));
+        Self::append_audit(&mut tx, &event).await?;
+        tx.commit().await?;
+        Ok(outcome)
+    }
+
+    async fn find_project(&self, name: &str) -> Result<Option<Project>> {
+        let row: Option<ProjectRow> =
+            sqlx::query_as("SELECT name, description, created_at FROM project WHERE name = $1 AND removed_at IS NULL")
+                .bind(name)
+                .fetch_optional(self.pools.reader())
+                .await?;
+        Ok(row.map(project))
+    }
+
+    async fn list_projects(&self, scope: &ProjectScope, page: &PageRequest<String>) -> Result<Page<Project>> {
+        let mut query = QueryBuilder::new("SELECT name, description, created_at FROM project WHERE removed_at IS NULL");
+        if let ProjectScope::Only(names) = scope {
+            if names.is_empty() {
+                return Ok(page.cut(Vec::new(), |project: &Project| project.name.clone()));
+            }
+            query.push(" AND name IN (");
+            let mut listed = query.separated(", ");
+            for name in names {
+                listed.push_bind(name.clone());
+            }
+            query.push(")");
+        }
+        if let Some(after) = &page.after {
+            query.push(" AND name > ").push_bind(after.clone());
+        }
+        query.push(" ORDER BY name LIMIT ").push_bind(page.rows());
+        let rows: Vec<ProjectRow> = query.build_query_as().fetch_all(self.pools.reader()).await?;
+        let projects = rows.into_iter().map(project).collect();
+        Ok(page.cut(projects, |project| project.name.clone()))
+    }
+
+    async fn remove_project(&self, name: &str, event: &NewEvent) -> Result<bool> {
+        let mut tx = self.pools.begin().await?;
+        Self::raise_access(&mut tx).await?;
+        let present: Option<String> =
+            sqlx::query_scalar("SELECT description FROM project WHERE name = $1 AND removed_at IS NULL")
+                .bind(name)
+                .fetch_optional(&mut *tx)
+                .await?;
+        let Some(description) = present else {
+            return Ok(false);
+        };
+        let endpoints: i64 = sqlx::query_scalar("SELECT COUNT(*) FROM endpoint WHERE project = $1")
+            .bind(name)
+            .fetch_one(&mut *tx)
+            .await?;
+        if endpoints > 0 {
+            return Err(Error::State(format!(
+                "project `{name}` has {endpoints} endpoints: delete them first"
+            )));
+        }
+        sqlx::query("UPDATE project SET removed_at = $1 WHERE name = $2")
+            .bind(event.at.as_micros())
+            .bind(name)
+            .execute(&mut *tx)
+            .await?;
+        // Nobody holds anything in what is gone.
+        sqlx::query("DELETE FROM access_resource WHERE project = $1")
+            .bind(name)
+            .execute(&mut *tx)
+            .await?;
+        Self::append_audit(&mut tx, &change_of_json(event, Some(&description), None)).await?;
+        tx.commit().await?;
+        Ok(true)
+    }
+}
