@@ -5,6 +5,7 @@ use std::time::Duration;
 use modelyard_common::config::duration;
 use modelyard_db::DatabaseConfig;
 use modelyard_jobs::{KEEP_FINISHED, MAX_CONCURRENCY};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
@@ -13,7 +14,7 @@ use crate::error::{Error, Result};
 const MIN_LEASE: Duration = Duration::from_secs(3);
 
 /// How the orchestrator works.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
     /// Where pipelines and runs are stored.

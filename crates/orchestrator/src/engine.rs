@@ -13,6 +13,7 @@ use std::{
 
 use async_trait::async_trait;
 use futures::FutureExt;
+use modelyard_auth::audit::NewEvent;
 use modelyard_common::{Fault, Timestamp, clock::SharedClock, id::SharedIds};
 use modelyard_jobs::{Claim, Handler, Job, Outcome, Running};
 use parking_lot::Mutex;
@@ -244,7 +245,7 @@ impl Engine {
             progress: watch::Sender::default(),
             cancelled,
             called_off: registered.token.clone(),
-            tools: Arc::clone(&self.tools),
+            tools: Arc::new(self.tools.acting_for(&input.acting_for)),
         };
         self.watch(job, planned, op, &context, since).await
     }
@@ -355,15 +356,32 @@ impl Engine {
         }
     }
 
+    /// Calls a run off, and tells the audit chain.
+    pub(crate) async fn call_off(&self, run_id: &str, audit: &NewEvent) -> Result<RunState> {
+        self.move_on(run_id, Event::Cancelled, None, None, Some(audit)).await
+    }
+
     /// Moves a run by one event.
-    pub(crate) async fn advance(
+    async fn advance(
         &self,
         run_id: &str,
         event: Event,
         outputs: Option<&Value>,
         completes: Option<Claim>,
     ) -> Result<RunState> {
+        self.move_on(run_id, event, outputs, completes, None).await
+    }
+
+    async fn move_on(
+        &self,
+        run_id: &str,
+        event: Event,
+        outputs: Option<&Value>,
+        completes: Option<Claim>,
+        audit: Option<&NewEvent>,
+    ) -> Result<RunState> {
         let transition = Transition {
+            audit,
             run_id,
             event,
             outputs,

@@ -14,6 +14,9 @@ pub enum Error {
     /// A name that cannot be used.
     #[error(transparent)]
     Name(#[from] InvalidName),
+    /// Who calls, and what they may.
+    #[error(transparent)]
+    Access(#[from] modelyard_auth::Error),
     /// A request that can never be right.
     #[error("{0}")]
     Request(String),
@@ -112,6 +115,7 @@ impl Fault for Error {
             Self::NotFound { .. } => ErrorKind::NotFound,
             Self::NoPipeline { .. } | Self::Finished { .. } | Self::Stale => ErrorKind::FailedPrecondition,
             Self::KeyReused(_) => ErrorKind::AlreadyExists,
+            Self::Access(error) => error.kind(),
             Self::Jobs(error) => error.kind(),
             Self::Database(error) => error.kind(),
         }
@@ -120,6 +124,7 @@ impl Fault for Error {
     fn reason(&self) -> &str {
         match self {
             Self::Name(error) => error.reason(),
+            Self::Access(error) => error.reason(),
             Self::Request(_) => "INVALID_REQUEST",
             Self::Spec { .. } => "INVALID_SPEC",
             Self::Parameters { .. } => "INVALID_PARAMETERS",

@@ -1,6 +1,7 @@
 //! The face for other services.
 
 use async_trait::async_trait;
+use modelyard_auth::rpc;
 use modelyard_common::{error::to_status, rpc::MAX_MESSAGE_BYTES};
 use modelyard_proto::orchestrator::v1::{
     FireTriggerRequest, FireTriggerResponse,
@@ -27,10 +28,17 @@ impl TriggerService for Triggers {
         &self,
         request: Request<FireTriggerRequest>,
     ) -> Result<Response<FireTriggerResponse>, Status> {
+        let caller = rpc::caller(&self.orchestrator.access, &request)?;
         let message = request.into_inner();
         let fired = self
             .orchestrator
-            .fire_trigger(&message.project, &message.trigger, &message.key, &message.event_json)
+            .fire_trigger(
+                &caller,
+                &message.project,
+                &message.trigger,
+                &message.key,
+                &message.event_json,
+            )
             .await;
         let pipeline_run_id = fired.map_err(|error| to_status(&error))?;
         Ok(Response::new(FireTriggerResponse { pipeline_run_id }))

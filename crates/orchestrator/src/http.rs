@@ -8,7 +8,9 @@ use axum::{
         rejection::{BytesRejection, QueryRejection},
     },
     http::StatusCode,
+    middleware::from_fn_with_state,
 };
+use modelyard_auth::{Caller, http::authenticate};
 use modelyard_common::error::{ErrorKind, Problem};
 use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::{Map, Value};
@@ -28,6 +30,7 @@ const MAX_BODY_BYTES: usize = 2 * MAX_SPEC_BYTES;
 
 /// The routes, with their state.
 pub(crate) fn router(orchestrator: Orchestrator) -> OpenApiRouter {
+    let access = orchestrator.access.clone();
     OpenApiRouter::new()
         .routes(routes!(put_pipeline, get_pipeline, delete_pipeline))
         .routes(routes!(list_pipelines))
@@ -38,6 +41,7 @@ pub(crate) fn router(orchestrator: Orchestrator) -> OpenApiRouter {
         .routes(routes!(put_trigger, get_trigger, delete_trigger))
         .routes(routes!(list_triggers))
         .layer(DefaultBodyLimit::max(MAX_BODY_BYTES))
+        .layer(from_fn_with_state(access, authenticate))
         .with_state(orchestrator)
 }
 
@@ -133,11 +137,12 @@ struct CreateRun {
 #[tracing::instrument(name = "orchestrator.put_pipeline", skip_all)]
 async fn put_pipeline(
     State(orchestrator): State<Orchestrator>,
+    caller: Caller,
     Path((project, name)): Path<(String, String)>,
     body: Result<Bytes, BytesRejection>,
 ) -> Result<Json<AppliedResource>, Problem> {
     let spec: PipelineSpec = read_body(body)?;
-    Ok(Json(orchestrator.put_pipeline(&project, &name, &spec).await?))
+    Ok(Json(orchestrator.put_pipeline(&caller, &project, &name, &spec).await?))
 }
 
 /// A pipeline as it was declared.
@@ -146,11 +151,12 @@ async fn put_pipeline(
     responses((status = 200, body = Resource), (status = "default", body = Problem)))]
 async fn get_pipeline(
     State(orchestrator): State<Orchestrator>,
+    caller: Caller,
     Path((project, name)): Path<(String, String)>,
 ) -> Result<Json<Resource>, Problem> {
     Ok(Json(
         orchestrator
-            .get_resource(&project, ResourceKind::Pipeline, &name)
+            .get_resource(&caller, &project, ResourceKind::Pipeline, &name)
             .await?,
     ))
 }
@@ -161,10 +167,11 @@ async fn get_pipeline(
     responses((status = 204), (status = "default", body = Problem)))]
 async fn delete_pipeline(
     State(orchestrator): State<Orchestrator>,
+    caller: Caller,
     Path((project, name)): Path<(String, String)>,
 ) -> Result<StatusCode, Problem> {
     orchestrator
-        .delete_resource(&project, ResourceKind::Pipeline, &name)
+        .delete_resource(&caller, &project, ResourceKind::Pipeline, &name)
         .await?;
     Ok(StatusCode::NO_CONTENT)
 }
@@ -175,25 +182,28 @@ async fn delete_pipeline(
     responses((status = 200, body = ResourcePage), (status = "default", body = Problem)))]
 async fn list_pipelines(
     State(orchestrator): State<Orchestrator>,
+    caller: Caller,
     Path(project): Path<String>,
     Parameters(query): Parameters<ListQuery>,
 ) -> Result<Json<ResourcePage>, Problem> {
     let cursor = query.cursor.as_deref();
     Ok(Json(
         orchestrator
-            .list_resources(&project, ResourceKind::Pipeline, query.limit, cursor)
+            .list_resources(&caller, &project, ResourceKind::Pipeline, query.limit, cursor)
             .await?,
     ))
 }
 
 /// Starts a pipeline.
 #[utoipa::path(post, path = "/api/v1/projects/{project}/pipelines/{name}/runs", tag = "pipelines",
+    operation_id = "create_pipeline_run",
     params(("project" = String, Path), ("name" = String, Path)), request_body = CreateRun,
     responses((status = 201, body = PipelineRun), (status = 200, description = "the idempotency key is known", body = PipelineRun),
         (status = "default", body = Problem)))]
 #[tracing::instrument(name = "orchestrator.create_run", skip_all)]
 async fn create_run(
     State(orchestrator): State<Orchestrator>,
+    caller: Caller,
     Path((project, name)): Path<(String, String)>,
     body: Result<Bytes, BytesRejection>,
 ) -> Result<(StatusCode, Json<PipelineRun>), Problem> {
@@ -203,7 +213,7 @@ async fn create_run(
     } else {
         read_body(body)?
     };
-    let started = orchestrator.start_run(&project, &name, request.parameters, request.idempotency_key);
+    let started = orchestrator.start_run(&caller, &project, &name, request.parameters, request.idempotency_key);
     let (created, run) = started.await?;
     let status = if created { StatusCode::CREATED } else { StatusCode::OK };
     Ok((status, Json(run)))
@@ -211,10 +221,12 @@ async fn create_run(
 
 /// Runs, the newest first.
 #[utoipa::path(get, path = "/api/v1/projects/{project}/pipeline-runs", tag = "pipelines",
+    operation_id = "list_pipeline_runs",
     params(("project" = String, Path), RunListQuery),
     responses((status = 200, body = PipelineRunPage), (status = "default", body = Problem)))]
 async fn list_runs(
     State(orchestrator): State<Orchestrator>,
+    caller: Caller,
     Path(project): Path<String>,
     Parameters(query): Parameters<RunListQuery>,
 ) -> Result<Json<PipelineRunPage>, Problem> {
@@ -226,30 +238,34 @@ async fn list_runs(
         limit: query.limit,
         cursor: query.cursor,
     };
-    Ok(Json(orchestrator.list_runs(&project, &query).await?))
+    Ok(Json(orchestrator.list_runs(&caller, &project, &query).await?))
 }
 
 /// A run with its steps and their outputs.
 #[utoipa::path(get, path = "/api/v1/projects/{project}/pipeline-runs/{id}", tag = "pipelines",
+    operation_id = "get_pipeline_run",
     params(("project" = String, Path), ("id" = String, Path)),
     responses((status = 200, body = PipelineRun), (status = "default", body = Problem)))]
 async fn get_run(
     State(orchestrator): State<Orchestrator>,
+    caller: Caller,
     Path((project, id)): Path<(String, String)>,
 ) -> Result<Json<PipelineRun>, Problem> {
-    Ok(Json(orchestrator.get_run(&project, &id).await?))
+    Ok(Json(orchestrator.get_run(&caller, &project, &id).await?))
 }
 
 /// Calls a run off.
 #[utoipa::path(post, path = "/api/v1/projects/{project}/pipeline-runs/{id}/cancel", tag = "pipelines",
+    operation_id = "cancel_pipeline_run",
     params(("project" = String, Path), ("id" = String, Path)),
     responses((status = 200, body = PipelineRun), (status = "default", body = Problem)))]
 #[tracing::instrument(name = "orchestrator.cancel_run", skip_all)]
 async fn cancel_run(
     State(orchestrator): State<Orchestrator>,
+    caller: Caller,
     Path((project, id)): Path<(String, String)>,
 ) -> Result<Json<PipelineRun>, Problem> {
-    Ok(Json(orchestrator.cancel_run(&project, &id).await?))
+    Ok(Json(orchestrator.cancel_run(&caller, &project, &id).await?))
 }
 
 /// Declares a trigger.
@@ -259,11 +275,12 @@ async fn cancel_run(
 #[tracing::instrument(name = "orchestrator.put_trigger", skip_all)]
 async fn put_trigger(
     State(orchestrator): State<Orchestrator>,
+    caller: Caller,
     Path((project, name)): Path<(String, String)>,
     body: Result<Bytes, BytesRejection>,
 ) -> Result<Json<AppliedResource>, Problem> {
     let spec: TriggerSpec = read_body(body)?;
-    Ok(Json(orchestrator.put_trigger(&project, &name, &spec).await?))
+    Ok(Json(orchestrator.put_trigger(&caller, &project, &name, &spec).await?))
 }
 
 /// A trigger as it was declared.
@@ -272,11 +289,12 @@ async fn put_trigger(
     responses((status = 200, body = Resource), (status = "default", body = Problem)))]
 async fn get_trigger(
     State(orchestrator): State<Orchestrator>,
+    caller: Caller,
     Path((project, name)): Path<(String, String)>,
 ) -> Result<Json<Resource>, Problem> {
     Ok(Json(
         orchestrator
-            .get_resource(&project, ResourceKind::Trigger, &name)
+            .get_resource(&caller, &project, ResourceKind::Trigger, &name)
             .await?,
     ))
 }
@@ -287,10 +305,11 @@ async fn get_trigger(
     responses((status = 204), (status = "default", body = Problem)))]
 async fn delete_trigger(
     State(orchestrator): State<Orchestrator>,
+    caller: Caller,
     Path((project, name)): Path<(String, String)>,
 ) -> Result<StatusCode, Problem> {
     orchestrator
-        .delete_resource(&project, ResourceKind::Trigger, &name)
+        .delete_resource(&caller, &project, ResourceKind::Trigger, &name)
         .await?;
     Ok(StatusCode::NO_CONTENT)
 }
@@ -301,13 +320,14 @@ async fn delete_trigger(
     responses((status = 200, body = ResourcePage), (status = "default", body = Problem)))]
 async fn list_triggers(
     State(orchestrator): State<Orchestrator>,
+    caller: Caller,
     Path(project): Path<String>,
     Parameters(query): Parameters<ListQuery>,
 ) -> Result<Json<ResourcePage>, Problem> {
     let cursor = query.cursor.as_deref();
     Ok(Json(
         orchestrator
-            .list_resources(&project, ResourceKind::Trigger, query.limit, cursor)
+            .list_resources(&caller, &project, ResourceKind::Trigger, query.limit, cursor)
             .await?,
     ))
 }

@@ -11,6 +11,7 @@
 //! - One key of a trigger starts one run, however often it is fired.
 //! - It refuses pipelines that cannot run: all problems of a definition are named at once, before anything is stored.
 
+mod audit;
 mod config;
 mod engine;
 mod error;
@@ -34,4 +35,4 @@ pub use store::{
 };
 
 /// The tables of the orchestrator, beside those of the job queue.
-pub const MIGRATIONS: Migrations = migrations!("orchestrator", ["0001_pipeline"]);
+pub const MIGRATIONS: Migrations = migrations!("orchestrator", ["0001_pipeline", "0002_access"]);

@@ -23,6 +23,7 @@ pub(crate) struct Registry {
     datasets: DatasetServiceClient<Channel>,
     runs: RunServiceClient<Channel>,
     models: ModelServiceClient<Channel>,
+    channel: Channel,
 }
 
 fn request<T>(message: T) -> Request<T> {
@@ -51,8 +52,14 @@ impl Registry {
         Self {
             datasets: DatasetServiceClient::new(channel.clone()).max_decoding_message_size(MAX_MESSAGE_BYTES),
             runs: RunServiceClient::new(channel.clone()).max_decoding_message_size(MAX_MESSAGE_BYTES),
-            models: ModelServiceClient::new(channel).max_decoding_message_size(MAX_MESSAGE_BYTES),
+            models: ModelServiceClient::new(channel.clone()).max_decoding_message_size(MAX_MESSAGE_BYTES),
+            channel,
         }
+    }
+
+    /// The same, for somebody.
+    pub(crate) fn acting_for(&self, principal: &str) -> Self {
+        Self::new(self.channel.acting_for(principal))
     }
 
     /// A version of a dataset; 0: the newest.

@@ -6,6 +6,7 @@ mod triggers;
 
 use std::sync::Arc;
 
+use modelyard_auth::{Access, Caller, Resource as Protected};
 use modelyard_common::name::check_name;
 
 pub(crate) use runs::RunQuery;
@@ -17,8 +18,6 @@ use crate::{
     store::Page,
 };
 
-/// The project that exists from the start.
-const DEFAULT_PROJECT: &str = "default";
 /// How many items a page has when the caller does not say.
 pub(crate) const DEFAULT_PAGE: u32 = 50;
 /// The most items of a page.
@@ -30,18 +29,7 @@ const MAX_CURSOR_BYTES: usize = 256;
 #[derive(Clone)]
 pub(crate) struct Orchestrator {
     pub(crate) engine: Arc<Engine>,
-}
-
-fn check_project(project: &str) -> Result<()> {
-    if project == DEFAULT_PROJECT {
-        return Ok(());
-    }
-    check_name("a project", project)?;
-    Err(Error::NotFound {
-        what: "project",
-        name: project.to_owned(),
-        remedy: "use the project `default`",
-    })
+    pub(crate) access: Access,
 }
 
 /// A page as it is asked for.
@@ -64,6 +52,7 @@ impl Orchestrator {
     /// Stores a spec that was found valid.
     async fn declare(
         &self,
+        caller: &Caller,
         project: &str,
         kind: ResourceKind,
         name: &str,
@@ -75,17 +64,30 @@ impl Orchestrator {
             name: name.to_owned(),
             project: project.to_owned(),
             spec,
+            applied_by: caller.acting_for().to_string(),
             created_at: now,
             updated_at: now,
         };
-        let (outcome, resource) = self.engine.stores.resources.put_resource(&resource).await?;
+        let event = caller.event(kind.applied(), &Protected::named(kind.protected(), project, name));
+        let (outcome, resource) = self.engine.stores.resources.put_resource(&resource, &event).await?;
         tracing::info!(kind = kind.word(), name, ?outcome, "resource declared");
         Ok(AppliedResource { outcome, resource })
     }
 
     /// A declared resource.
-    pub(crate) async fn get_resource(&self, project: &str, kind: ResourceKind, name: &str) -> Result<Resource> {
-        check_project(project)?;
+    pub(crate) async fn get_resource(
+        &self,
+        caller: &Caller,
+        project: &str,
+        kind: ResourceKind,
+        name: &str,
+    ) -> Result<Resource> {
+        caller.authorize(kind.read(), Protected::named(kind.protected(), project, name))?;
+        self.find_resource(project, kind, name).await
+    }
+
+    /// A declared resource, for whoever may do what needs it.
+    async fn find_resource(&self, project: &str, kind: ResourceKind, name: &str) -> Result<Resource> {
         check_name(kind.described(), name)?;
         let found = self.engine.stores.resources.find_resource(project, kind, name).await?;
         found.ok_or_else(|| not_declared(kind, name))
@@ -94,12 +96,13 @@ impl Orchestrator {
     /// The declared resources of one kind.
     pub(crate) async fn list_resources(
         &self,
+        caller: &Caller,
         project: &str,
         kind: ResourceKind,
         limit: Option<u32>,
         cursor: Option<&str>,
     ) -> Result<ResourcePage> {
-        check_project(project)?;
+        caller.authorize(kind.read(), Protected::project(project))?;
         let page = page(limit, cursor)?;
         let mut items = self.engine.stores.resources.list_resources(project, kind, page).await?;
         let more = items.len() > page.limit as usize;
@@ -109,14 +112,21 @@ impl Orchestrator {
     }
 
     /// Removes a declared resource. Runs that it has started go on.
-    pub(crate) async fn delete_resource(&self, project: &str, kind: ResourceKind, name: &str) -> Result<()> {
-        check_project(project)?;
+    pub(crate) async fn delete_resource(
+        &self,
+        caller: &Caller,
+        project: &str,
+        kind: ResourceKind,
+        name: &str,
+    ) -> Result<()> {
+        let resource = Protected::named(kind.protected(), project, name);
+        caller.authorize(kind.write(), resource)?;
         check_name(kind.described(), name)?;
         if self
             .engine
             .stores
             .resources
-            .delete_resource(project, kind, name)
+            .delete_resource(project, kind, name, &caller.event(kind.deleted(), &resource))
             .await?
         {
             tracing::info!(kind = kind.word(), name, "resource deleted");

@@ -3,6 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use modelyard_artifacts::{Artifacts, Storage};
+use modelyard_auth::Access;
 use modelyard_common::{Context, rpc::Channel};
 use modelyard_db::Database;
 use modelyard_jobs::{Backoff, Handler, KEEP_FINISHED, Worker, WorkerConfig, retain};
@@ -10,6 +11,7 @@ use tonic::service::Routes;
 use utoipa_axum::router::OpenApiRouter;
 
 use crate::{
+    audit,
     config::Config,
     engine::{Cancellations, Engine},
     error::Result,
@@ -45,7 +47,13 @@ pub struct Service {
 ///
 /// # Errors
 /// A configuration that cannot work, or a database that cannot be opened or brought up to date.
-pub async fn start(config: Config, context: &Context, storage: Storage, registry: Channel) -> Result<Service> {
+pub async fn start(
+    config: Config,
+    context: &Context,
+    storage: Storage,
+    access: Access,
+    registry: Channel,
+) -> Result<Service> {
     config.validate()?;
     let gate = context.readiness.gate("orchestrator.database");
     let database = Database::open(&config.database, &context.data_dir, SERVICE).await?;
@@ -70,14 +78,29 @@ pub async fn start(config: Config, context: &Context, storage: Storage, registry
         cancellations: Cancellations::default(),
     };
     work(&engine, &config, context);
+    deliver(&engine, &access, context);
     gate.open();
     let orchestrator = Orchestrator {
         engine: Arc::new(engine),
+        access,
     };
     Ok(Service {
         http: http::router(orchestrator.clone()),
         grpc: grpc::routes(orchestrator),
     })
+}
+
+/// Begins to deliver what the audit chain is told.
+fn deliver(engine: &Engine, access: &Access, context: &Context) {
+    let config = WorkerConfig {
+        backoff: BACKOFF,
+        ..WorkerConfig::new([audit::QUEUE])
+    };
+    let handler = Arc::new(audit::Delivery(access.clone()));
+    let jobs = Arc::clone(&engine.stores.jobs);
+    let worker = Worker::new(jobs, handler, Arc::clone(&context.clock), &context.node, config);
+    let lifecycle = &context.lifecycle;
+    lifecycle.spawn("audit delivery", worker.run(lifecycle.soft()));
 }
 
 /// Begins the work in the background.

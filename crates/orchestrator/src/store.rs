@@ -7,6 +7,7 @@ mod runs;
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use modelyard_auth::audit::NewEvent;
 use modelyard_common::{Timestamp, id::IdSource};
 use modelyard_db::Database;
 use modelyard_jobs::{Claim, JobStore, Wake};
@@ -38,13 +39,13 @@ pub struct Page<'a> {
 #[async_trait]
 pub trait ResourceStore: Send + Sync {
     /// Stores a resource. One that is there keeps `created_at`; one that is the same keeps all.
-    async fn put_resource(&self, resource: &Resource) -> Result<(Outcome, Resource)>;
+    async fn put_resource(&self, resource: &Resource, event: &NewEvent) -> Result<(Outcome, Resource)>;
     /// A resource, if it is there.
     async fn find_resource(&self, project: &str, kind: ResourceKind, name: &str) -> Result<Option<Resource>>;
     /// Resources of one kind by name; one more than the limit says that there are more.
     async fn list_resources(&self, project: &str, kind: ResourceKind, page: Page<'_>) -> Result<Vec<Resource>>;
     /// Removes a resource; whether it was there.
-    async fn delete_resource(&self, project: &str, kind: ResourceKind, name: &str) -> Result<bool>;
+    async fn delete_resource(&self, project: &str, kind: ResourceKind, name: &str, event: &NewEvent) -> Result<bool>;
 }
 
 /// A run to be made.
@@ -68,6 +69,10 @@ pub struct NewRun {
     pub event: Option<Value>,
     /// A key of the caller's for this run.
     pub idempotency_key: Option<String>,
+    /// For whom it works.
+    pub acting_for: String,
+    /// What the audit chain is told.
+    pub audit: NewEvent,
     /// Now.
     pub created_at: Timestamp,
 }
@@ -96,6 +101,8 @@ pub struct Transition<'a> {
     pub outputs: Option<&'a Value>,
     /// The job that is done with this, in the same transaction.
     pub completes: Option<Claim>,
+    /// What the audit chain is told.
+    pub audit: Option<&'a NewEvent>,
     /// Now.
     pub now: Timestamp,
     /// Where the ids of new jobs come from.
@@ -113,6 +120,8 @@ pub struct StepInput {
     pub plan: Plan,
     /// The parameters.
     pub parameters: Map<String, Value>,
+    /// For whom the run works.
+    pub acting_for: String,
     /// The outputs of the steps that this one needs, by name.
     pub outputs: Map<String, Value>,
     /// Whether this attempt is the one that counts.

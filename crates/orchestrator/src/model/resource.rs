@@ -1,5 +1,6 @@
 //! Declared resources: what was asked for, and since when.
 
+use modelyard_auth::{Action, Kind};
 use modelyard_common::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -22,6 +23,51 @@ impl ResourceKind {
         match self {
             Self::Pipeline => "Pipeline",
             Self::Trigger => "Trigger",
+        }
+    }
+
+    /// What decisions and the audit chain know it as.
+    #[must_use]
+    pub const fn protected(self) -> Kind {
+        match self {
+            Self::Pipeline => Kind::Pipeline,
+            Self::Trigger => Kind::Trigger,
+        }
+    }
+
+    /// Looking at it.
+    #[must_use]
+    pub const fn read(self) -> Action {
+        match self {
+            Self::Pipeline => Action::PipelineRead,
+            Self::Trigger => Action::TriggerRead,
+        }
+    }
+
+    /// Changing it.
+    #[must_use]
+    pub const fn write(self) -> Action {
+        match self {
+            Self::Pipeline => Action::PipelineWrite,
+            Self::Trigger => Action::TriggerWrite,
+        }
+    }
+
+    /// In the audit chain, when it was declared.
+    #[must_use]
+    pub const fn applied(self) -> &'static str {
+        match self {
+            Self::Pipeline => "pipeline.apply",
+            Self::Trigger => "trigger.apply",
+        }
+    }
+
+    /// In the audit chain, when it was removed.
+    #[must_use]
+    pub const fn deleted(self) -> &'static str {
+        match self {
+            Self::Pipeline => "pipeline.delete",
+            Self::Trigger => "trigger.delete",
         }
     }
 
@@ -57,6 +103,8 @@ pub struct Resource {
     /// What was declared.
     #[schema(value_type = Object)]
     pub spec: Value,
+    /// Who declared it as it is, with the scope of the token; what it starts works with these rights.
+    pub applied_by: String,
     /// When it was first declared.
     pub created_at: Timestamp,
     /// When its spec last changed.

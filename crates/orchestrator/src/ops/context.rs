@@ -2,7 +2,7 @@
 
 use std::{future::Future, sync::Arc, time::Duration};
 
-use modelyard_artifacts::Artifacts;
+use modelyard_artifacts::{Artifacts, ProjectArtifacts};
 use modelyard_common::{ErrorKind, Fault, error::Chain};
 use modelyard_jobs::Backoff;
 use serde_json::{Map, Value};
@@ -51,6 +51,16 @@ pub(crate) fn is_transient(error: &(impl Fault + ?Sized)) -> bool {
 pub(crate) struct Tools {
     pub(crate) registry: Registry,
     pub(crate) artifacts: Artifacts,
+}
+
+impl Tools {
+    /// The same, for somebody: what a run does elsewhere, it does with the rights of whoever started it.
+    pub(crate) fn acting_for(&self, principal: &str) -> Self {
+        Self {
+            registry: self.registry.acting_for(principal),
+            artifacts: self.artifacts.clone(),
+        }
+    }
 }
 
 /// Says how far a computation is, and whether it is still wanted.
@@ -104,6 +114,12 @@ pub(crate) struct StepContext {
 }
 
 impl StepContext {
+    /// The artifacts of the run's project.
+    pub(crate) fn artifacts(&self) -> Result<ProjectArtifacts, StepError> {
+        let artifacts = self.tools.artifacts.project(&self.project);
+        artifacts.map_err(|error| StepError::of(&error))
+    }
+
     /// Says how far the step is; `total` 0: unknown.
     pub(crate) fn report(&self, done: u64, total: u64, message: impl Into<String>) {
         self.reporter().report(done, total, message);

@@ -132,7 +132,7 @@ async fn download(step: &StepContext, who: &str, digest: &str) -> Result<Bytes, 
     let digest: Digest = digest
         .parse()
         .map_err(|error| StepError::Fail(format!("{who}: {error}")))?;
-    let artifacts = &step.tools.artifacts;
+    let artifacts = step.artifacts()?;
     step.patiently("the storage", || artifacts.get_bytes(digest, MAX_MODEL_BYTES as u64))
         .await
         .map_err(|error| StepError::of(&error))

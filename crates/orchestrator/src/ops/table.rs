@@ -63,7 +63,7 @@ async fn download(step: &StepContext, file: &DatasetFile) -> Result<Bytes, StepE
         .digest
         .parse()
         .map_err(|error| StepError::Fail(format!("file `{}`: {error}", file.name)))?;
-    let artifacts = &step.tools.artifacts;
+    let artifacts = step.artifacts()?;
     step.patiently("the storage", || artifacts.get_bytes(digest, MAX_FILE_BYTES))
         .await
         .map_err(|error| StepError::of(&error))

@@ -321,7 +321,7 @@ async fn work(step: &StepContext, with: With, version: &DatasetVersion, run: &Ru
         .blocking(move || fit(&table, &config, holdout.as_deref(), &reporter))
         .await?;
     step.report(0, 0, "storing the model");
-    let artifacts = &step.tools.artifacts;
+    let artifacts = step.artifacts()?;
     let (onnx, profile) = (&fitted.onnx, &fitted.profile);
     let model = step
         .patiently("the storage", || artifacts.put_bytes(onnx.clone()))

@@ -1,8 +1,9 @@
 //! Declaring pipelines.
 
+use modelyard_auth::{Action, Caller, Kind, Resource};
 use modelyard_common::name::check_name;
 
-use super::{Orchestrator, check_project};
+use super::Orchestrator;
 use crate::{
     error::{Error, Result},
     model::{AppliedResource, PipelineSpec, Plan, ResourceKind, plan},
@@ -10,8 +11,14 @@ use crate::{
 
 impl Orchestrator {
     /// Declares a pipeline. One that cannot run is refused with everything that is wrong with it, and nothing is stored.
-    pub(crate) async fn put_pipeline(&self, project: &str, name: &str, spec: &PipelineSpec) -> Result<AppliedResource> {
-        check_project(project)?;
+    pub(crate) async fn put_pipeline(
+        &self,
+        caller: &Caller,
+        project: &str,
+        name: &str,
+        spec: &PipelineSpec,
+    ) -> Result<AppliedResource> {
+        caller.authorize(Action::PipelineWrite, Resource::named(Kind::Pipeline, project, name))?;
         check_name(ResourceKind::Pipeline.described(), name)?;
         plan(spec, &self.engine.ops).map_err(|problems| Error::Spec {
             what: ResourceKind::Pipeline.word(),
@@ -19,12 +26,12 @@ impl Orchestrator {
             problems,
         })?;
         let spec = serde_json::to_value(spec).map_err(|error| Error::request(error.to_string()))?;
-        self.declare(project, ResourceKind::Pipeline, name, spec).await
+        self.declare(caller, project, ResourceKind::Pipeline, name, spec).await
     }
 
     /// A pipeline and its plan, as they are now.
     pub(super) async fn planned(&self, project: &str, name: &str) -> Result<(PipelineSpec, Plan)> {
-        let resource = self.get_resource(project, ResourceKind::Pipeline, name).await?;
+        let resource = self.find_resource(project, ResourceKind::Pipeline, name).await?;
         let refuse = |problems: Vec<String>| Error::Spec {
             what: ResourceKind::Pipeline.word(),
             name: name.to_owned(),

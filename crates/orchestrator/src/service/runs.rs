@@ -1,14 +1,14 @@
 //! Starting, watching and cancelling runs.
 
+use modelyard_auth::{Action, Caller, Kind, Resource, audit::NewEvent};
 use modelyard_common::error::{ErrorKind, Fault};
 use serde_json::{Map, Value};
 
-use super::{Orchestrator, check_project, page};
+use super::{Orchestrator, page};
 use crate::{
     error::{Error, Result},
     model::{
-        Event, MAX_PARAMETERS_BYTES, PipelineRun, PipelineRunPage, ResourceKind, RunStatus, TriggerRef,
-        check_parameters,
+        MAX_PARAMETERS_BYTES, PipelineRun, PipelineRunPage, ResourceKind, RunStatus, TriggerRef, check_parameters,
     },
     store::{NewRun, RunFilter, Started},
 };
@@ -22,6 +22,10 @@ pub(super) struct Start {
     pub(super) trigger: Option<TriggerRef>,
     pub(super) event: Option<Value>,
     pub(super) idempotency_key: Option<String>,
+    /// For whom the run works.
+    pub(super) acting_for: String,
+    /// What the audit chain is told.
+    pub(super) audit: NewEvent,
 }
 
 /// Which runs a caller wants to see.
@@ -39,12 +43,14 @@ impl Orchestrator {
     /// Starts a pipeline; whether the run is new, or the one of an earlier call with the same idempotency key.
     pub(crate) async fn start_run(
         &self,
+        caller: &Caller,
         project: &str,
         pipeline: &str,
         parameters: Map<String, Value>,
         idempotency_key: Option<String>,
     ) -> Result<(bool, PipelineRun)> {
-        check_project(project)?;
+        let resource = Resource::named(Kind::Pipeline, project, pipeline);
+        caller.authorize(Action::PipelineRun, resource)?;
         if idempotency_key
             .as_ref()
             .is_some_and(|key| key.is_empty() || key.len() > MAX_IDEMPOTENCY_KEY_BYTES)
@@ -58,6 +64,8 @@ impl Orchestrator {
             trigger: None,
             event: None,
             idempotency_key: idempotency_key.clone(),
+            acting_for: caller.acting_for().to_string(),
+            audit: caller.event("pipeline-run.create", &resource),
         };
         match self.create_run(project, pipeline, start).await? {
             Started::Created(run) => Ok((true, run)),
@@ -91,6 +99,8 @@ impl Orchestrator {
             trigger: start.trigger,
             event: start.event,
             idempotency_key: start.idempotency_key,
+            acting_for: start.acting_for,
+            audit: start.audit,
             created_at: self.engine.clock.now(),
         };
         let started = self.engine.stores.runs.create_run(&run, &*self.engine.ids).await?;
@@ -101,8 +111,12 @@ impl Orchestrator {
     }
 
     /// A run.
-    pub(crate) async fn get_run(&self, project: &str, id: &str) -> Result<PipelineRun> {
-        check_project(project)?;
+    pub(crate) async fn get_run(&self, caller: &Caller, project: &str, id: &str) -> Result<PipelineRun> {
+        caller.authorize(Action::PipelineRead, Resource::named(Kind::PipelineRun, project, id))?;
+        self.find_run(project, id).await
+    }
+
+    async fn find_run(&self, project: &str, id: &str) -> Result<PipelineRun> {
         let found = self.engine.stores.runs.find_run(project, id).await?;
         found.ok_or_else(|| Error::NotFound {
             what: "pipeline run",
@@ -112,8 +126,8 @@ impl Orchestrator {
     }
 
     /// Runs, the newest first.
-    pub(crate) async fn list_runs(&self, project: &str, query: &RunQuery) -> Result<PipelineRunPage> {
-        check_project(project)?;
+    pub(crate) async fn list_runs(&self, caller: &Caller, project: &str, query: &RunQuery) -> Result<PipelineRunPage> {
+        caller.authorize(Action::PipelineRead, Resource::project(project))?;
         let page = page(query.limit, query.cursor.as_deref())?;
         let filter = RunFilter {
             pipeline: query.pipeline.as_deref(),
@@ -125,16 +139,19 @@ impl Orchestrator {
     }
 
     /// Calls a run off. Cancelling a cancelled run changes nothing.
-    pub(crate) async fn cancel_run(&self, project: &str, id: &str) -> Result<PipelineRun> {
-        let run = self.get_run(project, id).await?;
-        match self.engine.advance(&run.id, Event::Cancelled, None, None).await {
+    pub(crate) async fn cancel_run(&self, caller: &Caller, project: &str, id: &str) -> Result<PipelineRun> {
+        let resource = Resource::named(Kind::PipelineRun, project, id);
+        caller.authorize(Action::PipelineRun, resource)?;
+        let run = self.find_run(project, id).await?;
+        let audit = caller.event("pipeline-run.cancel", &resource);
+        match self.engine.call_off(&run.id, &audit).await {
             Ok(_) => {
                 self.engine.cancellations.cancel(&run.id);
-                self.get_run(project, id).await
+                self.find_run(project, id).await
             }
             // It has ended, perhaps since it was read.
             Err(Error::Stale) => {
-                let run = self.get_run(project, id).await?;
+                let run = self.find_run(project, id).await?;
                 if run.status == RunStatus::Cancelled {
                     return Ok(run);
                 }

@@ -1,15 +1,16 @@
 //! Declaring and firing triggers.
 
+use modelyard_auth::{ActingFor, Action, Caller, Kind, Resource, audit::NewEvent};
 use modelyard_common::name::check_name;
 use serde_json::{Map, Value};
 
-use super::{Orchestrator, check_project, runs::Start};
+use super::{Orchestrator, runs::Start};
 use crate::{
     error::{Error, Result},
     measure,
     model::{
-        AppliedResource, MAX_EVENT_BYTES, MAX_KEY_BYTES, ResourceKind, Scope, TriggerRef, TriggerSpec,
-        check_parameters, render,
+        AppliedResource, MAX_EVENT_BYTES, MAX_KEY_BYTES, Resource as DeclaredResource, ResourceKind, Scope, TriggerRef,
+        TriggerSpec, check_parameters, render,
     },
     store::Started,
 };
@@ -34,8 +35,19 @@ impl Scope for EventScope<'_> {
 
 impl Orchestrator {
     /// Declares a trigger. Its pipeline need not exist yet; where it does, the parameters must fit it.
-    pub(crate) async fn put_trigger(&self, project: &str, name: &str, spec: &TriggerSpec) -> Result<AppliedResource> {
-        check_project(project)?;
+    pub(crate) async fn put_trigger(
+        &self,
+        caller: &Caller,
+        project: &str,
+        name: &str,
+        spec: &TriggerSpec,
+    ) -> Result<AppliedResource> {
+        caller.authorize(Action::TriggerWrite, Resource::named(Kind::Trigger, project, name))?;
+        // What it starts works with the rights of whoever declares it.
+        caller.authorize(
+            Action::PipelineRun,
+            Resource::named(Kind::Pipeline, project, &spec.pipeline),
+        )?;
         check_name(ResourceKind::Trigger.described(), name)?;
         let mut problems = spec.problems();
         if problems.is_empty() {
@@ -49,7 +61,7 @@ impl Orchestrator {
             });
         }
         let spec = serde_json::to_value(spec).map_err(|error| Error::request(error.to_string()))?;
-        self.declare(project, ResourceKind::Trigger, name, spec).await
+        self.declare(caller, project, ResourceKind::Trigger, name, spec).await
     }
 
     /// What is wrong with the names of the parameters, and with the values that do not come from the event.
@@ -68,8 +80,15 @@ impl Orchestrator {
     }
 
     /// Starts the pipeline of a trigger for one event. The same key gives the same run, for ever.
-    pub(crate) async fn fire_trigger(&self, project: &str, name: &str, key: &str, event: &str) -> Result<String> {
-        check_project(project)?;
+    pub(crate) async fn fire_trigger(
+        &self,
+        caller: &Caller,
+        project: &str,
+        name: &str,
+        key: &str,
+        event: &str,
+    ) -> Result<String> {
+        caller.authorize(Action::TriggerFire, Resource::named(Kind::Trigger, project, name))?;
         check_name(ResourceKind::Trigger.described(), name)?;
         if key.is_empty() || key.len() > MAX_KEY_BYTES {
             return Err(Error::request(format!("the key must have 1 to {MAX_KEY_BYTES} bytes")));
@@ -84,7 +103,8 @@ impl Orchestrator {
             return Ok(run_id);
         }
         let event = read_event(event)?;
-        let resource = self.get_resource(project, ResourceKind::Trigger, name).await?;
+        let resource = self.find_resource(project, ResourceKind::Trigger, name).await?;
+        let acting_for = self.owner_of(&resource)?;
         let invalid = |problem: String| Error::Spec {
             what: ResourceKind::Trigger.word(),
             name: name.to_owned(),
@@ -102,12 +122,45 @@ impl Orchestrator {
             trigger: Some(trigger),
             event: Some(event),
             idempotency_key: None,
+            acting_for: acting_for.to_string(),
+            audit: self.fired(caller, &acting_for, project, &spec.pipeline, name)?,
         };
         let started = self.create_run(project, &spec.pipeline, start).await;
         let started = started.map_err(|error| Self::about_trigger(error, name, &spec.pipeline))?;
         measure::trigger_fired(matches!(started, Started::Created(_)));
         let (Started::Created(run) | Started::Existing { run, .. }) = started;
         Ok(run.id)
+    }
+}
+
+impl Orchestrator {
+    /// For whom a trigger's runs work: who declared it, as long as that one is let in.
+    fn owner_of(&self, trigger: &DeclaredResource) -> Result<ActingFor> {
+        trigger
+            .applied_by
+            .parse()
+            .map_err(|_| modelyard_db::Error::value("owner of a trigger", &trigger.applied_by).into())
+    }
+
+    /// The event of a run that a trigger starts: the owner of the trigger must still be allowed to run the pipeline.
+    fn fired(
+        &self,
+        caller: &Caller,
+        owner: &ActingFor,
+        project: &str,
+        pipeline: &str,
+        trigger: &str,
+    ) -> Result<NewEvent> {
+        let owner = caller.on_behalf_of(owner)?;
+        owner.authorize(Action::PipelineRun, Resource::named(Kind::Pipeline, project, pipeline))?;
+        let mut event = owner.event(
+            "pipeline-run.create",
+            &Resource::named(Kind::Pipeline, project, pipeline),
+        );
+        if let Some(details) = event.details.as_object_mut() {
+            details.insert("trigger".to_owned(), Value::from(trigger));
+        }
+        Ok(event)
     }
 }
 

@@ -2,11 +2,14 @@
 
 use async_trait::async_trait;
 use conditional_trait_gen::trait_gen;
+use modelyard_auth::audit::NewEvent;
 use modelyard_common::Timestamp;
 use modelyard_db::{Pools, PostgresPools, SqlitePools};
+use modelyard_jobs::enqueue_in;
 
 use super::{Page, ResourceStore, SqlStore};
 use crate::{
+    audit::{change, delivery},
     error::{Error, Result},
     model::{Outcome, Resource, ResourceKind},
 };
@@ -16,6 +19,7 @@ struct ResourceRow {
     project: String,
     name: String,
     spec: String,
+    applied_by: String,
     created_at: i64,
     updated_at: i64,
 }
@@ -28,6 +32,7 @@ impl ResourceRow {
             name: self.name,
             project: self.project,
             spec,
+            applied_by: self.applied_by,
             created_at: Timestamp::from_micros(self.created_at),
             updated_at: Timestamp::from_micros(self.updated_at),
         })
@@ -37,28 +42,33 @@ impl ResourceRow {
 #[trait_gen(P -> SqlitePools, PostgresPools)]
 #[async_trait]
 impl ResourceStore for SqlStore<P> {
-    async fn put_resource(&self, resource: &Resource) -> Result<(Outcome, Resource)> {
+    async fn put_resource(&self, resource: &Resource, event: &NewEvent) -> Result<(Outcome, Resource)> {
         let mut tx = self.pools.begin().await?;
         let inserted = sqlx::query(
-            "INSERT INTO resource (project, kind, name, spec, created_at, updated_at) VALUES ($1, $2, $3, $4, $5, $6)
+            "INSERT INTO resource (project, kind, name, spec, applied_by, created_at, updated_at)
+             VALUES ($1, $2, $3, $4, $5, $6, $7)
              ON CONFLICT (project, kind, name) DO NOTHING",
         )
         .bind(&resource.project)
         .bind(resource.kind.as_str())
         .bind(&resource.name)
         .bind(resource.spec.to_string())
+        .bind(&resource.applied_by)
         .bind(resource.created_at.as_micros())
         .bind(resource.updated_at.as_micros())
         .execute(&mut *tx)
         .await?;
         if inserted.rows_affected() > 0 {
+            let job = delivery(&change(event, None, Some(&resource.spec)))?;
+            enqueue_in(&mut tx, &job, event.at).await?;
             tx.commit().await?;
+            self.wake.notify();
             return Ok((Outcome::Created, resource.clone()));
         }
         // Takes the row's lock before it is read.
         let row: ResourceRow = sqlx::query_as(
             "UPDATE resource SET name = name WHERE project = $1 AND kind = $2 AND name = $3
-             RETURNING project, name, spec, created_at, updated_at",
+             RETURNING project, name, spec, applied_by, created_at, updated_at",
         )
         .bind(&resource.project)
         .bind(resource.kind.as_str())
@@ -70,15 +80,22 @@ impl ResourceStore for SqlStore<P> {
         if stored.spec == resource.spec {
             return Ok((Outcome::Unchanged, stored));
         }
-        sqlx::query("UPDATE resource SET spec = $4, updated_at = $5 WHERE project = $1 AND kind = $2 AND name = $3")
-            .bind(&resource.project)
-            .bind(resource.kind.as_str())
-            .bind(&resource.name)
-            .bind(resource.spec.to_string())
-            .bind(resource.updated_at.as_micros())
-            .execute(&mut *tx)
-            .await?;
+        sqlx::query(
+            "UPDATE resource SET spec = $4, updated_at = $5, applied_by = $6
+             WHERE project = $1 AND kind = $2 AND name = $3",
+        )
+        .bind(&resource.project)
+        .bind(resource.kind.as_str())
+        .bind(&resource.name)
+        .bind(resource.spec.to_string())
+        .bind(resource.updated_at.as_micros())
+        .bind(&resource.applied_by)
+        .execute(&mut *tx)
+        .await?;
+        let job = delivery(&change(event, Some(&stored.spec), Some(&resource.spec)))?;
+        enqueue_in(&mut tx, &job, event.at).await?;
         tx.commit().await?;
+        self.wake.notify();
         let updated = Resource {
             created_at: stored.created_at,
             ..resource.clone()
@@ -88,7 +105,7 @@ impl ResourceStore for SqlStore<P> {
 
     async fn find_resource(&self, project: &str, kind: ResourceKind, name: &str) -> Result<Option<Resource>> {
         let row: Option<ResourceRow> = sqlx::query_as(
-            "SELECT project, name, spec, created_at, updated_at FROM resource
+            "SELECT project, name, spec, applied_by, created_at, updated_at FROM resource
              WHERE project = $1 AND kind = $2 AND name = $3",
         )
         .bind(project)
@@ -101,7 +118,7 @@ impl ResourceStore for SqlStore<P> {
 
     async fn list_resources(&self, project: &str, kind: ResourceKind, page: Page<'_>) -> Result<Vec<Resource>> {
         let rows: Vec<ResourceRow> = sqlx::query_as(
-            "SELECT project, name, spec, created_at, updated_at FROM resource
+            "SELECT project, name, spec, applied_by, created_at, updated_at FROM resource
              WHERE project = $1 AND kind = $2 AND name > $3 ORDER BY name LIMIT $4",
         )
         .bind(project)
@@ -113,15 +130,21 @@ impl ResourceStore for SqlStore<P> {
         rows.into_iter().map(|row| row.into_resource(kind)).collect()
     }
 
-    async fn delete_resource(&self, project: &str, kind: ResourceKind, name: &str) -> Result<bool> {
+    async fn delete_resource(&self, project: &str, kind: ResourceKind, name: &str, event: &NewEvent) -> Result<bool> {
         let mut tx = self.pools.begin().await?;
-        let deleted = sqlx::query("DELETE FROM resource WHERE project = $1 AND kind = $2 AND name = $3")
+        let query = "DELETE FROM resource WHERE project = $1 AND kind = $2 AND name = $3 RETURNING spec";
+        let deleted: Option<String> = sqlx::query_scalar(query)
             .bind(project)
             .bind(kind.as_str())
             .bind(name)
-            .execute(&mut *tx)
+            .fetch_optional(&mut *tx)
             .await?;
+        if let Some(spec) = &deleted {
+            let spec = serde_json::from_str(spec).map_err(|_| modelyard_db::Error::value("spec", spec))?;
+            enqueue_in(&mut tx, &delivery(&change(event, Some(&spec), None))?, event.at).await?;
+        }
         tx.commit().await?;
-        Ok(deleted.rows_affected() > 0)
+        self.wake.notify();
+        Ok(deleted.is_some())
     }
 }

@@ -12,6 +12,7 @@ use super::{
     rows::{RunRow, RunStateRow, StepRow, StepStateRow, count, read_json},
 };
 use crate::{
+    audit::delivery,
     error::{Error, Result},
     model::{
         Command, Event, PipelineRun, PipelineRunPage, Plan, Progress, RunState, RunStatus, StepState, TriggerRef,
@@ -106,8 +107,8 @@ impl RunTransaction for Transaction<Db> {
         let plan = serde_json::to_string(&run.plan).map_err(|_| modelyard_db::Error::value("plan", &run.id))?;
         let inserted = sqlx::query(
             "INSERT INTO pipeline_run (id, project, pipeline, plan, requested, parameters, trigger_name, trigger_key, event,
-                                       idempotency_key, status, revision, created_at)
-             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, 0, $12) ON CONFLICT DO NOTHING",
+                                       idempotency_key, status, revision, created_at, acting_for)
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, 0, $12, $13) ON CONFLICT DO NOTHING",
         )
         .bind(&run.id)
         .bind(&run.project)
@@ -121,6 +122,7 @@ impl RunTransaction for Transaction<Db> {
         .bind(run.idempotency_key.clone())
         .bind(state.status.as_str())
         .bind(run.created_at.as_micros())
+        .bind(&run.acting_for)
         .execute(&mut **self)
         .await?;
         Ok(inserted.rows_affected() > 0)
@@ -259,6 +261,11 @@ impl RunStore for SqlStore<P> {
         for (step, (step_state, job)) in state.steps.iter().zip(jobs).enumerate() {
             tx.insert_step(run, step, step_state, job).await?;
         }
+        let mut event = run.audit.clone();
+        if let Some(details) = event.details.as_object_mut() {
+            details.insert("pipeline_run".to_owned(), Value::from(run.id.as_str()));
+        }
+        enqueue_in(&mut tx, &delivery(&event)?, now).await?;
         tx.commit().await?;
         self.wake.notify();
         let created = self.find_run(&run.project, &run.id).await?;
@@ -293,8 +300,11 @@ impl RunStore for SqlStore<P> {
         {
             tx.update_run(run_id, &after).await?;
         }
+        if let Some(event) = transition.audit {
+            enqueue_in(&mut tx, &delivery(event)?, now).await?;
+        }
         tx.commit().await?;
-        if !commands.is_empty() {
+        if !commands.is_empty() || transition.audit.is_some() {
             self.wake.notify();
         }
         Ok(after)
@@ -302,12 +312,12 @@ impl RunStore for SqlStore<P> {
 
     async fn step_input(&self, run_id: &str, step: usize, attempt: u32) -> Result<Option<StepInput>> {
         let mut tx = self.pools.snapshot().await?;
-        let run: Option<(String, String, String, String)> =
-            sqlx::query_as("SELECT project, pipeline, plan, parameters FROM pipeline_run WHERE id = $1")
+        let run: Option<(String, String, String, String, String)> =
+            sqlx::query_as("SELECT project, pipeline, plan, parameters, acting_for FROM pipeline_run WHERE id = $1")
                 .bind(run_id)
                 .fetch_optional(&mut *tx)
                 .await?;
-        let Some((project, pipeline, plan, parameters)) = run else {
+        let Some((project, pipeline, plan, parameters, acting_for)) = run else {
             return Ok(None);
         };
         let plan: Plan = read_json("plan of a run", &plan)?;
@@ -338,6 +348,7 @@ impl RunStore for SqlStore<P> {
             project,
             pipeline,
             parameters: read_json("parameters of a run", &parameters)?,
+            acting_for,
             outputs,
             is_live,
             plan,

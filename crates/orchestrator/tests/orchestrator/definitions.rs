@@ -308,6 +308,7 @@ fn the_description_of_the_api_is_as_it_was_agreed() {
             modelyard_orchestrator::Config::default(),
             &context,
             storage,
+            modelyard_testkit::access::open(&context).0,
             registry.channel(),
         )
         .await;

@@ -73,6 +73,8 @@ fn new_run(id: &str) -> NewRun {
         trigger: None,
         event: None,
         idempotency_key: None,
+        acting_for: "user:local".to_owned(),
+        audit: modelyard_testkit::access::event(time(1)),
         created_at: time(1),
     }
 }
@@ -95,6 +97,7 @@ impl Shelf {
 
     async fn succeed(&self, run_id: &str, step: usize, claim: Claim, now: Timestamp) -> Result<RunStatus, Error> {
         let transition = Transition {
+            audit: None,
             run_id,
             event: Event::StepSucceeded {
                 step,
@@ -180,6 +183,7 @@ async fn steps_whose_jobs_were_given_up_are_found() {
         assert_eq!((lost[0].run_id.as_str(), lost[0].step, lost[0].attempt), ("r", 0, 1));
         assert_eq!(lost[0].error, "the node went down");
         let transition = Transition {
+            audit: None,
             run_id: "r",
             event: Event::StepFailed {
                 step: 0,
@@ -272,6 +276,7 @@ async fn runs_are_listed_newest_first_and_removed_when_old() {
         assert_eq!(list(cancelled, None).await.0.len(), 0);
         for id in ["r0", "r1"] {
             let transition = Transition {
+                audit: None,
                 run_id: id,
                 event: Event::Cancelled,
                 outputs: None,
@@ -317,6 +322,7 @@ async fn progress_is_shown_while_the_attempt_runs_and_never_after() {
             .unwrap();
         assert_eq!(shown().await, None, "not before it has begun");
         let started = Transition {
+            audit: None,
             run_id: "r",
             event: Event::StepStarted {
                 step: 0,

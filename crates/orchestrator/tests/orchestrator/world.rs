@@ -5,7 +5,7 @@ use std::{path::Path, sync::Arc, time::Duration};
 use axum::{Router, body::Body};
 use http::{Method, Request, StatusCode};
 use http_body_util::BodyExt;
-use modelyard_artifacts::{Artifacts, Storage, StorageConfig};
+use modelyard_artifacts::{Artifacts, ProjectArtifacts, Storage, StorageConfig};
 use modelyard_common::{Context, clock::SystemClock, id::RandomIds, lifecycle::Lifecycle, readiness::Readiness, rpc};
 use modelyard_orchestrator::{Config, start};
 use modelyard_proto::orchestrator::v1::{FireTriggerRequest, trigger_service_client::TriggerServiceClient};
@@ -66,8 +66,8 @@ impl World {
         Self::on(TestDatabase::sqlite().unwrap()).await
     }
 
-    pub fn artifacts(&self) -> Artifacts {
-        Artifacts::new(self.storage.clone())
+    pub fn artifacts(&self) -> ProjectArtifacts {
+        Artifacts::new(self.storage.clone()).project("default").unwrap()
     }
 
     /// Ends the process as a kill would: tasks are cut off wherever they are.
@@ -163,7 +163,8 @@ impl Drop for World {
 impl Running {
     async fn start(place: &TestDatabase, storage: &Storage, registry: &FakeRegistry) -> Self {
         let context = context(place.data_dir());
-        let service = start(config(place), &context, storage.clone(), registry.channel())
+        let (access, _) = modelyard_testkit::access::open(&context);
+        let service = start(config(place), &context, storage.clone(), access, registry.channel())
             .await
             .unwrap();
         assert_eq!(context.readiness.missing(), Vec::<String>::new());
@@ -171,7 +172,7 @@ impl Running {
         Self {
             context,
             http,
-            grpc: rpc::local(service.grpc),
+            grpc: rpc::local(service.grpc).as_service("monitoring"),
         }
     }
 }
