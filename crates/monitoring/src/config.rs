@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use modelyard_common::config::{duration, size};
 use modelyard_db::DatabaseConfig;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
@@ -16,9 +17,12 @@ pub const MIN_QUERY_MEMORY_BYTES: u64 = 16 << 20;
 pub const MAX_QUERY_THREADS: usize = 256;
 /// The longest time between two scores of a window that still changes.
 pub const MAX_SCORE_INTERVAL: Duration = Duration::from_hours(24);
+/// The shortest time that windows and alerts are kept: the longest window's, or a label that comes as usual would find its
+/// window forgotten.
+pub const MIN_KEEP: Duration = Duration::from_hours(30 * 24);
 
 /// Configuration of monitoring.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
     /// Where monitors, windows, scores and alerts are kept.
@@ -36,6 +40,14 @@ pub struct Config {
     pub query_spill: u64,
     /// The threads of queries; 0: one for each core.
     pub query_threads: usize,
+    /// How long windows with their scores and judgements are kept after their last change, and endpoints without a monitor
+    /// after they were last heard of: 30 days at least.
+    #[serde(with = "duration")]
+    pub keep_windows: Duration,
+    /// How long alerts are kept after they were resolved: 30 days at least. The last alert of a rule is kept as long as it
+    /// fires.
+    #[serde(with = "duration")]
+    pub keep_alerts: Duration,
 }
 
 impl Default for Config {
@@ -47,6 +59,8 @@ impl Default for Config {
             query_memory: 512 << 20,
             query_spill: 10 << 30,
             query_threads: 0,
+            keep_windows: Duration::from_hours(2 * 365 * 24),
+            keep_alerts: Duration::from_hours(2 * 365 * 24),
         }
     }
 }
@@ -76,6 +90,13 @@ impl Config {
                 "monitoring.query_threads is {}: set at most {MAX_QUERY_THREADS}, or 0 for one for each core",
                 self.query_threads
             )));
+        }
+        for (key, keep) in [("keep_windows", self.keep_windows), ("keep_alerts", self.keep_alerts)] {
+            if keep < MIN_KEEP {
+                return Err(Error::Config(format!(
+                    "monitoring.{key} is {keep:?}: set it to 30days or more"
+                )));
+            }
         }
         Ok(())
     }
@@ -114,6 +135,20 @@ mod tests {
                 "query_threads",
                 Config {
                     query_threads: 1000,
+                    ..Config::default()
+                },
+            ),
+            (
+                "keep_windows",
+                Config {
+                    keep_windows: Duration::ZERO,
+                    ..Config::default()
+                },
+            ),
+            (
+                "keep_alerts",
+                Config {
+                    keep_alerts: MIN_KEEP / 2,
                     ..Config::default()
                 },
             ),

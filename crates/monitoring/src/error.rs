@@ -17,6 +17,9 @@ pub enum Error {
     /// A name that cannot be used.
     #[error(transparent)]
     Name(#[from] InvalidName),
+    /// Who calls, and what they may.
+    #[error(transparent)]
+    Access(#[from] modelyard_auth::Error),
     /// A request that can never be right.
     #[error("{0}")]
     Request(String),
@@ -87,13 +90,63 @@ pub enum Error {
     #[error(transparent)]
     Database(#[from] modelyard_db::Error),
     /// Another service.
-    #[error("{peer}: {source}")]
+    #[error("{} ({answer}): {}", failure(*peer, answer), remedy(*peer, answer))]
     Peer {
         /// Which one.
-        peer: &'static str,
-        /// What it answered.
-        source: RemoteError,
+        peer: Peer,
+        /// What it answered. The message has it, so that it is no source of its own.
+        answer: RemoteError,
     },
+}
+
+/// A service that monitoring calls.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Peer {
+    /// Versions, their reference profiles, runs.
+    Registry,
+    /// Triggers.
+    Orchestrator,
+}
+
+impl Peer {
+    /// The service as the configuration names it.
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Registry => "registry",
+            Self::Orchestrator => "orchestrator",
+        }
+    }
+}
+
+/// What went wrong with a call: nobody answered as asked, or the answer was no.
+fn failure(peer: Peer, answer: &RemoteError) -> String {
+    let name = peer.name();
+    if answer.kind().is_transient() {
+        format!("the {name} cannot answer now")
+    } else {
+        format!("the {name} refuses a call")
+    }
+}
+
+/// What to do about it.
+fn remedy(peer: Peer, answer: &RemoteError) -> String {
+    let name = peer.name();
+    match answer.kind() {
+        ErrorKind::Unauthenticated | ErrorKind::PermissionDenied => {
+            format!("let this process call the {name}, whose log says what it lacks")
+        }
+        ErrorKind::Internal => format!("the {name}'s log has the cause; update both to one version where they differ"),
+        kind if kind.is_transient() => {
+            format!(
+                "it is tried again; check that the {name} runs, and `peers.{name}.internal` where it is another process"
+            )
+        }
+        // Its own words say what to do; this names what can be done here.
+        _ => match peer {
+            Peer::Registry => "check the model version that the endpoint serves".to_owned(),
+            Peer::Orchestrator => "check the trigger that the alert rule names, and its pipeline".to_owned(),
+        },
+    }
 }
 
 impl Error {
@@ -127,6 +180,7 @@ impl Fault for Error {
     fn kind(&self) -> ErrorKind {
         match self {
             Self::Name(error) => error.kind(),
+            Self::Access(error) => error.kind(),
             Self::Config(_) | Self::Request(_) | Self::Spec { .. } => ErrorKind::InvalidArgument,
             Self::NotFound { .. } => ErrorKind::NotFound,
             Self::State(_) | Self::Folder { .. } => ErrorKind::FailedPrecondition,
@@ -137,7 +191,7 @@ impl Fault for Error {
             Self::Artifacts(error) => error.kind(),
             Self::Jobs(error) => error.kind(),
             Self::Database(error) => error.kind(),
-            Self::Peer { source, .. } => source.kind(),
+            Self::Peer { answer, .. } => answer.kind(),
         }
     }
 
@@ -145,6 +199,7 @@ impl Fault for Error {
         match self {
             Self::Config(_) => "MONITORING_CONFIG",
             Self::Name(error) => error.reason(),
+            Self::Access(error) => error.reason(),
             Self::Request(_) => "INVALID_REQUEST",
             Self::Spec { .. } => "INVALID_SPEC",
             Self::NotFound { .. } => "NOT_FOUND",
@@ -159,7 +214,43 @@ impl Fault for Error {
             Self::Artifacts(error) => error.reason(),
             Self::Jobs(error) => error.reason(),
             Self::Database(error) => error.reason(),
-            Self::Peer { source, .. } => source.reason(),
+            Self::Peer { answer, .. } => answer.reason(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use modelyard_common::error::Chain;
+    use tonic::Status;
+
+    use super::*;
+
+    fn message(peer: Peer, status: Status) -> String {
+        let answer = RemoteError::from(status);
+        let error = Error::Peer { peer, answer };
+        let text = error.to_string();
+        // Said once, also where the sources are printed.
+        assert_eq!(Chain(&error).to_string(), text);
+        text
+    }
+
+    #[test]
+    fn a_peer_that_fails_is_named_with_the_remedy() {
+        let away = message(Peer::Registry, Status::unavailable("connection refused"));
+        assert!(
+            away.starts_with("the registry cannot answer now (connection refused): "),
+            "{away}"
+        );
+        assert!(away.contains("`peers.registry.internal`"), "{away}");
+        let unknown = message(Peer::Orchestrator, Status::not_found("trigger `t` does not exist"));
+        assert!(
+            unknown.starts_with("the orchestrator refuses a call (trigger `t` does not exist): check the trigger"),
+            "{unknown}"
+        );
+        let broken = message(Peer::Registry, Status::internal("internal error"));
+        assert!(broken.contains("the registry's log"), "{broken}");
+        let barred = message(Peer::Orchestrator, Status::permission_denied("no"));
+        assert!(barred.contains("let this process call the orchestrator"), "{barred}");
     }
 }

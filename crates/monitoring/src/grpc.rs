@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use modelyard_auth::{Access, rpc};
 use modelyard_common::{Timestamp, error::to_status};
 use modelyard_proto::monitoring::v1::{
     CommitSegmentRequest, CommitSegmentResponse, segment_service_server::SegmentService,
@@ -15,7 +16,12 @@ use crate::{
 };
 
 /// The gRPC face.
-pub struct Segments(pub Arc<Monitoring>);
+pub struct Segments {
+    /// Takes them.
+    pub monitoring: Arc<Monitoring>,
+    /// Who calls.
+    pub access: Access,
+}
 
 #[async_trait]
 impl SegmentService for Segments {
@@ -23,6 +29,7 @@ impl SegmentService for Segments {
         &self,
         request: Request<CommitSegmentRequest>,
     ) -> Result<Response<CommitSegmentResponse>, Status> {
+        let caller = rpc::caller(&self.access, &request)?;
         let request = request.into_inner();
         // The files' own footers are read when they are committed: what they say counts.
         let files = request.files.into_iter().map(|file| SegmentFile {
@@ -37,8 +44,8 @@ impl SegmentService for Segments {
             files: files.collect(),
         };
         let committed = self
-            .0
-            .commit_segment(&request.project, &request.endpoint, &segment)
+            .monitoring
+            .commit_segment(&caller, &request.project, &request.endpoint, &segment)
             .await;
         committed.map_err(|error| to_status(&error))?;
         Ok(Response::new(CommitSegmentResponse {}))

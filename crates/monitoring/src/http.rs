@@ -9,7 +9,8 @@ mod rules;
 
 use std::sync::Arc;
 
-use axum::extract::DefaultBodyLimit;
+use axum::{extract::DefaultBodyLimit, middleware::from_fn_with_state};
+use modelyard_auth::{Access, http::authenticate};
 use utoipa_axum::{router::OpenApiRouter, routes};
 
 use crate::service::Monitoring;
@@ -20,7 +21,7 @@ const MAX_RESOURCE_BYTES: usize = 1 << 20;
 const MAX_LABEL_BYTES: usize = 24 << 20;
 
 /// The routes with their description.
-pub fn router(monitoring: Arc<Monitoring>) -> OpenApiRouter {
+pub fn router(monitoring: Arc<Monitoring>, access: Access) -> OpenApiRouter {
     let labels = OpenApiRouter::new()
         .routes(routes!(labels::add_labels))
         .layer(DefaultBodyLimit::max(MAX_LABEL_BYTES));
@@ -40,5 +41,6 @@ pub fn router(monitoring: Arc<Monitoring>) -> OpenApiRouter {
         .routes(routes!(predictions::get_prediction))
         .layer(DefaultBodyLimit::max(MAX_RESOURCE_BYTES))
         .merge(labels)
+        .layer(from_fn_with_state(access, authenticate))
         .with_state(monitoring)
 }

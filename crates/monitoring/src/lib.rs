@@ -11,6 +11,7 @@
 //! under a key that makes repetitions harmless; what was accepted is scored after any crash. Monitoring never changes
 //! what others own, and never serves predictions.
 
+mod audit;
 mod config;
 mod error;
 mod grpc;
@@ -27,6 +28,7 @@ use std::{sync::Arc, time::Duration};
 
 use modelyard_analytics::{Analytics, AnalyticsOptions};
 use modelyard_artifacts::{Artifacts, Storage};
+use modelyard_auth::Access;
 use modelyard_common::{
     Context,
     rpc::{Channel, MAX_MESSAGE_BYTES},
@@ -37,11 +39,13 @@ use modelyard_proto::monitoring::v1::segment_service_server::SegmentServiceServe
 use tonic::service::Routes;
 use utoipa_axum::router::OpenApiRouter;
 
-pub use config::{Config, MAX_QUERY_THREADS, MAX_SCORE_CONCURRENCY, MAX_SCORE_INTERVAL, MIN_QUERY_MEMORY_BYTES};
+pub use config::{
+    Config, MAX_QUERY_THREADS, MAX_SCORE_CONCURRENCY, MAX_SCORE_INTERVAL, MIN_KEEP, MIN_QUERY_MEMORY_BYTES,
+};
 pub use error::{Error, Result};
 
 use peers::{Orchestrator, Registry};
-use service::{JobHandler, Monitoring};
+use service::{JobHandler, Monitoring, Retention};
 
 /// The name of the database, and of the folder in the data folder.
 const NAME: &str = "monitoring";
@@ -72,6 +76,7 @@ pub async fn start(
     config: Config,
     context: &Context,
     storage: Storage,
+    access: Access,
     registry: Channel,
     orchestrator: Channel,
 ) -> Result<Service> {
@@ -100,12 +105,20 @@ pub async fn start(
         registry,
         orchestrator,
         clock,
+        Retention {
+            windows: config.keep_windows,
+            alerts: config.keep_alerts,
+        },
     ));
     spawn(&config, context, &jobs, &monitoring);
+    deliver(context, &jobs, &access);
     gate.open();
-    let segments = SegmentServiceServer::new(grpc::Segments(Arc::clone(&monitoring)));
+    let segments = SegmentServiceServer::new(grpc::Segments {
+        monitoring: Arc::clone(&monitoring),
+        access: access.clone(),
+    });
     Ok(Service {
-        http: http::router(monitoring),
+        http: http::router(monitoring, access),
         grpc: Routes::new(segments.max_decoding_message_size(MAX_MESSAGE_BYTES)),
     })
 }
@@ -128,6 +141,19 @@ fn analytics(config: &Config, context: &Context, storage: &Storage) -> Result<An
         spill_limit_bytes: config.query_spill,
     };
     Ok(Analytics::new(storage.store(), &options, Arc::clone(&context.clock))?)
+}
+
+/// Begins to deliver what the audit chain is told.
+fn deliver(context: &Context, jobs: &Arc<dyn JobStore>, access: &Access) {
+    let config = WorkerConfig {
+        backoff: BACKOFF,
+        ..WorkerConfig::new([audit::QUEUE])
+    };
+    let handler = Arc::new(audit::Delivery(access.clone()));
+    let clock = Arc::clone(&context.clock);
+    let worker = Worker::new(Arc::clone(jobs), handler, clock, &context.node, config);
+    let lifecycle = &context.lifecycle;
+    lifecycle.spawn("monitoring audit", worker.run(lifecycle.soft()));
 }
 
 fn spawn(config: &Config, context: &Context, jobs: &Arc<dyn JobStore>, monitoring: &Arc<Monitoring>) {

@@ -21,6 +21,7 @@ pub const ALERTS_FIRING: &str = "modelyard_monitoring_alerts_firing";
 /// Alerts raised, by rule.
 pub const ALERTS: &str = "modelyard_monitoring_alerts_total";
 
+const PROJECT: &str = "project";
 const ENDPOINT: &str = "endpoint";
 const MONITOR: &str = "monitor";
 const RULE: &str = "rule";
@@ -40,8 +41,9 @@ pub(crate) fn scored(monitor: &str, took: Duration) {
     metrics::histogram!(SCORE_DURATION, MONITOR => monitor.to_owned()).record(took.as_secs_f64());
 }
 
-pub(crate) fn watermark(endpoint: &str, watermark: Timestamp, now: Timestamp) {
-    metrics::gauge!(WATERMARK_LAG, ENDPOINT => endpoint.to_owned()).set(now.since(watermark).as_secs_f64());
+pub(crate) fn watermark(project: &str, endpoint: &str, watermark: Timestamp, now: Timestamp) {
+    let labels = [(PROJECT, project.to_owned()), (ENDPOINT, endpoint.to_owned())];
+    metrics::gauge!(WATERMARK_LAG, &labels).set(now.since(watermark).as_secs_f64());
 }
 
 pub(crate) fn raised(rule: &str) {

@@ -24,7 +24,7 @@ use parking_lot::Mutex;
 use tonic::{Request, Response, Status};
 
 use crate::{
-    error::{Error, Result},
+    error::{Error, Peer, Result},
     model::{
         alert::Alert,
         prediction::{RunInput, ServedVersion, TrainingRun},
@@ -42,9 +42,6 @@ const FIRST_WAIT: Duration = Duration::from_millis(50);
 const MAX_PROFILE_BYTES: u64 = 64 << 20;
 /// How many versions' references are kept in memory.
 const MAX_REFERENCES: usize = 128;
-
-const REGISTRY: &str = "the registry";
-const ORCHESTRATOR: &str = "the orchestrator";
 
 /// A version of a model in a project.
 type VersionKey = (String, String, u32);
@@ -69,15 +66,15 @@ fn request<T>(message: T) -> Request<T> {
     request
 }
 
-fn of_peer(peer: &'static str, status: Status) -> Error {
+fn of_peer(peer: Peer, status: Status) -> Error {
     Error::Peer {
         peer,
-        source: RemoteError::from(status),
+        answer: RemoteError::from(status),
     }
 }
 
 /// Calls, and again while that may help. A peer that does not answer at all is given up after the deadline.
-async fn patiently<T, F>(peer: &'static str, mut call: impl FnMut() -> F) -> Result<T>
+async fn patiently<T, F>(peer: Peer, mut call: impl FnMut() -> F) -> Result<T>
 where
     F: Future<Output = Result<Response<T>, Status>>,
 {
@@ -133,7 +130,7 @@ impl Registry {
             let (mut models, message) = (self.models.clone(), message.clone());
             async move { models.get_model_version(request(message)).await }
         };
-        Ok(found(patiently(REGISTRY, call).await)?.and_then(|answer| answer.model_version))
+        Ok(found(patiently(Peer::Registry, call).await)?.and_then(|answer| answer.model_version))
     }
 
     /// A run; `None` if there is none.
@@ -149,7 +146,7 @@ impl Registry {
             let (mut runs, message) = (self.runs.clone(), message.clone());
             async move { runs.get_run(request(message)).await }
         };
-        Ok(found(patiently(REGISTRY, call).await)?.and_then(|answer| answer.run))
+        Ok(found(patiently(Peer::Registry, call).await)?.and_then(|answer| answer.run))
     }
 
     /// What a version is compared with. What is missing for good is missing in the answer, with a note.
@@ -169,7 +166,7 @@ impl Registry {
             }));
         };
         let mut notes = Vec::new();
-        let profile = match self.profile(&found.reference_profile_digest).await? {
+        let profile = match self.profile(project, &found.reference_profile_digest).await? {
             Ok(profile) => Some(profile),
             Err(note) => {
                 notes.push(note);
@@ -191,8 +188,8 @@ impl Registry {
         Ok(reference)
     }
 
-    /// A reference profile, or why there is none.
-    async fn profile(&self, digest: &str) -> Result<Result<Arc<Profile>, String>> {
+    /// A reference profile of a project, or why there is none.
+    async fn profile(&self, project: &str, digest: &str) -> Result<Result<Arc<Profile>, String>> {
         if digest.is_empty() {
             return Ok(Err(
                 "the version has no reference profile: its drift is not measured".to_owned()
@@ -203,7 +200,8 @@ impl Registry {
             Ok(parsed) => parsed,
             Err(error) => return Ok(Err(unusable(&error))),
         };
-        let bytes = match self.artifacts.get_bytes(parsed, MAX_PROFILE_BYTES).await {
+        let artifacts = self.artifacts.project(project)?;
+        let bytes = match artifacts.get_bytes(parsed, MAX_PROFILE_BYTES).await {
             Ok(bytes) => bytes,
             Err(error) if error.kind().is_transient() => return Err(error.into()),
             Err(error) => return Ok(Err(unusable(&error))),
@@ -239,7 +237,7 @@ impl Orchestrator {
             let (mut triggers, message) = (self.triggers.clone(), message.clone());
             async move { triggers.fire_trigger(request(message)).await }
         };
-        Ok(patiently(ORCHESTRATOR, call).await?.pipeline_run_id)
+        Ok(patiently(Peer::Orchestrator, call).await?.pipeline_run_id)
     }
 }
 

@@ -10,30 +10,37 @@ mod segments;
 use std::{convert::Infallible, sync::Arc, time::Duration};
 
 use modelyard_analytics::Analytics;
-use modelyard_common::{clock::SharedClock, name::check_name};
+use modelyard_common::{Timestamp, clock::SharedClock};
 use modelyard_jobs::JobStore;
 use tokio_util::sync::CancellationToken;
 
 pub use jobs::JobHandler;
 
 use crate::{
-    error::{Error, Result},
+    error::Result,
     measure,
     peers::{Orchestrator, Registry},
     store::Store,
     tables::EndpointTables,
 };
 
-/// The one project that there is.
-const DEFAULT_PROJECT: &str = "default";
 /// How often is looked for work that no job is there for, and for what can be forgotten.
 const UPKEEP_INTERVAL: Duration = Duration::from_secs(30);
 /// How long segments are remembered that were committed, so that handing them over again costs nothing.
 const KEEP_SEGMENTS: Duration = Duration::from_hours(7 * 24);
-/// How many segments are forgotten in one transaction.
+/// How many of a kind are forgotten in one transaction, and each time that is looked: writers wait for it.
 const FORGET_BATCH: u32 = 500;
 /// The most endpoints that are looked at: for a request id without an endpoint, and for metrics.
 const MAX_ENDPOINTS: u32 = 1000;
+
+/// How long is kept what would grow for ever.
+#[derive(Debug, Clone, Copy)]
+pub struct Retention {
+    /// Windows after their last change.
+    pub windows: Duration,
+    /// Alerts after their end.
+    pub alerts: Duration,
+}
 
 /// Monitoring.
 pub struct Monitoring {
@@ -43,6 +50,7 @@ pub struct Monitoring {
     registry: Registry,
     orchestrator: Orchestrator,
     clock: SharedClock,
+    retention: Retention,
 }
 
 impl Monitoring {
@@ -55,6 +63,7 @@ impl Monitoring {
         registry: Registry,
         orchestrator: Orchestrator,
         clock: SharedClock,
+        retention: Retention,
     ) -> Self {
         Self {
             store,
@@ -63,6 +72,7 @@ impl Monitoring {
             registry,
             orchestrator,
             clock,
+            retention,
         }
     }
 
@@ -89,24 +99,31 @@ impl Monitoring {
     async fn keep_up(&self) -> Result<()> {
         let now = self.clock.now();
         self.store.sweep(now).await?;
-        self.store
-            .remove_ended_segments(now - KEEP_SEGMENTS, FORGET_BATCH)
-            .await?;
+        self.forget(now).await?;
         measure::firing(self.store.count_firing().await?);
-        for (endpoint, watermark) in self.store.endpoints(DEFAULT_PROJECT, MAX_ENDPOINTS).await? {
+        for (project, endpoint, watermark) in self.store.all_endpoints(MAX_ENDPOINTS).await? {
             if let Some(watermark) = watermark {
-                measure::watermark(&endpoint, watermark, now);
+                measure::watermark(&project, &endpoint, watermark, now);
             }
         }
         Ok(())
     }
-}
 
-/// Checks that a project exists.
-fn check_project(project: &str) -> Result<()> {
-    check_name("a project", project)?;
-    if project == DEFAULT_PROJECT {
-        return Ok(());
+    /// Forgets what is older than it is kept. What one time leaves is left to the next.
+    async fn forget(&self, now: Timestamp) -> Result<()> {
+        let Retention { windows, alerts } = self.retention;
+        let segments = self.store.remove_ended_segments(now - KEEP_SEGMENTS, FORGET_BATCH);
+        let segments = segments.await?;
+        let windows_forgotten = self.store.forget_windows(now - windows, FORGET_BATCH).await?;
+        let endpoints = self.store.forget_endpoints(now - windows, FORGET_BATCH).await?;
+        let alerts = self.store.forget_alerts(now - alerts, FORGET_BATCH).await?;
+        tracing::debug!(
+            segments,
+            windows = windows_forgotten,
+            endpoints,
+            alerts,
+            "old entries forgotten"
+        );
+        Ok(())
     }
-    Err(Error::not_found("project", project, "use `default`"))
 }

@@ -8,12 +8,14 @@
 mod alerts;
 mod log;
 mod resources;
+mod retention;
 mod windows;
 
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use conditional_trait_gen::trait_gen;
+use modelyard_auth::audit::NewEvent;
 use modelyard_common::{Timestamp, id::SharedIds};
 use modelyard_db::{Database, Migrations, Pools, PostgresPools, SqlitePools, Transaction, migrations};
 use modelyard_jobs::{Claim, JobStore, NewJob, enqueue_in};
@@ -35,7 +37,7 @@ use crate::{
 };
 
 /// The tables of monitoring.
-pub const MIGRATIONS: Migrations = migrations!("monitoring", ["0001_monitoring"]);
+pub const MIGRATIONS: Migrations = migrations!("monitoring", ["0001_monitoring", "0002_retention"]);
 
 /// Commits segments to an endpoint's log. The payload is an [`EndpointJob`].
 pub const COMMIT: &str = "commit";
@@ -161,8 +163,8 @@ pub trait LogStore: Send + Sync {
     async fn watermark(&self, project: &str, endpoint: &str) -> Result<Option<Timestamp>>;
     /// Endpoints whose predictions or labels were seen, by name, with their watermarks.
     async fn endpoints(&self, project: &str, limit: u32) -> Result<Vec<(String, Option<Timestamp>)>>;
-    /// Forgets segments that ended before `older_than`; how many.
-    async fn remove_ended_segments(&self, older_than: Timestamp, limit: u32) -> Result<u64>;
+    /// The same of all projects.
+    async fn all_endpoints(&self, limit: u32) -> Result<Vec<(String, String, Option<Timestamp>)>>;
     /// Asks again for everything that is to be done and that no job is there for; how much that was.
     async fn sweep(&self, now: Timestamp) -> Result<u64>;
 }
@@ -176,28 +178,28 @@ pub trait ResourceStore: Send + Sync {
         project: &str,
         name: &str,
         spec: &MonitorSpec,
-        now: Timestamp,
+        event: &NewEvent,
     ) -> Result<Applied<MonitorSpec>>;
     /// A monitor.
     async fn find_monitor(&self, project: &str, name: &str) -> Result<Option<Monitor>>;
     /// Monitors by name.
     async fn list_monitors(&self, project: &str, page: &PageRequest) -> Result<Page<Monitor>>;
     /// Removes a monitor with its windows; whether there was one. Refused while alert rules refer to it.
-    async fn delete_monitor(&self, project: &str, name: &str) -> Result<bool>;
+    async fn delete_monitor(&self, project: &str, name: &str, event: &NewEvent) -> Result<bool>;
     /// Declares an alert rule. It judges windows that end after the present watermark.
     async fn put_rule(
         &self,
         project: &str,
         name: &str,
         spec: &AlertRuleSpec,
-        now: Timestamp,
+        event: &NewEvent,
     ) -> Result<Applied<AlertRuleSpec>>;
     /// An alert rule.
     async fn find_rule(&self, project: &str, name: &str) -> Result<Option<AlertRule>>;
     /// Alert rules by name.
     async fn list_rules(&self, project: &str, page: &PageRequest) -> Result<Page<AlertRule>>;
     /// Removes an alert rule and resolves its alerts; whether there was one.
-    async fn delete_rule(&self, project: &str, name: &str, now: Timestamp) -> Result<bool>;
+    async fn delete_rule(&self, project: &str, name: &str, event: &NewEvent) -> Result<bool>;
 }
 
 /// Windows and their scores.
@@ -244,6 +246,22 @@ pub trait AlertStore: Send + Sync {
     async fn count_firing(&self) -> Result<u64>;
 }
 
+/// What is forgotten after a time: at most `limit` in one transaction, the oldest first; the answer is how many.
+#[async_trait]
+pub trait RetentionStore: Send + Sync {
+    /// Forgets segments that ended before `older_than`.
+    async fn remove_ended_segments(&self, older_than: Timestamp, limit: u32) -> Result<u64>;
+    /// Forgets windows that have not changed since `older_than` and wait for no score, with what the rules found in
+    /// them. Rows or labels that come for one later begin it anew.
+    async fn forget_windows(&self, older_than: Timestamp, limit: u32) -> Result<u64>;
+    /// Forgets alerts that were resolved before `older_than`, and those that fired before it and that their rule has
+    /// followed by another: a rule's last alert stays as long as it fires.
+    async fn forget_alerts(&self, older_than: Timestamp, limit: u32) -> Result<u64>;
+    /// Forgets endpoints that nothing was heard of since `older_than`, that no monitor watches and nothing waits for:
+    /// those that are gone, and those that got labels and never a prediction.
+    async fn forget_endpoints(&self, older_than: Timestamp, limit: u32) -> Result<u64>;
+}
+
 /// Which alerts are wanted.
 #[derive(Debug, Clone, Default)]
 pub struct AlertFilter {
@@ -254,9 +272,9 @@ pub struct AlertFilter {
 }
 
 /// Everything that monitoring keeps.
-pub trait Store: LogStore + ResourceStore + WindowStore + AlertStore {}
+pub trait Store: LogStore + ResourceStore + WindowStore + AlertStore + RetentionStore {}
 
-impl<S: LogStore + ResourceStore + WindowStore + AlertStore> Store for S {}
+impl<S: LogStore + ResourceStore + WindowStore + AlertStore + RetentionStore> Store for S {}
 
 /// The store on an open database that has [`MIGRATIONS`] and those of the jobs. A window that still changes is scored
 /// again after `score_interval` at the earliest.
@@ -395,8 +413,10 @@ impl SqlStore<P> {
         now: Timestamp,
     ) -> Result<Option<Timestamp>> {
         let watermark: Option<i64> = sqlx::query_scalar(
-            "INSERT INTO endpoint_log (project, endpoint, watermark, changes, created_at) VALUES ($1, $2, NULL, 1, $3)
-             ON CONFLICT (project, endpoint) DO UPDATE SET changes = endpoint_log.changes + 1 RETURNING watermark",
+            "INSERT INTO endpoint_log (project, endpoint, watermark, changes, created_at, touched_at)
+             VALUES ($1, $2, NULL, 1, $3, $3)
+             ON CONFLICT (project, endpoint) DO UPDATE SET changes = endpoint_log.changes + 1, touched_at = $3
+             RETURNING watermark",
         )
         .bind(project)
         .bind(endpoint)
@@ -421,15 +441,18 @@ impl SqlStore<P> {
     ) -> Result<()> {
         let (project, monitor) = monitor;
         let (scored_at, took_us): (Option<i64>, Option<i64>) = sqlx::query_as(
-            "INSERT INTO window_score (project, monitor, start_at, end_at, generation, scored_generation, check_at, row_count)
-             VALUES ($1, $2, $3, $4, 1, 0, $4, 0)
-             ON CONFLICT (project, monitor, start_at) DO UPDATE SET generation = window_score.generation + 1
+            "INSERT INTO window_score
+                 (project, monitor, start_at, end_at, generation, scored_generation, check_at, row_count, touched_at)
+             VALUES ($1, $2, $3, $4, 1, 0, $4, 0, $5)
+             ON CONFLICT (project, monitor, start_at)
+             DO UPDATE SET generation = window_score.generation + 1, touched_at = $5
              RETURNING scored_at, scoring_us",
         )
         .bind(project)
         .bind(monitor)
         .bind(span.start.as_micros())
         .bind(span.end.as_micros())
+        .bind(now.as_micros())
         .fetch_one(&mut **tx)
         .await?;
         let window = WindowKey {

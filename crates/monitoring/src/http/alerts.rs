@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use axum::{Json, extract::State};
+use modelyard_auth::Caller;
 use modelyard_common::error::Problem;
 use serde::Deserialize;
 use utoipa::IntoParams;
@@ -42,6 +43,7 @@ pub struct AlertParameters {
 )]
 pub async fn list_alerts(
     State(monitoring): State<Arc<Monitoring>>,
+    caller: Caller,
     Names(project): Names<String>,
     Parameters(parameters): Parameters<AlertParameters>,
 ) -> Result<Json<Page<Alert>>, Problem> {
@@ -50,7 +52,7 @@ pub async fn list_alerts(
         state: parameters.state,
         rule: parameters.rule,
     };
-    Ok(Json(monitoring.list_alerts(&project, &filter, &page).await?))
+    Ok(Json(monitoring.list_alerts(&caller, &project, &filter, &page).await?))
 }
 
 /// Shows an alert.
@@ -63,7 +65,8 @@ pub async fn list_alerts(
 )]
 pub async fn get_alert(
     State(monitoring): State<Arc<Monitoring>>,
+    caller: Caller,
     Names((project, id)): Names<(String, String)>,
 ) -> Result<Json<Alert>, Problem> {
-    Ok(Json(monitoring.get_alert(&project, &id).await?))
+    Ok(Json(monitoring.get_alert(&caller, &project, &id).await?))
 }

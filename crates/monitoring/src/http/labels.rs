@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use axum::{Json, extract::State};
 use http::StatusCode;
+use modelyard_auth::Caller;
 use modelyard_common::error::Problem;
 
 use super::extract::{Body, Names};
@@ -28,9 +29,10 @@ use crate::{
 )]
 pub async fn add_labels(
     State(monitoring): State<Arc<Monitoring>>,
+    caller: Caller,
     Names(project): Names<String>,
     Body(request): Body<LabelRequest>,
 ) -> Result<(StatusCode, Json<LabelsAccepted>), Problem> {
-    let accepted = monitoring.add_labels(&project, request).await?;
+    let accepted = monitoring.add_labels(&caller, &project, request).await?;
     Ok((StatusCode::ACCEPTED, Json(accepted)))
 }

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use axum::{Json, extract::State};
 use http::StatusCode;
+use modelyard_auth::Caller;
 use modelyard_common::error::Problem;
 use serde::Deserialize;
 use serde_json::Value;
@@ -74,11 +75,12 @@ pub struct WindowParameters {
 )]
 pub async fn list_monitors(
     State(monitoring): State<Arc<Monitoring>>,
+    caller: Caller,
     Names(project): Names<String>,
     Parameters(parameters): Parameters<ListParameters>,
 ) -> Result<Json<Page<Monitor>>, Problem> {
     let page = parameters.page()?;
-    Ok(Json(monitoring.list_monitors(&project, &page).await?))
+    Ok(Json(monitoring.list_monitors(&caller, &project, &page).await?))
 }
 
 /// Declares a monitor.
@@ -92,10 +94,11 @@ pub async fn list_monitors(
 )]
 pub async fn put_monitor(
     State(monitoring): State<Arc<Monitoring>>,
+    caller: Caller,
     Names((project, name)): Names<(String, String)>,
     Body(spec): Body<Value>,
 ) -> Result<Json<Applied<MonitorSpec>>, Problem> {
-    Ok(Json(monitoring.put_monitor(&project, &name, spec).await?))
+    Ok(Json(monitoring.put_monitor(&caller, &project, &name, spec).await?))
 }
 
 /// Shows a monitor.
@@ -108,9 +111,10 @@ pub async fn put_monitor(
 )]
 pub async fn get_monitor(
     State(monitoring): State<Arc<Monitoring>>,
+    caller: Caller,
     Names((project, name)): Names<(String, String)>,
 ) -> Result<Json<Monitor>, Problem> {
-    Ok(Json(monitoring.get_monitor(&project, &name).await?))
+    Ok(Json(monitoring.get_monitor(&caller, &project, &name).await?))
 }
 
 /// Removes a monitor with its windows. The inference log stays.
@@ -123,9 +127,10 @@ pub async fn get_monitor(
 )]
 pub async fn delete_monitor(
     State(monitoring): State<Arc<Monitoring>>,
+    caller: Caller,
     Names((project, name)): Names<(String, String)>,
 ) -> Result<StatusCode, Problem> {
-    monitoring.delete_monitor(&project, &name).await?;
+    monitoring.delete_monitor(&caller, &project, &name).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -142,12 +147,17 @@ pub async fn delete_monitor(
 )]
 pub async fn list_windows(
     State(monitoring): State<Arc<Monitoring>>,
+    caller: Caller,
     Names((project, name)): Names<(String, String)>,
     Parameters(parameters): Parameters<WindowParameters>,
 ) -> Result<Json<Page<MonitorWindow>>, Problem> {
     let page = PageRequest::new(parameters.limit, parameters.cursor)?;
     let ascending = parameters.order.unwrap_or_default() == Order::Asc;
-    Ok(Json(monitoring.list_windows(&project, &name, &page, ascending).await?))
+    Ok(Json(
+        monitoring
+            .list_windows(&caller, &project, &name, &page, ascending)
+            .await?,
+    ))
 }
 
 /// Shows a window with its score.
@@ -163,8 +173,9 @@ pub async fn list_windows(
 )]
 pub async fn get_window(
     State(monitoring): State<Arc<Monitoring>>,
+    caller: Caller,
     Names((project, name, start)): Names<(String, String, String)>,
 ) -> Result<Json<MonitorWindow>, Problem> {
     let start = Length::read_start(&start)?;
-    Ok(Json(monitoring.get_window(&project, &name, start).await?))
+    Ok(Json(monitoring.get_window(&caller, &project, &name, start).await?))
 }

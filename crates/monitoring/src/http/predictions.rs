@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use axum::{Json, extract::State};
+use modelyard_auth::Caller;
 use modelyard_common::error::Problem;
 use serde::Deserialize;
 use utoipa::IntoParams;
@@ -33,9 +34,14 @@ pub struct PredictionParameters {
 )]
 pub async fn get_prediction(
     State(monitoring): State<Arc<Monitoring>>,
+    caller: Caller,
     Names((project, request_id)): Names<(String, String)>,
     Parameters(parameters): Parameters<PredictionParameters>,
 ) -> Result<Json<Prediction>, Problem> {
     let endpoint = parameters.endpoint.as_deref();
-    Ok(Json(monitoring.get_prediction(&project, &request_id, endpoint).await?))
+    Ok(Json(
+        monitoring
+            .get_prediction(&caller, &project, &request_id, endpoint)
+            .await?,
+    ))
 }

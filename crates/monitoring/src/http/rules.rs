@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use axum::{Json, extract::State};
 use http::StatusCode;
+use modelyard_auth::Caller;
 use modelyard_common::error::Problem;
 use serde_json::Value;
 
@@ -30,11 +31,12 @@ use crate::{
 )]
 pub async fn list_rules(
     State(monitoring): State<Arc<Monitoring>>,
+    caller: Caller,
     Names(project): Names<String>,
     Parameters(parameters): Parameters<ListParameters>,
 ) -> Result<Json<Page<AlertRule>>, Problem> {
     let page = parameters.page()?;
-    Ok(Json(monitoring.list_rules(&project, &page).await?))
+    Ok(Json(monitoring.list_rules(&caller, &project, &page).await?))
 }
 
 /// Declares an alert rule. It judges, once each, the windows that end after the watermark of this moment.
@@ -48,10 +50,11 @@ pub async fn list_rules(
 )]
 pub async fn put_rule(
     State(monitoring): State<Arc<Monitoring>>,
+    caller: Caller,
     Names((project, name)): Names<(String, String)>,
     Body(spec): Body<Value>,
 ) -> Result<Json<Applied<AlertRuleSpec>>, Problem> {
-    Ok(Json(monitoring.put_rule(&project, &name, spec).await?))
+    Ok(Json(monitoring.put_rule(&caller, &project, &name, spec).await?))
 }
 
 /// Shows an alert rule.
@@ -64,9 +67,10 @@ pub async fn put_rule(
 )]
 pub async fn get_rule(
     State(monitoring): State<Arc<Monitoring>>,
+    caller: Caller,
     Names((project, name)): Names<(String, String)>,
 ) -> Result<Json<AlertRule>, Problem> {
-    Ok(Json(monitoring.get_rule(&project, &name).await?))
+    Ok(Json(monitoring.get_rule(&caller, &project, &name).await?))
 }
 
 /// Removes an alert rule and resolves its alerts.
@@ -79,8 +83,9 @@ pub async fn get_rule(
 )]
 pub async fn delete_rule(
     State(monitoring): State<Arc<Monitoring>>,
+    caller: Caller,
     Names((project, name)): Names<(String, String)>,
 ) -> Result<StatusCode, Problem> {
-    monitoring.delete_rule(&project, &name).await?;
+    monitoring.delete_rule(&caller, &project, &name).await?;
     Ok(StatusCode::NO_CONTENT)
 }

@@ -10,6 +10,8 @@ use crate::error::{Error, Result};
 pub const MAX_SEGMENT_FILES: usize = 500;
 /// The folder of a file: the partition that all its rows belong to.
 const PARTITION: &str = "event_date=";
+/// What the name of a file ends with.
+const EXTENSION: &str = ".parquet";
 
 /// A Parquet file of a segment.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -38,12 +40,13 @@ pub struct Segment {
 impl SegmentFile {
     /// Whether it is what its path says.
     fn problem(&self) -> Option<&'static str> {
-        let date = |text: &str| NaiveDate::parse_from_str(text, "%Y-%m-%d").ok();
-        let Some(date) = self
-            .path
-            .strip_prefix(PARTITION)
-            .and_then(|rest| date(rest.split_once('/')?.0))
-        else {
+        // A gateway hands over files of the endpoint's own table, and cannot name any other: no part can be `..`.
+        let parts = || {
+            let (date, name) = self.path.strip_prefix(PARTITION)?.split_once('/')?;
+            check_name("a file", name.strip_suffix(EXTENSION)?).ok()?;
+            NaiveDate::parse_from_str(date, "%Y-%m-%d").ok()
+        };
+        let Some(date) = parts() else {
             return Some("has a path other than `event_date=YYYY-MM-DD/NAME.parquet`");
         };
         if self.rows == 0 || self.size_bytes == 0 {
@@ -142,6 +145,9 @@ mod tests {
             segment(vec![]),
             segment(vec![file("s-0.parquet", 1, times)]),
             segment(vec![file("event_date=2013-13-01/s-0.parquet", 1, times)]),
+            segment(vec![file("event_date=2013-03-01/../../x/s-0.parquet", 1, times)]),
+            segment(vec![file("event_date=2013-03-01/..", 1, times)]),
+            segment(vec![file("event_date=2013-03-01/s-0.csv", 1, times)]),
             segment(vec![file(path, 0, times)]),
             segment(vec![file(path, 1, [times[1], times[0]])]),
             segment(vec![file(path, 1, [times[0], "2013-03-02T00:00:00Z"])]),

@@ -1,9 +1,10 @@
 //! Alerts: shown, and their triggers fired.
 
+use modelyard_auth::{Action, Caller, Kind, Resource};
 use modelyard_common::{error::Chain, name::check_name};
 use modelyard_jobs::Claim;
 
-use super::{Monitoring, check_project};
+use super::Monitoring;
 use crate::{
     error::{Error, Result},
     model::{
@@ -21,8 +22,14 @@ impl Monitoring {
     ///
     /// # Errors
     /// What is wrong with the request, or the database.
-    pub async fn list_alerts(&self, project: &str, filter: &AlertFilter, page: &PageRequest) -> Result<Page<Alert>> {
-        check_project(project)?;
+    pub async fn list_alerts(
+        &self,
+        caller: &Caller,
+        project: &str,
+        filter: &AlertFilter,
+        page: &PageRequest,
+    ) -> Result<Page<Alert>> {
+        caller.authorize(Action::AlertRead, Resource::project(project))?;
         if let Some(rule) = &filter.rule {
             check_name("an alert rule", rule)?;
         }
@@ -33,8 +40,8 @@ impl Monitoring {
     ///
     /// # Errors
     /// There is none, or the database.
-    pub async fn get_alert(&self, project: &str, id: &str) -> Result<Alert> {
-        check_project(project)?;
+    pub async fn get_alert(&self, caller: &Caller, project: &str, id: &str) -> Result<Alert> {
+        caller.authorize(Action::AlertRead, Resource::named(Kind::Alert, project, id))?;
         let found = if id.len() > MAX_ID_BYTES {
             None
         } else {

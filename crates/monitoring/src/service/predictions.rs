@@ -6,12 +6,14 @@ use arrow::{
     array::{Array as _, ArrayRef, AsArray as _, RecordBatch},
     datatypes::{DataType, Float64Type, Int32Type, Int64Type},
 };
+use modelyard_auth::{Action, Caller, Kind, Resource};
 use modelyard_common::name::check_name;
 use serde_json::{Map, Value};
 use tracing::instrument;
 
-use super::{MAX_ENDPOINTS, Monitoring, check_project};
+use super::{MAX_ENDPOINTS, Monitoring};
 use crate::{
+    audit::delivery,
     error::{Error, Result},
     model::{
         label::is_request_id,
@@ -30,8 +32,17 @@ impl Monitoring {
     /// # Errors
     /// Nobody knows it, or the registry does not answer.
     #[instrument(name = "monitoring.get_prediction", skip_all)]
-    pub async fn get_prediction(&self, project: &str, request_id: &str, endpoint: Option<&str>) -> Result<Prediction> {
-        check_project(project)?;
+    pub async fn get_prediction(
+        &self,
+        caller: &Caller,
+        project: &str,
+        request_id: &str,
+        endpoint: Option<&str>,
+    ) -> Result<Prediction> {
+        caller.authorize(
+            Action::PredictionRead,
+            Resource::named(Kind::Prediction, project, request_id),
+        )?;
         let shown: String = request_id.chars().take(128).flat_map(char::escape_default).collect();
         if !is_request_id(request_id) {
             return Err(Error::request(format!("`{shown}` is not the id of a request")));
@@ -47,11 +58,26 @@ impl Monitoring {
             let tables = self.tables(project, &endpoint)?;
             let rows = rows_of(&tables, request_id).await?;
             if !rows.is_empty() {
+                self.note_reading(caller, project, &endpoint, request_id).await?;
                 return self.compose(project, endpoint, request_id, rows).await;
             }
         }
         let remedy = "check the id; the log may be behind by the gateway's flush interval, so try again in a moment";
         Err(Error::not_found("prediction", shown, remedy))
+    }
+
+    /// Writes down that a prediction of an endpoint is read that an admin marked as sensitive, before it is.
+    async fn note_reading(&self, caller: &Caller, project: &str, endpoint: &str, request_id: &str) -> Result<()> {
+        let resource = Resource::named(Kind::Endpoint, project, endpoint);
+        if !caller.is_sensitive(resource) {
+            return Ok(());
+        }
+        let mut event = caller.event(Action::PredictionRead.as_str(), &resource);
+        if let Some(details) = event.details.as_object_mut() {
+            details.insert("prediction".to_owned(), Value::from(request_id));
+        }
+        self.jobs.enqueue(&delivery(&event)?, event.at).await?;
+        Ok(())
     }
 
     async fn compose(

@@ -1,9 +1,10 @@
 //! Monitors, their windows, and alert rules.
 
+use modelyard_auth::{Action, Caller, Kind, Resource};
 use modelyard_common::{Timestamp, name::check_name};
 use serde_json::Value;
 
-use super::{Monitoring, check_project};
+use super::Monitoring;
 use crate::{
     error::{Error, Result},
     model::{
@@ -14,16 +15,6 @@ use crate::{
         score::MonitorWindow,
     },
 };
-
-fn check_monitor(project: &str, name: &str) -> Result<()> {
-    check_project(project)?;
-    Ok(check_name("a monitor", name)?)
-}
-
-fn check_rule(project: &str, name: &str) -> Result<()> {
-    check_project(project)?;
-    Ok(check_name("an alert rule", name)?)
-}
 
 fn no_monitor(name: &str) -> Error {
     Error::not_found("monitor", name, "declare it with `modelyard apply`")
@@ -38,18 +29,27 @@ impl Monitoring {
     ///
     /// # Errors
     /// What is wrong with the spec, or the database.
-    pub async fn put_monitor(&self, project: &str, name: &str, spec: Value) -> Result<Applied<MonitorSpec>> {
-        check_monitor(project, name)?;
+    pub async fn put_monitor(
+        &self,
+        caller: &Caller,
+        project: &str,
+        name: &str,
+        spec: Value,
+    ) -> Result<Applied<MonitorSpec>> {
+        caller.authorize(Action::MonitorWrite, Resource::named(Kind::Monitor, project, name))?;
+        check_name("a monitor", name)?;
         let spec = MonitorSpec::read(name, spec)?;
-        self.store.put_monitor(project, name, &spec, self.clock.now()).await
+        let event = caller.event("monitor.apply", &Resource::named(Kind::Monitor, project, name));
+        self.store.put_monitor(project, name, &spec, &event).await
     }
 
     /// A monitor.
     ///
     /// # Errors
     /// There is none, or the database.
-    pub async fn get_monitor(&self, project: &str, name: &str) -> Result<Monitor> {
-        check_monitor(project, name)?;
+    pub async fn get_monitor(&self, caller: &Caller, project: &str, name: &str) -> Result<Monitor> {
+        caller.authorize(Action::MonitorRead, Resource::named(Kind::Monitor, project, name))?;
+        check_name("a monitor", name)?;
         self.store
             .find_monitor(project, name)
             .await?
@@ -60,8 +60,8 @@ impl Monitoring {
     ///
     /// # Errors
     /// The database.
-    pub async fn list_monitors(&self, project: &str, page: &PageRequest) -> Result<Page<Monitor>> {
-        check_project(project)?;
+    pub async fn list_monitors(&self, caller: &Caller, project: &str, page: &PageRequest) -> Result<Page<Monitor>> {
+        caller.authorize(Action::MonitorRead, Resource::project(project))?;
         self.store.list_monitors(project, page).await
     }
 
@@ -69,9 +69,11 @@ impl Monitoring {
     ///
     /// # Errors
     /// There is none, an alert rule refers to it, or the database.
-    pub async fn delete_monitor(&self, project: &str, name: &str) -> Result<()> {
-        check_monitor(project, name)?;
-        let deleted = self.store.delete_monitor(project, name).await?;
+    pub async fn delete_monitor(&self, caller: &Caller, project: &str, name: &str) -> Result<()> {
+        caller.authorize(Action::MonitorWrite, Resource::named(Kind::Monitor, project, name))?;
+        check_name("a monitor", name)?;
+        let event = caller.event("monitor.delete", &Resource::named(Kind::Monitor, project, name));
+        let deleted = self.store.delete_monitor(project, name, &event).await?;
         deleted.then_some(()).ok_or_else(|| no_monitor(name))
     }
 
@@ -81,12 +83,14 @@ impl Monitoring {
     /// There is no such monitor, or the database.
     pub async fn list_windows(
         &self,
+        caller: &Caller,
         project: &str,
         monitor: &str,
         page: &PageRequest,
         ascending: bool,
     ) -> Result<Page<MonitorWindow>> {
-        let monitor = self.get_monitor(project, monitor).await?;
+        caller.authorize(Action::MonitorRead, Resource::named(Kind::Monitor, project, monitor))?;
+        let monitor = self.get_monitor(caller, project, monitor).await?;
         self.store.list_windows(&monitor, page, ascending).await
     }
 
@@ -94,8 +98,15 @@ impl Monitoring {
     ///
     /// # Errors
     /// There is no such monitor or window, or the database.
-    pub async fn get_window(&self, project: &str, monitor: &str, start: Timestamp) -> Result<MonitorWindow> {
-        let monitor = self.get_monitor(project, monitor).await?;
+    pub async fn get_window(
+        &self,
+        caller: &Caller,
+        project: &str,
+        monitor: &str,
+        start: Timestamp,
+    ) -> Result<MonitorWindow> {
+        caller.authorize(Action::MonitorRead, Resource::named(Kind::Monitor, project, monitor))?;
+        let monitor = self.get_monitor(caller, project, monitor).await?;
         let window = self.store.find_window(&monitor, start).await?;
         window.ok_or_else(|| {
             let remedy = format!(
@@ -110,18 +121,27 @@ impl Monitoring {
     ///
     /// # Errors
     /// What is wrong with the spec, or the database.
-    pub async fn put_rule(&self, project: &str, name: &str, spec: Value) -> Result<Applied<AlertRuleSpec>> {
-        check_rule(project, name)?;
+    pub async fn put_rule(
+        &self,
+        caller: &Caller,
+        project: &str,
+        name: &str,
+        spec: Value,
+    ) -> Result<Applied<AlertRuleSpec>> {
+        caller.authorize(Action::AlertRuleWrite, Resource::named(Kind::AlertRule, project, name))?;
+        check_name("an alert rule", name)?;
         let spec = AlertRuleSpec::read(name, spec)?;
-        self.store.put_rule(project, name, &spec, self.clock.now()).await
+        let event = caller.event("alert-rule.apply", &Resource::named(Kind::AlertRule, project, name));
+        self.store.put_rule(project, name, &spec, &event).await
     }
 
     /// An alert rule.
     ///
     /// # Errors
     /// There is none, or the database.
-    pub async fn get_rule(&self, project: &str, name: &str) -> Result<AlertRule> {
-        check_rule(project, name)?;
+    pub async fn get_rule(&self, caller: &Caller, project: &str, name: &str) -> Result<AlertRule> {
+        caller.authorize(Action::AlertRuleRead, Resource::named(Kind::AlertRule, project, name))?;
+        check_name("an alert rule", name)?;
         self.store.find_rule(project, name).await?.ok_or_else(|| no_rule(name))
     }
 
@@ -129,8 +149,8 @@ impl Monitoring {
     ///
     /// # Errors
     /// The database.
-    pub async fn list_rules(&self, project: &str, page: &PageRequest) -> Result<Page<AlertRule>> {
-        check_project(project)?;
+    pub async fn list_rules(&self, caller: &Caller, project: &str, page: &PageRequest) -> Result<Page<AlertRule>> {
+        caller.authorize(Action::AlertRuleRead, Resource::project(project))?;
         self.store.list_rules(project, page).await
     }
 
@@ -138,9 +158,11 @@ impl Monitoring {
     ///
     /// # Errors
     /// There is none, or the database.
-    pub async fn delete_rule(&self, project: &str, name: &str) -> Result<()> {
-        check_rule(project, name)?;
-        let deleted = self.store.delete_rule(project, name, self.clock.now()).await?;
+    pub async fn delete_rule(&self, caller: &Caller, project: &str, name: &str) -> Result<()> {
+        caller.authorize(Action::AlertRuleWrite, Resource::named(Kind::AlertRule, project, name))?;
+        check_name("an alert rule", name)?;
+        let event = caller.event("alert-rule.delete", &Resource::named(Kind::AlertRule, project, name));
+        let deleted = self.store.delete_rule(project, name, &event).await?;
         deleted.then_some(()).ok_or_else(|| no_rule(name))
     }
 }

@@ -1,10 +1,11 @@
 //! Segments and labels: accepted durably, then brought into their tables.
 
+use modelyard_auth::{Action, Caller, Kind, Resource};
 use modelyard_common::{Fault as _, Timestamp, name::check_name};
 use modelyard_jobs::Claim;
 use tracing::instrument;
 
-use super::{Monitoring, check_project};
+use super::Monitoring;
 use crate::{
     error::{Error, Result},
     measure,
@@ -27,7 +28,14 @@ impl Monitoring {
     /// # Errors
     /// What is wrong with the segment, or the database.
     #[instrument(name = "monitoring.commit_segment", skip_all, fields(endpoint, segment = segment.id), level = "debug")]
-    pub async fn commit_segment(&self, project: &str, endpoint: &str, segment: &Segment) -> Result<()> {
+    pub async fn commit_segment(
+        &self,
+        caller: &Caller,
+        project: &str,
+        endpoint: &str,
+        segment: &Segment,
+    ) -> Result<()> {
+        caller.authorize(Action::SegmentWrite, Resource::named(Kind::Endpoint, project, endpoint))?;
         check_name("a project", project)?;
         check_name("an endpoint", endpoint)?;
         segment.check()?;
@@ -41,8 +49,8 @@ impl Monitoring {
     /// # Errors
     /// What is wrong with the labels, or the database.
     #[instrument(name = "monitoring.add_labels", skip_all, fields(labels = request.labels.len()))]
-    pub async fn add_labels(&self, project: &str, request: LabelRequest) -> Result<LabelsAccepted> {
-        check_project(project)?;
+    pub async fn add_labels(&self, caller: &Caller, project: &str, request: LabelRequest) -> Result<LabelsAccepted> {
+        caller.authorize(Action::LabelWrite, Resource::project(project))?;
         let now = self.clock.now();
         let (endpoint, batch) = request.check(now)?;
         self.store.accept_labels(project, &endpoint, &batch, now).await?;

@@ -256,18 +256,16 @@ impl LogStore for SqlStore<P> {
             .collect())
     }
 
-    async fn remove_ended_segments(&self, older_than: Timestamp, limit: u32) -> Result<u64> {
-        let mut tx = self.pools.begin().await?;
-        let removed = sqlx::query(
-            "DELETE FROM segment WHERE (project, endpoint, segment_id) IN
-                 (SELECT project, endpoint, segment_id FROM segment WHERE ended_at < $1 ORDER BY ended_at LIMIT $2)",
-        )
-        .bind(older_than.as_micros())
-        .bind(i64::from(limit))
-        .execute(&mut *tx)
-        .await?;
-        tx.commit().await?;
-        Ok(removed.rows_affected())
+    async fn all_endpoints(&self, limit: u32) -> Result<Vec<(String, String, Option<Timestamp>)>> {
+        let rows: Vec<(String, String, Option<i64>)> =
+            sqlx::query_as("SELECT project, endpoint, watermark FROM endpoint_log ORDER BY project, endpoint LIMIT $1")
+                .bind(i64::from(limit))
+                .fetch_all(self.pools.reader())
+                .await?;
+        let time = |(project, endpoint, at): (String, String, Option<i64>)| {
+            (project, endpoint, at.map(Timestamp::from_micros))
+        };
+        Ok(rows.into_iter().map(time).collect())
     }
 
     async fn sweep(&self, now: Timestamp) -> Result<u64> {

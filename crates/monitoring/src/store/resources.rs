@@ -2,12 +2,14 @@
 
 use async_trait::async_trait;
 use conditional_trait_gen::trait_gen;
+use modelyard_auth::audit::NewEvent;
 use modelyard_common::Timestamp;
 use modelyard_db::{Pools, PostgresPools, SqlitePools};
 use serde::de::DeserializeOwned;
 
 use super::{ResourceStore, SqlStore, read_json, write_json};
 use crate::{
+    audit::{change, delivery},
     error::{Error, Result},
     model::{
         monitor::{self, Monitor, MonitorSpec},
@@ -90,8 +92,9 @@ impl ResourceStore for SqlStore<P> {
         project: &str,
         name: &str,
         spec: &MonitorSpec,
-        now: Timestamp,
+        event: &NewEvent,
     ) -> Result<Applied<MonitorSpec>> {
+        let now = event.at;
         let text = write_json("spec", spec)?;
         let mut tx = self.pools.begin().await?;
         self.lock(&mut tx, project, &spec.endpoint, now).await?;
@@ -119,6 +122,12 @@ impl ResourceStore for SqlStore<P> {
             .await?;
             let job = self.backfill_job(project, name, now)?;
             self.enqueue(&mut tx, &job, now).await?;
+            let known = known
+                .as_ref()
+                .map(|known| write_json("spec", &known.spec))
+                .transpose()?;
+            let delivery = delivery(&change(event, known.as_deref(), Some(&text)))?;
+            self.enqueue(&mut tx, &delivery, now).await?;
             tx.commit().await?;
             self.jobs.wake().notify();
         }
@@ -153,7 +162,7 @@ impl ResourceStore for SqlStore<P> {
         Ok(page.cut(monitors, |monitor: &Monitor| monitor.name.clone()))
     }
 
-    async fn delete_monitor(&self, project: &str, name: &str) -> Result<bool> {
+    async fn delete_monitor(&self, project: &str, name: &str, event: &NewEvent) -> Result<bool> {
         let mut tx = self.pools.begin().await?;
         let rule: Option<String> =
             sqlx::query_scalar("SELECT name FROM alert_rule WHERE project = $1 AND monitor = $2 ORDER BY name LIMIT 1")
@@ -166,13 +175,19 @@ impl ResourceStore for SqlStore<P> {
                 "monitor `{name}` is used by alert rule `{rule}`: delete the rule first"
             )));
         }
-        let deleted = sqlx::query("DELETE FROM monitor WHERE project = $1 AND name = $2")
+        let query = "DELETE FROM monitor WHERE project = $1 AND name = $2 RETURNING spec";
+        let deleted: Option<String> = sqlx::query_scalar(query)
             .bind(project)
             .bind(name)
-            .execute(&mut *tx)
+            .fetch_optional(&mut *tx)
             .await?;
+        if deleted.is_some() {
+            let delivery = delivery(&change(event, deleted.as_deref(), None))?;
+            self.enqueue(&mut tx, &delivery, event.at).await?;
+        }
         tx.commit().await?;
-        Ok(deleted.rows_affected() > 0)
+        self.jobs.wake().notify();
+        Ok(deleted.is_some())
     }
 
     async fn put_rule(
@@ -180,8 +195,9 @@ impl ResourceStore for SqlStore<P> {
         project: &str,
         name: &str,
         spec: &AlertRuleSpec,
-        now: Timestamp,
+        event: &NewEvent,
     ) -> Result<Applied<AlertRuleSpec>> {
+        let now = event.at;
         let text = write_json("spec", spec)?;
         let mut tx = self.pools.begin().await?;
         let endpoint: Option<String> =
@@ -226,6 +242,12 @@ impl ResourceStore for SqlStore<P> {
             .execute(&mut *tx)
             .await?;
             self.touch_unjudged(&mut tx, (project, &spec.monitor), now).await?;
+            let known = known
+                .as_ref()
+                .map(|known| write_json("spec", &known.spec))
+                .transpose()?;
+            let delivery = delivery(&change(event, known.as_deref(), Some(&text)))?;
+            self.enqueue(&mut tx, &delivery, now).await?;
             tx.commit().await?;
             self.jobs.wake().notify();
         }
@@ -260,7 +282,8 @@ impl ResourceStore for SqlStore<P> {
         Ok(page.cut(rules, |rule: &AlertRule| rule.name.clone()))
     }
 
-    async fn delete_rule(&self, project: &str, name: &str, now: Timestamp) -> Result<bool> {
+    async fn delete_rule(&self, project: &str, name: &str, event: &NewEvent) -> Result<bool> {
+        let now = event.at;
         let mut tx = self.pools.begin().await?;
         let place: Option<(String, String)> = sqlx::query_as(
             "SELECT r.monitor, m.endpoint FROM alert_rule r JOIN monitor m ON m.project = r.project AND m.name = r.monitor
@@ -274,10 +297,11 @@ impl ResourceStore for SqlStore<P> {
             return Ok(false);
         };
         self.lock(&mut tx, project, &endpoint, now).await?;
-        sqlx::query("DELETE FROM alert_rule WHERE project = $1 AND name = $2")
+        let query = "DELETE FROM alert_rule WHERE project = $1 AND name = $2 RETURNING spec";
+        let spec: Option<String> = sqlx::query_scalar(query)
             .bind(project)
             .bind(name)
-            .execute(&mut *tx)
+            .fetch_optional(&mut *tx)
             .await?;
         sqlx::query(
             "UPDATE alert SET state = 'resolved', resolved_at = $3 WHERE project = $1 AND rule = $2 AND state = 'firing'",
@@ -288,6 +312,8 @@ impl ResourceStore for SqlStore<P> {
         .execute(&mut *tx)
         .await?;
         self.touch_unjudged(&mut tx, (project, &monitor), now).await?;
+        let delivery = delivery(&change(event, spec.as_deref(), None))?;
+        self.enqueue(&mut tx, &delivery, now).await?;
         tx.commit().await?;
         self.jobs.wake().notify();
         Ok(true)

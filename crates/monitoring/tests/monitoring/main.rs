@@ -5,6 +5,7 @@
 mod alerts;
 mod faces;
 mod peers;
+mod retention;
 mod scores;
 mod segments;
 mod stores;

@@ -17,25 +17,26 @@ use modelyard_monitoring::{
     },
     store::{self, AlertFilter, Committed, EndpointJob, Labelled, ScoreJob, Scored, Store},
 };
+use modelyard_testkit::access::event;
 use modelyard_testkit::postgres::{TestDatabase, test_databases};
 use serde_json::json;
 
-const PROJECT: &str = "default";
-const ENDPOINT: &str = "e";
-const INTERVAL: Duration = Duration::from_secs(10);
+pub const PROJECT: &str = "default";
+pub const ENDPOINT: &str = "e";
+pub const INTERVAL: Duration = Duration::from_secs(10);
 
-struct Place {
-    store: Arc<dyn Store>,
-    jobs: Arc<dyn JobStore>,
-    now: Timestamp,
+pub struct Place {
+    pub store: Arc<dyn Store>,
+    pub jobs: Arc<dyn JobStore>,
+    pub now: Timestamp,
     _database: TestDatabase,
 }
 
-fn at(text: &str) -> Timestamp {
+pub fn at(text: &str) -> Timestamp {
     text.parse().unwrap()
 }
 
-async fn places() -> Vec<Place> {
+pub async fn places() -> Vec<Place> {
     let mut places = Vec::new();
     for place in test_databases().await.unwrap() {
         let config = DatabaseConfig {
@@ -60,11 +61,11 @@ async fn places() -> Vec<Place> {
 }
 
 impl Place {
-    async fn claim(&self, queue: &str) -> Option<Job> {
+    pub async fn claim(&self, queue: &str) -> Option<Job> {
         self.claim_at(queue, self.now).await
     }
 
-    async fn claim_at(&self, queue: &str, now: Timestamp) -> Option<Job> {
+    pub async fn claim_at(&self, queue: &str, now: Timestamp) -> Option<Job> {
         let queues = [queue.to_owned()];
         let request = ClaimRequest {
             queues: &queues,
@@ -75,9 +76,12 @@ impl Place {
         self.jobs.claim(&request, now).await.unwrap().pop()
     }
 
-    async fn monitor(&self) {
+    pub async fn monitor(&self) {
         let spec = MonitorSpec::read("m", json!({"endpoint": ENDPOINT, "window": "month", "min_rows": 1})).unwrap();
-        self.store.put_monitor(PROJECT, "m", &spec, self.now).await.unwrap();
+        self.store
+            .put_monitor(PROJECT, "m", &spec, &event(self.now))
+            .await
+            .unwrap();
         let job = self.claim(store::BACKFILL).await.unwrap();
         let payload = serde_json::from_value(job.payload.clone()).unwrap();
         self.store
@@ -86,13 +90,16 @@ impl Place {
             .unwrap();
     }
 
-    async fn rule(&self) {
+    pub async fn rule(&self) {
         let any = json!([{"metric": "drift_share", "above": 0.5}]);
         let spec = AlertRuleSpec::read("r", json!({"monitor": "m", "any": any, "trigger": "t"})).unwrap();
-        self.store.put_rule(PROJECT, "r", &spec, self.now).await.unwrap();
+        self.store
+            .put_rule(PROJECT, "r", &spec, &event(self.now))
+            .await
+            .unwrap();
     }
 
-    async fn accept(&self, id: &str, day: &str) {
+    pub async fn accept(&self, id: &str, day: &str) {
         self.store
             .accept_segment(PROJECT, ENDPOINT, &segment(id, day), self.now)
             .await
@@ -100,7 +107,7 @@ impl Place {
     }
 
     /// Does the job of committing what waits.
-    async fn commit(&self) {
+    pub async fn commit(&self) {
         let job = self.claim(store::COMMIT).await.unwrap();
         let segments = self.store.waiting_segments(PROJECT, ENDPOINT, 100).await.unwrap();
         let done = Committed {
@@ -114,7 +121,7 @@ impl Place {
     }
 
     /// Does the next job of scoring, with a drift share as the result.
-    async fn score(&self, now: Timestamp, share: f64) -> Vec<store::Raised> {
+    pub async fn score(&self, now: Timestamp, share: f64) -> Vec<store::Raised> {
         let job = self.claim_at(store::SCORE, now).await.unwrap();
         let payload: ScoreJob = serde_json::from_value(job.payload.clone()).unwrap();
         let task = self.store.begin_score(&payload).await.unwrap().unwrap();
@@ -127,12 +134,12 @@ impl Place {
     }
 
     /// Whether a window is to be scored by then.
-    async fn is_due(&self, now: Timestamp) -> bool {
+    pub async fn is_due(&self, now: Timestamp) -> bool {
         let due = self.jobs.next_run_at(&[store::SCORE.to_owned()]).await.unwrap();
         due.is_some_and(|due| due <= now)
     }
 
-    async fn window(&self, start: &str) -> Option<modelyard_monitoring::model::score::MonitorWindow> {
+    pub async fn window(&self, start: &str) -> Option<modelyard_monitoring::model::score::MonitorWindow> {
         let monitor = self.store.find_monitor(PROJECT, "m").await.unwrap().unwrap();
         self.store.find_window(&monitor, at(start)).await.unwrap()
     }
@@ -183,7 +190,7 @@ fn score(share: f64) -> WindowScore {
     }
 }
 
-fn labels(id: &str) -> LabelBatch {
+pub fn labels(id: &str) -> LabelBatch {
     let label = Label {
         request_id: id.to_owned(),
         row: 0,

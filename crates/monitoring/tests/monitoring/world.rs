@@ -93,6 +93,7 @@ impl World {
             config.clone(),
             &context,
             storage.clone(),
+            modelyard_testkit::access::open(&context).0,
             registry.channel(),
             orchestrator.channel(),
         );
@@ -100,7 +101,7 @@ impl World {
         assert!(context.readiness.missing().is_empty());
         let (router, description) = service.http.split_for_parts();
         let description = serde_json::to_value(description).unwrap();
-        let segments = rpc::local(service.grpc);
+        let segments = rpc::local(service.grpc).as_service("gateway");
         Self {
             registry,
             orchestrator,
@@ -139,10 +140,8 @@ impl World {
         let carriers: ArrayRef = Arc::new(carriers.collect::<StringArray>());
         let batch = RecordBatch::try_from_iter([("distance", distances), ("carrier", carriers)]).unwrap();
         let profile = Profile::of([&batch], &ProfileOptions::default()).unwrap();
-        let blob = Artifacts::new(self.storage.clone())
-            .put_bytes(profile.to_json().unwrap())
-            .await
-            .unwrap();
+        let artifacts = Artifacts::new(self.storage.clone()).project("default").unwrap();
+        let blob = artifacts.put_bytes(profile.to_json().unwrap()).await.unwrap();
         let found = ModelVersion {
             project: "default".to_owned(),
             name: MODEL.to_owned(),
