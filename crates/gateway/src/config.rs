@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use modelyard_common::config::{duration, size};
 use modelyard_inference::BatcherOptions;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::error::Error;
@@ -18,7 +19,7 @@ const MAX_REQUEST_TIMEOUT: Duration = Duration::from_hours(1);
 const MIN_SPOOL_BYTES: u64 = 64 << 20;
 
 /// How the gateway serves.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
     /// How long a prediction waits on this machine before it is handed over to the inference log, at most.

@@ -7,7 +7,10 @@ use modelyard_common::name::check_name;
 use modelyard_proto::registry::v1 as proto;
 use serde::{Deserialize, Serialize};
 
-use crate::error::{Error, Result};
+use crate::{
+    error::{Error, Result},
+    loader::ModelKey,
+};
 
 /// The most routes of one endpoint; the log's record names owed shadow routes by a byte.
 pub(crate) const MAX_ROUTES: usize = 64;
@@ -50,6 +53,16 @@ pub(crate) struct VersionRef {
     pub model: String,
     pub version: u32,
     pub digest: Digest,
+}
+
+impl VersionRef {
+    /// Its blob, for an endpoint of a project.
+    pub(crate) fn model_key(&self, project: &str) -> ModelKey {
+        ModelKey {
+            project: project.to_owned(),
+            digest: self.digest,
+        }
+    }
 }
 
 impl fmt::Display for VersionRef {

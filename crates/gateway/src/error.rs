@@ -70,6 +70,9 @@ pub enum Error {
         /// What is wrong with it.
         detail: String,
     },
+    /// Who calls, and what they may.
+    #[error(transparent)]
+    Access(#[from] modelyard_auth::Error),
     /// The model or the tensors.
     #[error(transparent)]
     Inference(#[from] modelyard_inference::Error),
@@ -128,6 +131,7 @@ impl Fault for Error {
             Self::EndpointNotFound { .. } | Self::VersionNotServed { .. } => ErrorKind::NotFound,
             Self::NotReady { .. } | Self::Starting => ErrorKind::Unavailable,
             Self::InvalidEndpoint { .. } => ErrorKind::FailedPrecondition,
+            Self::Access(error) => error.kind(),
             Self::Inference(error) => error.kind(),
             Self::Artifact { source } => source.kind(),
             Self::Io { .. } | Self::Interrupted { .. } => ErrorKind::Internal,
@@ -145,6 +149,7 @@ impl Fault for Error {
             Self::NotReady { .. } => "ENDPOINT_NOT_READY",
             Self::Starting => "GATEWAY_STARTING",
             Self::InvalidEndpoint { .. } => "INVALID_ENDPOINT",
+            Self::Access(error) => error.reason(),
             Self::Inference(error) => error.reason(),
             Self::Artifact { source } => source.reason(),
             Self::Io { .. } => "GATEWAY_IO",

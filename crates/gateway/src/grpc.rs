@@ -8,6 +8,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use modelyard_auth::Action;
 use modelyard_common::{Timestamp, error::to_status};
 use modelyard_inference::{DataType, Tensor, TensorData, TensorSpec};
 use modelyard_proto::inference::{
@@ -19,6 +20,7 @@ use modelyard_proto::inference::{
 use tonic::{Request, Response, Status, metadata::MetadataMap};
 
 use crate::{
+    client::Client,
     error::{Error, Result},
     oip::{EXTENSIONS, MAX_TENSORS, PLATFORM, SERVER_NAME, SERVER_VERSION},
     predict::{Answer, Gateway, Inputs, Request as PredictRequest},
@@ -62,10 +64,11 @@ impl GrpcInferenceService for InferenceService {
         &self,
         request: Request<proto::ModelReadyRequest>,
     ) -> Result<Response<proto::ModelReadyResponse>, Status> {
+        let client = Client::of(&request).map_err(|error| to_status(&error))?;
         let request = request.into_inner();
-        let endpoint = self
-            .gateway
-            .endpoint(&request.name)
+        let endpoint = client
+            .authorize(Action::EndpointRead, &request.name)
+            .and_then(|()| self.gateway.endpoint(&client.project, &request.name))
             .map_err(|error| to_status(&error))?;
         let ready = match endpoint.describe(non_empty(&request.version)) {
             Ok(_) => true,
@@ -90,10 +93,11 @@ impl GrpcInferenceService for InferenceService {
         &self,
         request: Request<proto::ModelMetadataRequest>,
     ) -> Result<Response<proto::ModelMetadataResponse>, Status> {
+        let client = Client::of(&request).map_err(|error| to_status(&error))?;
         let request = request.into_inner();
-        let endpoint = self
-            .gateway
-            .endpoint(&request.name)
+        let endpoint = client
+            .authorize(Action::EndpointRead, &request.name)
+            .and_then(|()| self.gateway.endpoint(&client.project, &request.name))
             .map_err(|error| to_status(&error))?;
         let version = endpoint
             .describe(non_empty(&request.version))
@@ -117,8 +121,9 @@ impl GrpcInferenceService for InferenceService {
 
     async fn model_infer(&self, request: Request<ModelInferRequest>) -> Result<Response<ModelInferResponse>, Status> {
         let arrived = Instant::now();
+        let client = Client::of(&request).map_err(|error| to_status(&error))?;
         let (metadata, _, request) = request.into_parts();
-        self.infer(request, &metadata, arrived)
+        self.infer(&client, request, &metadata, arrived)
             .await
             .map(Response::new)
             .map_err(|error| to_status(&error))
@@ -128,10 +133,12 @@ impl GrpcInferenceService for InferenceService {
 impl InferenceService {
     async fn infer(
         &self,
+        client: &Client,
         request: ModelInferRequest,
         metadata: &MetadataMap,
         arrived: Instant,
     ) -> Result<ModelInferResponse> {
+        client.authorize(Action::EndpointPredict, &request.model_name)?;
         let parameters = Parameters::read(&request.parameters)?;
         let outputs: Vec<String> = request.outputs.into_iter().map(|output| output.name).collect();
         if outputs.len() > MAX_TENSORS {
@@ -141,6 +148,7 @@ impl InferenceService {
         let answer = self
             .gateway
             .predict(PredictRequest {
+                project: &client.project,
                 endpoint: &request.model_name,
                 version: non_empty(&request.model_version),
                 id: Some(request.id),

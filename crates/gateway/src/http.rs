@@ -8,20 +8,24 @@ use axum::{
     Router,
     body::Body as HttpBody,
     extract::{DefaultBodyLimit, Path, State, rejection::BytesRejection},
+    middleware::from_fn_with_state,
     response::{IntoResponse, Response},
     routing::{get, post},
 };
 use bytes::Bytes;
 use flate2::read::{GzDecoder, ZlibDecoder};
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
+use modelyard_auth::{Access, Action, http::authenticate};
 use modelyard_common::error::Problem;
+use serde::Deserialize;
 use serde_json::{Value, json};
 
 use crate::{
+    client::Client,
     error::{Error, Result},
     meters,
     oip::{self, Body, EXTENSIONS, MAX_BODY_BYTES, MAX_TENSORS, PLATFORM, RequestInputs, SERVER_NAME, SERVER_VERSION},
-    predict::{Gateway, Inputs, PROJECT, Request},
+    predict::{Gateway, Inputs, Request},
     scoring,
     spool::Protocol,
 };
@@ -36,21 +40,25 @@ type Shared = State<Arc<Gateway>>;
 pub(crate) type Received = Result<Bytes, BytesRejection>;
 
 /// All routes of prediction.
-pub(crate) fn router(gateway: Arc<Gateway>) -> Router {
-    Router::new()
-        .route("/v2", get(server))
-        .route("/v2/health/live", get(live))
-        .route("/v2/health/ready", get(ready))
+pub(crate) fn router(gateway: Arc<Gateway>, access: Access) -> Router {
+    let models = Router::new()
         .route("/v2/models", get(models))
         .route("/v2/models/{model}", get(model))
         .route("/v2/models/{model}/ready", get(model_ready))
         .route("/v2/models/{model}/infer", post(infer))
-        .route("/v2/models/{model}/versions/{version}", get(model_version))
-        .route("/v2/models/{model}/versions/{version}/ready", get(model_version_ready))
-        .route("/v2/models/{model}/versions/{version}/infer", post(infer_version))
+        .route("/v2/models/{model}/versions/{version}", get(model))
+        .route("/v2/models/{model}/versions/{version}/ready", get(model_ready))
+        .route("/v2/models/{model}/versions/{version}/infer", post(infer))
         .route("/v1/models", get(models))
-        .route("/v1/models/{tail}", get(scoring::model_status).post(scoring::predict))
-        .route("/endpoints/{endpoint}/invocations", post(scoring::invocations))
+        .route("/v1/models/{model}", get(scoring::model_status).post(scoring::predict))
+        .route("/endpoints/{model}/invocations", post(scoring::invocations))
+        .route_layer(from_fn_with_state(access, authenticate));
+    Router::new()
+        .merge(models.clone())
+        .nest("/projects/{project}", models)
+        .route("/v2", get(server))
+        .route("/v2/health/live", get(live))
+        .route("/v2/health/ready", get(ready))
         .route("/ping", get(ping))
         .method_not_allowed_fallback(wrong_method)
         .layer(DefaultBodyLimit::max(MAX_BODY_BYTES))
@@ -160,24 +168,31 @@ const fn ready_status(ready: bool) -> StatusCode {
     }
 }
 
-async fn models(State(gateway): Shared) -> Response {
-    let names = gateway.table.load().names(PROJECT);
+async fn models(State(gateway): Shared, client: Client) -> Response {
+    let mut names = gateway.table.load().names(&client.project);
+    names.retain(|name| client.sees(name));
     json_response(StatusCode::OK, &json!({"models": names}))
 }
 
-async fn model(State(gateway): Shared, Path(model): Path<String>) -> Response {
-    or_refuse(describe(&gateway, &model, None))
+/// The parts of a path below `/v2/models`.
+#[derive(Deserialize)]
+pub(crate) struct Named {
+    /// The endpoint.
+    pub(crate) model: String,
+    /// The version that must answer.
+    pub(crate) version: Option<String>,
 }
 
-async fn model_version(State(gateway): Shared, Path((model, version)): Path<(String, String)>) -> Response {
-    or_refuse(describe(&gateway, &model, Some(&version)))
+async fn model(State(gateway): Shared, client: Client, Path(named): Path<Named>) -> Response {
+    or_refuse(describe(&gateway, &client, &named))
 }
 
-fn describe(gateway: &Gateway, model: &str, version: Option<&str>) -> Result<Value> {
-    let endpoint = gateway.endpoint(model)?;
-    let described = endpoint.describe(version)?;
+fn describe(gateway: &Gateway, client: &Client, named: &Named) -> Result<Value> {
+    client.authorize(Action::EndpointRead, &named.model)?;
+    let endpoint = gateway.endpoint(&client.project, &named.model)?;
+    let described = endpoint.describe(named.version.as_deref())?;
     Ok(json!({
-        "name": model,
+        "name": named.model,
         "versions": endpoint.versions(),
         "platform": PLATFORM,
         "inputs": described.signature().inputs,
@@ -185,50 +200,31 @@ fn describe(gateway: &Gateway, model: &str, version: Option<&str>) -> Result<Val
     }))
 }
 
-async fn model_ready(State(gateway): Shared, Path(model): Path<String>) -> Response {
-    readiness(&gateway, &model, None)
-}
-
-async fn model_version_ready(State(gateway): Shared, Path((model, version)): Path<(String, String)>) -> Response {
-    readiness(&gateway, &model, Some(&version))
-}
-
-fn readiness(gateway: &Gateway, model: &str, version: Option<&str>) -> Response {
-    let described = gateway
-        .endpoint(model)
-        .and_then(|endpoint| endpoint.describe(version).map(|_| ()));
+async fn model_ready(State(gateway): Shared, client: Client, Path(named): Path<Named>) -> Response {
+    let described = client
+        .authorize(Action::EndpointRead, &named.model)
+        .and_then(|()| gateway.endpoint(&client.project, &named.model))
+        .and_then(|endpoint| endpoint.describe(named.version.as_deref()).map(|_| ()));
+    let name = &named.model;
     match described {
-        Ok(()) => json_response(StatusCode::OK, &json!({"name": model, "ready": true})),
+        Ok(()) => json_response(StatusCode::OK, &json!({"name": name, "ready": true})),
         Err(error @ Error::NotReady { .. }) => json_response(
             StatusCode::SERVICE_UNAVAILABLE,
-            &json!({"name": model, "ready": false, "error": error.to_string()}),
+            &json!({"name": name, "ready": false, "error": error.to_string()}),
         ),
         Err(error) => refuse(error),
     }
 }
 
-async fn infer(State(gateway): Shared, Path(model): Path<String>, headers: HeaderMap, body: Received) -> Response {
-    answer(&gateway, &model, None, &headers, body).await
-}
-
-async fn infer_version(
+async fn infer(
     State(gateway): Shared,
-    Path((model, version)): Path<(String, String)>,
+    client: Client,
+    Path(named): Path<Named>,
     headers: HeaderMap,
     body: Received,
 ) -> Response {
-    answer(&gateway, &model, Some(&version), &headers, body).await
-}
-
-async fn answer(
-    gateway: &Gateway,
-    model: &str,
-    version: Option<&str>,
-    headers: &HeaderMap,
-    body: Received,
-) -> Response {
     let arrived = Instant::now();
-    match run(gateway, model, version, headers, body, arrived).await {
+    match run(&gateway, &client, &named, &headers, body, arrived).await {
         Ok(body) => respond(body),
         Err(error) => refuse(error),
     }
@@ -236,12 +232,13 @@ async fn answer(
 
 async fn run(
     gateway: &Gateway,
-    model: &str,
-    version: Option<&str>,
+    client: &Client,
+    named: &Named,
     headers: &HeaderMap,
     body: Received,
     arrived: Instant,
 ) -> Result<Body> {
+    client.authorize(Action::EndpointPredict, &named.model)?;
     let read = header_bytes(headers)
         .and_then(|header_bytes| oip::read(&received(headers, body)?, header_bytes))
         .inspect_err(|_| meters::refused_request())?;
@@ -251,8 +248,9 @@ async fn run(
     let names: Vec<String> = read.outputs.iter().map(|output| output.name.clone()).collect();
     let answer = gateway
         .predict(Request {
-            endpoint: model,
-            version,
+            project: &client.project,
+            endpoint: &named.model,
+            version: named.version.as_deref(),
             id: read.id,
             inputs: match read.inputs {
                 RequestInputs::Tensors(inputs) => Inputs::Tensors(inputs),

@@ -15,6 +15,7 @@
 //!
 //! It refuses to know about anybody's labels, drift, rollouts or policies.
 
+mod client;
 mod config;
 mod desired;
 mod error;
@@ -25,6 +26,7 @@ mod meters;
 mod oip;
 mod persist;
 mod predict;
+mod queues;
 mod reconcile;
 mod routing;
 mod scoring;

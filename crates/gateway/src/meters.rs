@@ -10,7 +10,7 @@ const REQUESTS: &str = "modelyard_gateway_requests_total";
 const DURATION: &str = "modelyard_gateway_request_duration_seconds";
 /// Rows in the runs that answered, by endpoint and version.
 const BATCH_ROWS: &str = "modelyard_gateway_batch_rows";
-/// Requests that wait for a model, by endpoint and version.
+/// Requests that wait for a model, by endpoint, version and role; of all routes to the version together.
 const QUEUED: &str = "modelyard_gateway_queued_requests";
 /// Requests for endpoints and versions that are not served, or that could not be read.
 const REFUSED: &str = "modelyard_gateway_refused_requests_total";

@@ -21,9 +21,6 @@ use crate::{
     spool::{Encoded, EndpointLog, Protocol, RequestFacts},
 };
 
-/// The project whose endpoints the inference protocols name.
-pub(crate) const PROJECT: &str = "default";
-
 /// The longest id that a request may bring, in bytes.
 pub(crate) const MAX_REQUEST_ID_BYTES: usize = 256;
 
@@ -42,6 +39,7 @@ pub(crate) struct Gateway {
 
 /// A request as all protocols have it.
 pub(crate) struct Request<'a> {
+    pub project: &'a str,
     pub endpoint: &'a str,
     /// The version that must answer; none: the endpoint's routes decide.
     pub version: Option<&'a str>,
@@ -81,15 +79,15 @@ impl Gateway {
     ///
     /// # Errors
     /// `EndpointNotFound`, or `Starting` as long as no state has arrived.
-    pub(crate) fn endpoint(&self, name: &str) -> Result<Arc<Endpoint>> {
-        if let Some(endpoint) = self.table.load().find(PROJECT, name) {
+    pub(crate) fn endpoint(&self, project: &str, name: &str) -> Result<Arc<Endpoint>> {
+        if let Some(endpoint) = self.table.load().find(project, name) {
             return Ok(Arc::clone(endpoint));
         }
         if !self.is_ready() {
             return Err(Error::Starting);
         }
         Err(Error::EndpointNotFound {
-            project: PROJECT.to_owned(),
+            project: project.chars().take(128).collect(),
             name: name.chars().take(128).collect(),
         })
     }
@@ -106,7 +104,7 @@ impl Gateway {
     pub(crate) async fn predict(&self, request: Request<'_>) -> Result<Answer> {
         let _running = self.requests.token();
         let endpoint = self
-            .endpoint(request.endpoint)
+            .endpoint(request.project, request.endpoint)
             .inspect_err(|_| meters::refused_request())?;
         let id = match request.id {
             Some(id) if id.len() > MAX_REQUEST_ID_BYTES => {
@@ -205,7 +203,6 @@ impl Call<'_> {
         let prediction = predictor.predict(inputs, deadline).await?;
         let latency = arrived.elapsed();
         self.meters.answered(latency, prediction.batch_rows);
-        self.meters.queued(predictor.queued());
         if let Some((log, shadows, encoded)) = record {
             self.log(log, &shadows, encoded, latency, &prediction.outputs);
         }

@@ -324,9 +324,12 @@ impl Reconciler {
                 .serving
                 .values()
                 .chain(kept.desired.endpoints.values())
-                .flat_map(|spec| spec.routes.iter().filter_map(|route| Some(route.version()?.digest)))
+                .flat_map(|spec| {
+                    let versions = spec.routes.iter().filter_map(|route| route.version());
+                    versions.map(|version| version.model_key(&spec.key.project))
+                })
                 .collect();
-            self.loader.sweep(&used).await;
+            self.loader.sweep(used).await;
         }
     }
 
@@ -395,9 +398,9 @@ impl Entry {
         let generation = self.generation;
         loads.push(Box::pin(async move {
             let each = names.into_iter().map(|name| {
-                let loader = &loader;
+                let (loader, key) = (&loader, name.model_key(&spec.key.project));
                 async move {
-                    let result = loader.load(name.digest).await;
+                    let result = loader.load(key).await;
                     (name, result)
                 }
             });

@@ -214,6 +214,13 @@ impl Endpoint {
             .cloned()
     }
 
+    fn queues(&self) -> impl Iterator<Item = (Arc<RouteMeters>, usize)> {
+        let live = self.live.iter().map(|route| (&route.meters, &route.version));
+        let shadows = self.shadows.iter().map(|route| (&route.meters, &route.version));
+        live.chain(shadows)
+            .map(|(meters, version)| (Arc::clone(meters), version.model.predictor.queued()))
+    }
+
     pub(crate) fn is_ready(&self) -> bool {
         !self.live.is_empty()
     }
@@ -261,6 +268,12 @@ impl Table {
 
     pub(crate) fn find(&self, project: &str, name: &str) -> Option<&Arc<Endpoint>> {
         self.projects.get(project)?.get(name)
+    }
+
+    /// What waits before the model of each route, with the route's metrics.
+    pub(crate) fn queues(&self) -> Vec<(Arc<RouteMeters>, usize)> {
+        let endpoints = self.projects.values().flat_map(HashMap::values);
+        endpoints.flat_map(|endpoint| endpoint.queues()).collect()
     }
 
     /// The names of a project's endpoints, sorted.

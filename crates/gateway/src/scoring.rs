@@ -8,14 +8,16 @@ use axum::{
     response::Response,
 };
 use http::{HeaderMap, HeaderValue, StatusCode, header};
+use modelyard_auth::Action;
 use modelyard_common::error::Problem;
 use modelyard_inference::{DataType, Signature, Tensor, TensorSpec};
 use serde::de::DeserializeSeed as _;
 use serde_json::{Map, Value, json};
 
 use crate::{
+    client::Client,
     error::{Error, Result},
-    http::{Received, json_response, received, refuse},
+    http::{Named, Received, json_response, received, refuse},
     meters,
     oip::{DataSeed, write_elements},
     predict::{Answer, Gateway, Inputs, Request},
@@ -49,7 +51,8 @@ enum Rows {
 
 pub(crate) async fn invocations(
     State(gateway): State<Arc<Gateway>>,
-    Path(endpoint): Path<String>,
+    client: Client,
+    Path(named): Path<Named>,
     headers: HeaderMap,
     body: Received,
 ) -> Response {
@@ -60,7 +63,7 @@ pub(crate) async fn invocations(
     let answer = match rows {
         Ok(rows) => {
             let by_column = matches!(rows, Rows::Inputs(_));
-            let answer = score(&gateway, &endpoint, rows, &headers, arrived).await;
+            let answer = score(&gateway, &client, &named.model, rows, &headers, arrived).await;
             answer.map(|answer| (answer, by_column))
         }
         Err(error) => Err(error),
@@ -73,12 +76,13 @@ pub(crate) async fn invocations(
 
 pub(crate) async fn predict(
     State(gateway): State<Arc<Gateway>>,
-    Path(tail): Path<String>,
+    client: Client,
+    Path(named): Path<Named>,
     headers: HeaderMap,
     body: Received,
 ) -> Response {
     let arrived = Instant::now();
-    let Some(endpoint) = tail.strip_suffix(PREDICT) else {
+    let Some(endpoint) = named.model.strip_suffix(PREDICT) else {
         return refuse(Error::invalid(format!(
             "POST /v1/models/NAME{PREDICT} is the only one here"
         )));
@@ -100,14 +104,21 @@ pub(crate) async fn predict(
         Err(error) => return refuse(error),
     };
     let by_column = matches!(rows, Rows::Inputs(_));
-    match score(&gateway, endpoint, rows, &headers, arrived).await {
+    match score(&gateway, &client, endpoint, rows, &headers, arrived).await {
         Ok(answer) => respond(&answer, key, by_column),
         Err(error) => refuse(error),
     }
 }
 
-pub(crate) async fn model_status(State(gateway): State<Arc<Gateway>>, Path(name): Path<String>) -> Response {
-    let endpoint = match gateway.endpoint(&name) {
+pub(crate) async fn model_status(
+    State(gateway): State<Arc<Gateway>>,
+    client: Client,
+    Path(named): Path<Named>,
+) -> Response {
+    let endpoint = client
+        .authorize(Action::EndpointRead, &named.model)
+        .and_then(|()| gateway.endpoint(&client.project, &named.model));
+    let endpoint = match endpoint {
         Ok(endpoint) => endpoint,
         Err(error) => return refuse(error),
     };
@@ -115,17 +126,26 @@ pub(crate) async fn model_status(State(gateway): State<Arc<Gateway>>, Path(name)
         json!({"version": version, "state": "AVAILABLE", "status": {"error_code": "OK", "error_message": ""}})
     });
     let body = json!({
-        "name": name,
+        "name": named.model,
         "ready": endpoint.is_ready(),
         "model_version_status": versions.collect::<Vec<_>>(),
     });
     json_response(StatusCode::OK, &body)
 }
 
-async fn score(gateway: &Gateway, endpoint: &str, rows: Rows, headers: &HeaderMap, arrived: Instant) -> Result<Answer> {
+async fn score(
+    gateway: &Gateway,
+    client: &Client,
+    endpoint: &str,
+    rows: Rows,
+    headers: &HeaderMap,
+    arrived: Instant,
+) -> Result<Answer> {
+    client.authorize(Action::EndpointPredict, endpoint)?;
     let id = headers.get(REQUEST_ID).and_then(|value| value.to_str().ok());
     gateway
         .predict(Request {
+            project: &client.project,
             endpoint,
             version: None,
             id: id.map(str::to_owned),

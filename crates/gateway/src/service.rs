@@ -7,8 +7,9 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
-use axum::Router;
+use axum::{Router, middleware::from_fn_with_state};
 use modelyard_artifacts::{Artifacts, Storage};
+use modelyard_auth::Access;
 use modelyard_common::{Context, rpc::Channel};
 use modelyard_inference::Runtime;
 use modelyard_proto::inference::grpc_inference_service_server::GrpcInferenceServiceServer;
@@ -22,6 +23,7 @@ use tonic::service::Routes;
 use utoipa_axum::router::OpenApiRouter;
 
 use crate::{
+    client::authenticate_calls,
     config::Config,
     error::{Error, Result},
     grpc::InferenceService,
@@ -30,6 +32,7 @@ use crate::{
     oip::MAX_BODY_BYTES,
     persist::{Kept, StateFile},
     predict::Gateway,
+    queues,
     reconcile::Reconciler,
     routing::Table,
     shadow::{self, ShadowQueue},
@@ -62,6 +65,7 @@ pub async fn start(
     config: Config,
     context: &Context,
     storage: Storage,
+    access: Access,
     registry: Channel,
     monitoring: Channel,
 ) -> Result<Service> {
@@ -132,6 +136,9 @@ pub async fn start(
     context
         .lifecycle
         .spawn("gateway.reconcile", reconciler.run(soft.clone()));
+    context
+        .lifecycle
+        .spawn("gateway.queues", queues::watch(Arc::clone(&gateway), soft.clone()));
     context.lifecycle.spawn(
         "gateway.status",
         status::report(registry.clone(), Arc::clone(&node), report_changes, soft.clone()),
@@ -144,8 +151,14 @@ pub async fn start(
         .max_encoding_message_size(MAX_BODY_BYTES);
     Ok(Service {
         http: OpenApiRouter::new(),
-        inference: http::router(gateway),
-        grpc: Routes::new(inference).add_service(health_service).prepare(),
+        inference: http::router(gateway, access.clone()),
+        grpc: Routes::from(
+            Routes::new(inference)
+                .into_axum_router()
+                .layer(from_fn_with_state(access, authenticate_calls)),
+        )
+        .add_service(health_service)
+        .prepare(),
     })
 }
 

@@ -289,7 +289,7 @@ impl Shipping {
             .cloned()
             .collect();
         for name in missing {
-            let version = self.version(&name).await;
+            let version = self.version(&log.key.project, &name).await;
             versions.insert(name, version);
         }
         let answers = owing.into_iter().map(|(owed, prediction, live, shadow)| {
@@ -307,11 +307,11 @@ impl Shipping {
     }
 
     /// A version that is owed an answer; none if it is gone for good.
-    async fn version(&self, name: &VersionRef) -> Option<Arc<Version>> {
+    async fn version(&self, project: &str, name: &VersionRef) -> Option<Arc<Version>> {
         let mut backoff = Backoff::new(FIRST_BACKOFF, LAST_BACKOFF);
         let mut last = None;
         for _ in 0..LOAD_ATTEMPTS {
-            match self.loader.load(name.digest).await {
+            match self.loader.load(name.model_key(project)).await {
                 Ok(model) => return Some(Version::new(name.clone(), model)),
                 Err(error) if error.kind().is_transient() => last = Some(error),
                 Err(error) => {

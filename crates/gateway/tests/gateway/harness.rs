@@ -71,7 +71,8 @@ impl World {
 
     /// Stores a model's file; gives its digest.
     pub async fn store(&self, model: Vec<u8>) -> String {
-        let blob = Artifacts::new(self.storage.clone()).put_bytes(model).await.unwrap();
+        let artifacts = Artifacts::new(self.storage.clone()).project("default").unwrap();
+        let blob = artifacts.put_bytes(model).await.unwrap();
         blob.digest.to_string()
     }
 
@@ -89,6 +90,7 @@ impl World {
             self.config.clone(),
             &context,
             self.storage.clone(),
+            modelyard_testkit::access::open(&context).0,
             self.registry.channel(),
             self.monitoring.channel(),
         );

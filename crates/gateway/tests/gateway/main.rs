@@ -4,6 +4,7 @@
 mod grpc;
 mod harness;
 mod log;
+mod meters;
 mod onnx;
 mod peers;
 mod protocol;
