@@ -1,5 +1,6 @@
-//! The project's own tasks: `cargo xtask demo`, `test`, `setup`, `lint`, `tidy`, `bench`.
+//! The project's own tasks: `cargo xtask demo`, `test`, `setup`, `lint`, `tidy`, `codegen`, `bench`.
 
+mod codegen;
 mod process;
 mod setup;
 mod test;
@@ -44,6 +45,12 @@ enum Task {
     Lint,
     /// Check the rules of the source tree alone
     Tidy,
+    /// Write the files of the documentation that are made of the program: configuration reference, OpenAPI
+    Codegen {
+        /// Only compare them; the tests do that, too
+        #[arg(long)]
+        check: bool,
+    },
     /// Measure the services against their bars; prints ratios of one run
     Bench {
         /// Options of the benchmark
@@ -85,6 +92,10 @@ fn run(task: Task) -> Result<ExitCode> {
         }
         Task::Tidy => {
             tidy::check(&workspace)?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Task::Codegen { check } => {
+            codegen::run(&workspace, check)?;
             Ok(ExitCode::SUCCESS)
         }
         Task::Bench { options } => {

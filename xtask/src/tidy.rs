@@ -16,24 +16,26 @@ use crate::process::{Workspace, say};
 const MAX_LINES: usize = 600;
 
 /// Which of our own crates a crate may use. A service never uses another service: only its contract in `proto`.
-const MAY_USE: [(&str, &[&str]); 18] = [
+const MAY_USE: [(&str, &[&str]); 19] = [
     ("common", &[]),
     ("proto", &[]),
     ("db", &["common"]),
     ("jobs", &["common", "db"]),
     ("artifacts", &["common"]),
+    ("auth", &["common"]),
     ("stats", &[]),
     ("inference", &["common"]),
     ("trainer", &[]),
     ("analytics", &["artifacts", "common"]),
     (
         "registry",
-        &["artifacts", "common", "db", "jobs", "proto", "stats", "trainer"],
+        &["artifacts", "auth", "common", "db", "jobs", "proto", "stats", "trainer"],
     ),
     (
         "orchestrator",
         &[
             "artifacts",
+            "auth",
             "common",
             "db",
             "inference",
@@ -43,26 +45,43 @@ const MAY_USE: [(&str, &[&str]); 18] = [
             "trainer",
         ],
     ),
-    ("gateway", &["artifacts", "common", "inference", "proto"]),
+    ("gateway", &["artifacts", "auth", "common", "inference", "proto"]),
     (
         "monitoring",
-        &["analytics", "artifacts", "common", "db", "jobs", "proto", "stats"],
+        &[
+            "analytics",
+            "artifacts",
+            "auth",
+            "common",
+            "db",
+            "jobs",
+            "proto",
+            "stats",
+        ],
     ),
     (
         "server",
         &[
             "artifacts",
+            "auth",
             "common",
             "gateway",
             "monitoring",
             "orchestrator",
+            "proto",
             "registry",
         ],
     ),
-    ("testkit", &["common", "db"]),
+    ("testkit", &["common", "db", "auth"]),
     ("flights", &["common", "proto"]),
     ("tests", &[]),
     ("xtask", &[]),
+];
+
+/// Dependencies that no source names, with the reason why they are there.
+const UNNAMED: [(&str, &str, &str); 2] = [
+    ("proto", "prost", "named by the code that is generated"),
+    ("proto", "tonic-prost", "named by the code that is generated"),
 ];
 
 /// Checks all rules and names every breach.
@@ -74,6 +93,7 @@ pub fn check(workspace: &Workspace) -> Result<()> {
     breaches.extend(long_files(&workspace.root, &files)?);
     breaches.extend(migrations(&workspace.root, &files)?);
     breaches.extend(map_in_architecture(&workspace.root)?);
+    breaches.extend(unused_dependencies(&workspace.metadata)?);
     if breaches.is_empty() {
         return Ok(());
     }
@@ -184,8 +204,14 @@ fn migrations(root: &Path, files: &[PathBuf]) -> Result<Vec<String>> {
 
 /// The sources of a crate in one text.
 fn sources_of(root: &Path, name: &str) -> Result<String> {
+    sources_below(&root.join("crates").join(name).join("src"))
+}
+
+/// All Rust sources below a folder in one text; none where there is no such folder.
+fn sources_below(folder: &Path) -> Result<String> {
     let mut text = String::new();
-    let mut folders = vec![root.join("crates").join(name).join("src")];
+    let mut folders = vec![folder.to_owned()];
+    folders.retain(|folder| folder.is_dir());
     while let Some(folder) = folders.pop() {
         for entry in fs::read_dir(&folder).with_context(|| format!("`{}`", folder.display()))? {
             let path = entry?.path();
@@ -197,6 +223,88 @@ fn sources_of(root: &Path, name: &str) -> Result<String> {
         }
     }
     Ok(text)
+}
+
+/// Dependencies that no source of their crate names: each costs time to build, and may be a risk.
+fn unused_dependencies(metadata: &Value) -> Result<Vec<String>> {
+    let none = Vec::new();
+    let mut breaches = Vec::new();
+    let mut excepted: BTreeSet<(&str, &str)> = UNNAMED.iter().map(|(name, used, _)| (*name, *used)).collect();
+    for package in metadata.get("packages").and_then(Value::as_array).unwrap_or(&none) {
+        let name = short_name(package);
+        let manifest = package.get("manifest_path").and_then(Value::as_str).unwrap_or_default();
+        let folder = Path::new(manifest).parent().context("a package without a folder")?;
+        let sources = Sources::read(folder)?;
+        for dependency in package.get("dependencies").and_then(Value::as_array).unwrap_or(&none) {
+            let used = dependency.get("name").and_then(Value::as_str).unwrap_or_default();
+            if sources.name(dependency) {
+                continue;
+            }
+            if !excepted.remove(&(name, used)) {
+                let unnamed = format!("the crate `{name}` depends on `{used}`, which its sources do not name");
+                breaches.push(format!(
+                    "{unnamed}: remove it, or add it to UNNAMED in xtask/src/tidy.rs"
+                ));
+            }
+        }
+    }
+    breaches.extend(
+        excepted
+            .into_iter()
+            .map(|(name, used)| format!("UNNAMED excepts `{used}` of the crate `{name}` for nothing: remove the line")),
+    );
+    Ok(breaches)
+}
+
+/// The sources of a crate, by what may use which dependencies.
+#[derive(Default)]
+struct Sources {
+    /// What is built for users.
+    normal: String,
+    /// Tests, benchmarks and examples, and what is built for users, where unit tests are.
+    dev: String,
+    /// The build script.
+    build: String,
+}
+
+impl Sources {
+    fn read(folder: &Path) -> Result<Self> {
+        let normal = sources_below(&folder.join("src"))?;
+        let mut dev = normal.clone();
+        for part in ["tests", "benches", "examples"] {
+            dev.push_str(&sources_below(&folder.join(part))?);
+        }
+        let script = folder.join("build.rs");
+        let build = if script.is_file() {
+            fs::read_to_string(script)?
+        } else {
+            String::new()
+        };
+        Ok(Self { normal, dev, build })
+    }
+
+    /// Whether they name a dependency, or what it is renamed to.
+    fn name(&self, dependency: &Value) -> bool {
+        let text = |key: &str| dependency.get(key).and_then(Value::as_str);
+        let name = text("rename").or(text("name")).unwrap_or_default().replace('-', "_");
+        let sources = match text("kind") {
+            Some("dev") => &self.dev,
+            Some("build") => &self.build,
+            _ => &self.normal,
+        };
+        has_word(sources, &name)
+    }
+}
+
+/// Whether a text has a word, and not only as a part of another. Comments count: a word in the wrong place costs less here
+/// than a parser.
+fn has_word(text: &str, word: &str) -> bool {
+    let is_part = |letter: char| letter.is_alphanumeric() || letter == '_';
+    text.match_indices(word).any(|(at, _)| {
+        let before = text[..at].chars().next_back();
+        let after = text[at + word.len()..].chars().next();
+        !before.is_some_and(is_part) && !after.is_some_and(is_part)
+    })
 }
 
 /// Every crate has its line in the map of ARCHITECTURE.md.
@@ -234,5 +342,39 @@ mod tests {
                 .iter()
                 .any(|breach| breach.contains("`testkit`") && breach.contains("must not"))
         );
+    }
+
+    #[test]
+    fn a_dependency_is_named_where_it_is_used() {
+        let sources = Sources {
+            normal: "use tokio::net; #[serde(with = \"x\")] fn hyper_util_like() {}".to_owned(),
+            dev: "use tokio::net; proptest! {}".to_owned(),
+            build: "protox::compile()".to_owned(),
+        };
+        let named = |name: &str, kind: Value, rename: Value| {
+            sources.name(&json!({"name": name, "kind": kind, "rename": rename}))
+        };
+        assert!(named("tokio", Value::Null, Value::Null));
+        assert!(named("serde", Value::Null, Value::Null));
+        assert!(named("another-name", Value::Null, json!("tokio")));
+        assert!(named("proptest", json!("dev"), Value::Null));
+        assert!(named("protox", json!("build"), Value::Null));
+        // A word within another, one in the tests alone, one that is nowhere.
+        assert!(!named("hyper-util", Value::Null, Value::Null));
+        assert!(!named("proptest", Value::Null, Value::Null));
+        assert!(!named("prost", json!("build"), Value::Null));
+    }
+
+    #[test]
+    fn unused_dependencies_are_breaches() {
+        let manifest = concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml");
+        let metadata = json!({"packages": [{"name": "xtask", "manifest_path": manifest, "dependencies": [
+            {"name": "anyhow", "kind": null},
+            {"name": "not-used-here", "kind": null},
+        ]}]});
+        let breaches = unused_dependencies(&metadata).unwrap();
+        let of_xtask: Vec<_> = breaches.iter().filter(|breach| breach.contains("`xtask`")).collect();
+        assert_eq!(of_xtask.len(), 1, "{breaches:?}");
+        assert!(of_xtask[0].contains("`not-used-here`"), "{breaches:?}");
     }
 }

@@ -1,6 +1,8 @@
 //! `modelyard`: the server in all its roles, and the command line that talks to it.
 
 mod cli;
+#[cfg(test)]
+mod committed;
 mod serve;
 
 use std::process::ExitCode;

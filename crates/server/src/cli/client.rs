@@ -1,6 +1,6 @@
 //! The HTTP client of the commands.
 
-use std::{path::Path, time::Duration};
+use std::{error::Error as StdError, fs, io, path::Path, time::Duration};
 
 use anyhow::{Context, bail};
 use modelyard_common::error::Problem;
@@ -18,39 +18,60 @@ const READ_TIMEOUT: Duration = Duration::from_mins(2);
 const TRY_AGAIN: &str = "not available at present: try again in a moment";
 
 /// The page size of complete lists.
-const PAGE: u32 = 1000;
+const PAGE: usize = 1000;
 
-/// A connection to a server, for one project.
+/// The part of the API that a thing is in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Level {
+    /// The whole installation: `/api/v1/...`.
+    Installation,
+    /// The client's project: `/api/v1/projects/PROJECT/...`.
+    Project,
+}
+
+/// A connection to a server, for its installation and perhaps for one project.
 pub struct Client {
     http: reqwest::Client,
     url: String,
     token: Option<String>,
-    project: String,
+    project: Option<String>,
 }
 
 impl Client {
-    /// A client of the server at `url`.
-    pub fn new(url: &str, token: Option<&str>, project: &str) -> anyhow::Result<Self> {
+    /// A client of the server at `url`; the certificates in `ca_file` are trusted beside those of this machine.
+    pub fn new(url: &str, token: Option<&str>, ca_file: Option<&Path>) -> anyhow::Result<Self> {
         let url = url.trim_end_matches('/').to_owned();
         if reqwest::Url::parse(&url).is_err() {
             return Err(UsageError(format!("`{url}` is not a URL: write it as http://HOST:PORT")).into());
         }
         let http = reqwest::Client::builder()
             .connect_timeout(CONNECT_TIMEOUT)
-            .read_timeout(READ_TIMEOUT)
-            .build()
-            .context("the HTTP client cannot be made")?;
+            .read_timeout(READ_TIMEOUT);
+        let http = match ca_file {
+            Some(file) => http.tls_certs_merge(authorities(file)?),
+            None => http,
+        };
+        let http = http.build().context("the HTTP client cannot be made")?;
         Ok(Self {
             http,
             url,
             token: token.map(str::to_owned),
-            project: project.to_owned(),
+            project: None,
         })
+    }
+
+    /// The client for a project.
+    pub fn in_project(mut self, project: &str) -> Self {
+        self.project = Some(project.to_owned());
+        self
     }
 
     /// A request to a path of the server, `/v2/models` for example.
     pub fn request(&self, method: Method, path: &str) -> RequestBuilder {
-        let request = self.http.request(method, format!("{}{path}", self.url));
+        self.with_token(self.http.request(method, format!("{}{path}", self.url)))
+    }
+
+    fn with_token(&self, request: RequestBuilder) -> RequestBuilder {
         match &self.token {
             Some(token) => request.bearer_auth(token),
             None => request,
@@ -59,13 +80,36 @@ impl Client {
 
     /// A request to the project's part of the API; `segments` are encoded.
     pub fn project_request(&self, method: Method, segments: &[&str]) -> anyhow::Result<RequestBuilder> {
+        self.request_at(Level::Project, method, segments)
+    }
+
+    /// A request to the installation's part of the API; `segments` are encoded.
+    pub fn installation_request(&self, method: Method, segments: &[&str]) -> anyhow::Result<RequestBuilder> {
+        self.request_at(Level::Installation, method, segments)
+    }
+
+    /// A request to a part of the API; `segments` are encoded.
+    pub fn request_at(&self, level: Level, method: Method, segments: &[&str]) -> anyhow::Result<RequestBuilder> {
+        Ok(self.with_token(self.http.request(method, self.url_of(level, segments)?)))
+    }
+
+    /// Names of users and groups may hold `/` and `@`: each segment stays one.
+    fn url_of(&self, level: Level, segments: &[&str]) -> anyhow::Result<reqwest::Url> {
         let mut url = reqwest::Url::parse(&self.url)?;
-        url.path_segments_mut()
-            .map_err(|()| UsageError(format!("`{}` cannot be used as a URL", self.url)))?
-            .pop_if_empty()
-            .extend(["api", "v1", "projects", &self.project])
-            .extend(segments);
-        Ok(self.request(method, url.path()))
+        let mut path = url
+            .path_segments_mut()
+            .map_err(|()| UsageError(format!("`{}` cannot be used as a URL", self.url)))?;
+        path.pop_if_empty().extend(["api", "v1"]);
+        if level == Level::Project {
+            let project = self.project.as_deref();
+            let project = project.context("the command is for a project: name one with --project")?;
+            path.push("projects").push(whole_segment(project)?);
+        }
+        for segment in segments {
+            path.push(whole_segment(segment)?);
+        }
+        drop(path);
+        Ok(url)
     }
 
     /// Sends a request and gives the JSON answer; problems become errors.
@@ -80,27 +124,40 @@ impl Client {
 
     /// Sends a request; an error status becomes an error with the server's own words.
     pub async fn send_raw(&self, request: RequestBuilder) -> anyhow::Result<Response> {
-        let response = request.send().await.map_err(|error| {
-            let is_connect = error.is_connect();
-            let error = anyhow::Error::new(error);
-            if is_connect {
-                error.context(format!(
-                    "no server answers at {}: start one with `modelyard serve`, or set MODELYARD_URL",
-                    self.url
-                ))
-            } else {
-                error.context(format!("the request to {} failed", self.url))
-            }
-        })?;
+        let response = request.send().await.map_err(|error| self.failure(error))?;
         if response.status().is_success() {
             return Ok(response);
         }
         bail!(refusal(response).await)
     }
 
+    /// Why no answer came.
+    fn failure(&self, error: reqwest::Error) -> anyhow::Error {
+        let is_connect = error.is_connect();
+        let error = anyhow::Error::new(error);
+        if error.chain().any(is_distrust) {
+            return error.context(format!(
+                "the certificate of {} is not trusted: name the PEM file of the authority that signed it with --ca-file or MODELYARD_CA_FILE, and use a host that it is for",
+                self.url
+            ));
+        }
+        if is_connect {
+            return error.context(format!(
+                "no server answers at {}: start one with `modelyard serve`, or set MODELYARD_URL",
+                self.url
+            ));
+        }
+        error.context(format!("the request to {} failed", self.url))
+    }
+
     /// Gets one thing of the project.
     pub async fn get(&self, segments: &[&str]) -> anyhow::Result<Value> {
-        self.send(self.project_request(Method::GET, segments)?).await
+        self.get_at(Level::Project, segments).await
+    }
+
+    /// Gets one thing of a part of the API.
+    pub async fn get_at(&self, level: Level, segments: &[&str]) -> anyhow::Result<Value> {
+        self.send(self.request_at(level, Method::GET, segments)?).await
     }
 
     /// Gets one thing of the project, or nothing when it does not exist.
@@ -112,12 +169,20 @@ impl Client {
         }
     }
 
-    /// Gets all pages of a list of the project.
-    pub async fn list(&self, segments: &[&str]) -> anyhow::Result<Vec<Value>> {
+    /// Gets the items of a list, page by page: those that the query selects, and no more than `at_most`.
+    pub async fn list_at(
+        &self,
+        level: Level,
+        segments: &[&str],
+        query: &[(&str, &str)],
+        at_most: Option<usize>,
+    ) -> anyhow::Result<Vec<Value>> {
         let mut items = Vec::new();
         let mut cursor: Option<String> = None;
         loop {
-            let mut request = self.project_request(Method::GET, segments)?.query(&[("limit", PAGE)]);
+            let wanted = at_most.map_or(PAGE, |most| PAGE.min(most.saturating_sub(items.len())));
+            let mut request = self.request_at(level, Method::GET, segments)?;
+            request = request.query(query).query(&[("limit", wanted)]);
             if let Some(cursor) = &cursor {
                 request = request.query(&[("cursor", cursor)]);
             }
@@ -126,6 +191,10 @@ impl Client {
                 bail!("the answer is not a list: is the server of another version?");
             };
             items.extend(page_items);
+            if let Some(most) = at_most.filter(|most| items.len() >= *most) {
+                items.truncate(most);
+                return Ok(items);
+            }
             match page.get("next_cursor").and_then(Value::as_str) {
                 Some(next) => cursor = Some(next.to_owned()),
                 None => return Ok(items),
@@ -146,6 +215,38 @@ impl Client {
         let digest = answer.get("digest").and_then(Value::as_str);
         digest.map(str::to_owned).context("the server gave no digest")
     }
+}
+
+/// A text that can be a segment of a path. The others would be left out of the URL, which names something else then.
+fn whole_segment(text: &str) -> Result<&str, UsageError> {
+    if matches!(text, "" | "." | "..") || text.contains(char::is_control) {
+        return Err(UsageError(format!(
+            "`{}` names nothing: write a name",
+            text.escape_debug()
+        )));
+    }
+    Ok(text)
+}
+
+/// The certificates in a PEM file.
+fn authorities(file: &Path) -> anyhow::Result<Vec<reqwest::Certificate>> {
+    let pem = fs::read(file).with_context(|| format!("`{}` cannot be read", file.display()))?;
+    let certificates = reqwest::Certificate::from_pem_bundle(&pem)
+        .with_context(|| format!("`{}` cannot be read as certificates", file.display()))?;
+    if certificates.is_empty() {
+        bail!("`{}` has no certificate: name a PEM file that has one", file.display());
+    }
+    Ok(certificates)
+}
+
+/// Whether an error is the refusal of the server's certificate.
+fn is_distrust(error: &(dyn StdError + 'static)) -> bool {
+    let wrapped = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
+    let tls = match wrapped {
+        Some(wrapped) => wrapped.downcast_ref::<rustls::Error>(),
+        None => error.downcast_ref::<rustls::Error>(),
+    };
+    matches!(tls, Some(rustls::Error::InvalidCertificate(_)))
 }
 
 /// What the server said when it refused, and whether it may say otherwise soon.
@@ -177,4 +278,45 @@ async fn words_of(response: Response) -> String {
     }
     let excerpt: String = text.chars().take(200).collect();
     format!("the server answered {status} {excerpt}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn client(url: &str) -> Client {
+        // The program does the same when it starts.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        Client::new(url, None, None).unwrap()
+    }
+
+    #[test]
+    fn segments_stay_whole() {
+        let client = client("http://localhost:7070/behind/").in_project("default");
+        for (level, name, expected) in [
+            (Level::Installation, "alice", "/behind/api/v1/users/alice"),
+            (Level::Installation, "a@b.example", "/behind/api/v1/users/a@b.example"),
+            (
+                Level::Installation,
+                "team/a b?#%",
+                "/behind/api/v1/users/team%2Fa%20b%3F%23%25",
+            ),
+            (Level::Project, "x", "/behind/api/v1/projects/default/users/x"),
+        ] {
+            let url = client.url_of(level, &["users", name]).unwrap();
+            assert_eq!((url.path(), url.query(), url.fragment()), (expected, None, None));
+        }
+        for name in ["", ".", "..", "al\nice"] {
+            let error = client.url_of(Level::Installation, &["users", name]).unwrap_err();
+            assert!(error.is::<UsageError>(), "{name}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_client_of_the_installation_has_no_project() {
+        let client = client("http://localhost:7070");
+        assert!(client.url_of(Level::Project, &["models"]).is_err());
+        let url = client.url_of(Level::Installation, &["roles"]).unwrap();
+        assert_eq!(url.as_str(), "http://localhost:7070/api/v1/roles");
+    }
 }

@@ -28,7 +28,7 @@ pub struct PushArguments {
 
 pub async fn push(arguments: &PushArguments) -> anyhow::Result<()> {
     let client = arguments.connection.client()?;
-    let format = arguments.connection.output;
+    let format = arguments.connection.server.output;
     let bar = output::progress(
         format,
         "uploading {wide_bar} {pos}/{len} files",

@@ -63,7 +63,7 @@ pub async fn import(arguments: &ImportArguments) -> anyhow::Result<()> {
         .send(request.json(&body))
         .await
         .with_context(|| format!("`{}` cannot be registered", arguments.file.display()))?;
-    if arguments.connection.output == Format::Json {
+    if arguments.connection.server.output == Format::Json {
         return output::print_json(&version);
     }
     let number = version
@@ -89,7 +89,7 @@ pub async fn deploy(arguments: &DeployArguments) -> anyhow::Result<()> {
     } else {
         applied.get("resource").cloned().unwrap_or(applied)
     };
-    match arguments.connection.output {
+    match arguments.connection.server.output {
         Format::Json => output::print_json(&endpoint),
         Format::Text if arguments.wait => {
             let serving = endpoint.pointer("/status/nodes/0/serving/0").and_then(Value::as_str);
@@ -104,7 +104,7 @@ pub async fn deploy(arguments: &DeployArguments) -> anyhow::Result<()> {
 }
 
 async fn wait_until_ready(client: &Client, arguments: &DeployArguments) -> anyhow::Result<Value> {
-    let bar = output::progress(arguments.connection.output, "{spinner} {msg}", 0);
+    let bar = output::progress(arguments.connection.server.output, "{spinner} {msg}", 0);
     bar.enable_steady_tick(LOOK_INTERVAL);
     bar.set_message("waiting for the gateways");
     let deadline = tokio::time::Instant::now() + arguments.timeout;

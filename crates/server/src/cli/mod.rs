@@ -1,13 +1,23 @@
 //! The command line. Output is for people, or JSON with `-o json`, and then nothing else on standard output.
 
+mod audit;
+mod auth;
 mod client;
 mod config;
 mod data;
 mod deploy;
+mod file;
+mod input;
+mod keys;
+mod kind;
 mod output;
 mod pipeline;
 mod prediction;
+mod reference;
 mod resource;
+mod secrets;
+mod sensitive;
+mod token;
 
 use std::{fmt, io, net::SocketAddr, path::PathBuf};
 
@@ -60,6 +70,24 @@ enum Command {
     Predict(prediction::PredictArguments),
     /// Run a pipeline by name, or apply it from a file and run it
     Run(pipeline::RunArguments),
+    /// Tokens, which let programs and the command line in
+    #[command(subcommand)]
+    Token(token::TokenCommand),
+    /// Who you are, and who may do what
+    #[command(subcommand)]
+    Auth(auth::AuthCommand),
+    /// Secrets of a project; nobody reads their values
+    #[command(subcommand)]
+    Secrets(secrets::SecretsCommand),
+    /// What in a project is marked sensitive
+    #[command(subcommand)]
+    Sensitive(sensitive::SensitiveCommand),
+    /// Who did what, and the proof of it
+    #[command(subcommand)]
+    Audit(audit::AuditCommand),
+    /// The keys that secrets are sealed with
+    #[command(subcommand)]
+    Keys(keys::KeysCommand),
     /// The server's configuration
     #[command(subcommand)]
     Config(ConfigCommand),
@@ -86,6 +114,10 @@ enum DataCommand {
 enum ConfigCommand {
     /// Print the configuration that `serve` would run with; secrets are redacted
     Print(ServeArguments),
+    /// Print the JSON Schema of the configuration, for editors and other tools
+    Schema,
+    /// Print the page of the documentation that tells every key
+    Reference,
 }
 
 /// How the server is started.
@@ -108,9 +140,9 @@ struct ServeArguments {
     config: Option<PathBuf>,
 }
 
-/// Where and for which project a client command works.
+/// The server that a client command talks to, and what it prints.
 #[derive(Args)]
-struct ConnectionArguments {
+struct ServerArguments {
     /// URL of the server
     #[arg(
         long,
@@ -122,17 +154,37 @@ struct ConnectionArguments {
     /// Access token
     #[arg(long, env = "MODELYARD_TOKEN", hide_env_values = true, value_name = "TOKEN")]
     token: Option<String>,
-    /// Project
-    #[arg(long, default_value = "default", value_name = "NAME")]
-    project: String,
+    /// Certificates to trust beside those of this machine, as a PEM file
+    #[arg(long, env = "MODELYARD_CA_FILE", value_name = "FILE")]
+    ca_file: Option<PathBuf>,
     /// Output
     #[arg(short, long, value_enum, default_value_t = Format::Text, value_name = "FORMAT")]
     output: Format,
 }
 
-impl ConnectionArguments {
+impl ServerArguments {
     fn client(&self) -> anyhow::Result<Client> {
-        Client::new(&self.url, self.token.as_deref(), &self.project)
+        Client::new(&self.url, self.token.as_deref(), self.ca_file.as_deref())
+    }
+}
+
+/// Where and for which project a client command works.
+#[derive(Args)]
+struct ConnectionArguments {
+    #[command(flatten)]
+    server: ServerArguments,
+    /// Project
+    #[arg(long, default_value = "default", value_name = "NAME")]
+    project: String,
+}
+
+impl ConnectionArguments {
+    fn client_of(&self, project: &str) -> anyhow::Result<Client> {
+        Ok(self.server.client()?.in_project(project))
+    }
+
+    fn client(&self) -> anyhow::Result<Client> {
+        self.client_of(&self.project)
     }
 }
 
@@ -149,7 +201,17 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
         Command::Deploy(arguments) => deploy::deploy(&arguments).await,
         Command::Predict(arguments) => prediction::predict(&arguments).await,
         Command::Run(arguments) => pipeline::run(&arguments).await,
+        Command::Token(command) => token::run(&command).await,
+        Command::Auth(command) => auth::run(&command).await,
+        Command::Secrets(command) => secrets::run(&command).await,
+        Command::Sensitive(command) => sensitive::run(&command).await,
+        Command::Audit(command) => audit::run(&command).await,
+        Command::Keys(command) => keys::run(&command),
         Command::Config(ConfigCommand::Print(arguments)) => config::print(&arguments),
+        Command::Config(ConfigCommand::Schema) => output::print_json(&reference::schema()),
+        Command::Config(ConfigCommand::Reference) => {
+            output::print_line(reference::page(&reference::schema()).trim_end())
+        }
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Arguments::command(), "modelyard", &mut io::stdout());
             Ok(())

@@ -1,12 +1,15 @@
 //! What the commands print.
 
-use std::io::{IsTerminal, Write};
+use std::{
+    collections::BTreeMap,
+    io::{IsTerminal, Write},
+};
 
 use clap::ValueEnum;
 use comfy_table::{ContentArrangement, Table, presets};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::Serialize;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 /// The form of the output.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -30,6 +33,66 @@ pub fn print_json(value: &impl Serialize) -> anyhow::Result<()> {
     print_line(&serde_json::to_string_pretty(value)?)
 }
 
+/// Writes a line for people to standard error, beside the output. That nobody reads it is no error.
+pub fn hint(line: &str) {
+    // Nothing is left to be done about it.
+    let _ = writeln!(std::io::stderr(), "{line}");
+}
+
+/// A column of a list: its title, and its text in the row of an item.
+#[derive(Debug, Clone, Copy)]
+pub struct Column {
+    /// What stands above it.
+    pub title: &'static str,
+    /// What stands in it.
+    pub text: fn(&Value) -> String,
+}
+
+/// A column.
+pub const fn column(title: &'static str, text: fn(&Value) -> String) -> Column {
+    Column { title, text }
+}
+
+/// The items of a list, as JSON or as a table with these columns.
+pub fn print_list(items: &[Value], columns: &[Column], format: Format) -> anyhow::Result<()> {
+    if format == Format::Json {
+        return print_json(&json!({ "items": items }));
+    }
+    let titles: Vec<_> = columns.iter().map(|column| column.title).collect();
+    let rows = items
+        .iter()
+        .map(|item| columns.iter().map(|column| (column.text)(item)).collect());
+    print_line(&table(&titles, rows))
+}
+
+/// One thing, as JSON or as an outline.
+pub fn print_one(value: &Value, format: Format) -> anyhow::Result<()> {
+    match format {
+        Format::Json => print_json(value),
+        Format::Text => print_line(&outline(value)),
+    }
+}
+
+/// The first of the values at these JSON pointers that says something in a word or a list of words; else `-`.
+pub fn text_at(item: &Value, pointers: &[&str]) -> String {
+    let mut found = pointers.iter().filter_map(|pointer| words(item.pointer(pointer)?));
+    found.next().unwrap_or_else(|| "-".to_owned())
+}
+
+fn words(value: &Value) -> Option<String> {
+    match value {
+        Value::String(text) if !text.is_empty() => Some(text.clone()),
+        Value::Number(number) => Some(number.to_string()),
+        Value::Bool(true) => Some("yes".to_owned()),
+        Value::Bool(false) => Some("no".to_owned()),
+        Value::Array(items) if !items.is_empty() => {
+            let words: Option<Vec<_>> = items.iter().map(words).collect();
+            Some(words?.join(", "))
+        }
+        _ => None,
+    }
+}
+
 /// A table for people.
 pub fn table(header: &[&str], rows: impl IntoIterator<Item = Vec<String>>) -> String {
     let mut table = Table::new();
@@ -43,6 +106,16 @@ pub fn table(header: &[&str], rows: impl IntoIterator<Item = Vec<String>>) -> St
     table.trim_fmt()
 }
 
+/// Facts for people, a line each, beginning with their names.
+pub fn facts(facts: &[(&str, String)]) -> String {
+    let width = facts.iter().map(|(name, _)| name.len()).max().unwrap_or_default();
+    let lines: Vec<_> = facts
+        .iter()
+        .map(|(name, fact)| format!("{name:width$}  {fact}"))
+        .collect();
+    lines.join("\n")
+}
+
 /// A value as indented `key: value` lines for people.
 pub fn outline(value: &Value) -> String {
     let mut lines = Vec::new();
@@ -54,6 +127,8 @@ fn write_outline(value: &Value, depth: usize, lines: &mut Vec<String>) {
     let indent = "  ".repeat(depth);
     match value {
         Value::Object(fields) => {
+            // In one order, whether or not `serde_json` is built to keep that of the text.
+            let fields: BTreeMap<_, _> = fields.iter().collect();
             for (key, value) in fields {
                 if let Some(text) = scalar(value) {
                     lines.push(format!("{indent}{key}: {text}"));
@@ -111,9 +186,26 @@ pub fn progress(format: Format, template: &str, length: u64) -> ProgressBar {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
-
     use super::*;
+
+    #[test]
+    fn cells_are_words() {
+        let item = json!({
+            "empty": "", "none": null, "name": "alice", "count": 3, "yes": true, "no": false,
+            "groups": ["a", "b"], "nobody": [], "spec": {"place": "*"}, "nested": [[], {}],
+        });
+        for (pointers, expected) in [
+            (&["/name"][..], "alice"),
+            (&["/empty", "/none", "/missing", "/count"], "3"),
+            (&["/yes"], "yes"),
+            (&["/no", "/yes"], "no"),
+            (&["/groups"], "a, b"),
+            (&["/spec", "/spec/place"], "*"),
+            (&["/nobody", "/nested", "/spec"], "-"),
+        ] {
+            assert_eq!(text_at(&item, pointers), expected, "{pointers:?}");
+        }
+    }
 
     #[test]
     fn an_outline_reads_like_a_form() {

@@ -56,7 +56,7 @@ pub async fn run(arguments: &RunArguments) -> anyhow::Result<()> {
         .and_then(Value::as_str)
         .context("the server gave no id")?
         .to_owned();
-    let format = arguments.connection.output;
+    let format = arguments.connection.server.output;
     if arguments.wait {
         run = wait(&client, &id, format).await?;
     }

@@ -38,6 +38,25 @@ pub async fn predict(arguments: &PredictArguments) -> anyhow::Result<()> {
     output::print_json(&answer)
 }
 
+/// The largest number up to which every whole one is a double.
+const MAX_WHOLE: f64 = (1_u64 << 53) as f64;
+
+/// A label for people. Labels that are numbers are doubles wherever they are kept, because targets may be any number; a
+/// whole one is written as it was sent.
+fn label_text(value: &Value) -> String {
+    match value {
+        Value::String(text) => text.clone(),
+        Value::Number(number) => match number.as_f64() {
+            Some(number) if number.fract() == 0.0 && number.abs() <= MAX_WHOLE => {
+                // Adding zero takes the sign from a negative zero.
+                format!("{:.0}", number + 0.0)
+            }
+            _ => number.to_string(),
+        },
+        other => other.to_string(),
+    }
+}
+
 /// What is known of a prediction, for people: which version served it, what that was trained on, how it turned out.
 pub fn story(found: &Value) -> String {
     let text = |value: &Value, pointer: &str| match value.pointer(pointer) {
@@ -66,7 +85,7 @@ pub fn story(found: &Value) -> String {
         match row.pointer("/label") {
             Some(label) if !label.is_null() => lines.push(format!(
                 "    label    {} (known since {})",
-                text(label, "/value"),
+                label.pointer("/value").map_or_else(|| "-".to_owned(), label_text),
                 text(label, "/observed_at")
             )),
             _ => lines.push("    label    not known yet".to_owned()),
@@ -81,4 +100,37 @@ pub fn story(found: &Value) -> String {
         lines.extend(output::outline(run).lines().map(|line| format!("  {line}")));
     }
     lines.join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn label_line(label: &Value) -> String {
+        let row = json!({"role": "live", "label": {"value": label, "observed_at": "2013-04-01T00:00:00Z"}});
+        let story = story(&json!({"request_id": "r", "endpoint": "e", "rows": [row]}));
+        let line = story.lines().find(|line| line.contains("label")).unwrap();
+        line.trim().to_owned()
+    }
+
+    #[test]
+    fn labels_are_printed_as_they_were_sent() {
+        for (label, text) in [
+            (json!(1.0), "1"),
+            (json!(0.0), "0"),
+            (json!(-3.0), "-3"),
+            (json!(7), "7"),
+            (json!(0.25), "0.25"),
+            (json!(-0.0), "0"),
+            (json!("late"), "late"),
+            (json!(true), "true"),
+        ] {
+            assert_eq!(
+                label_line(&label),
+                format!("label    {text} (known since 2013-04-01T00:00:00Z)")
+            );
+        }
+    }
 }

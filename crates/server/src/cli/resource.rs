@@ -14,45 +14,14 @@ use serde_json::{Value, json};
 
 use super::{
     ConnectionArguments, UsageError,
-    client::Client,
+    client::{Client, Level},
+    kind::{KINDS, Kind, TOKEN, kind_of},
     output::{self, Format},
     prediction,
 };
 
 /// The most resources that one `apply` takes.
 const MAX_RESOURCES: usize = 1000;
-
-/// A kind of resource: its name in YAML, on the command line and in the API.
-struct Kind {
-    yaml: &'static str,
-    singular: &'static str,
-    plural: &'static str,
-    /// Whether it is declared by `apply`, or comes into being otherwise.
-    declared: bool,
-}
-
-const fn kind(yaml: &'static str, singular: &'static str, plural: &'static str, declared: bool) -> Kind {
-    Kind {
-        yaml,
-        singular,
-        plural,
-        declared,
-    }
-}
-
-/// All kinds; declared ones stand in the order in which they are applied.
-const KINDS: [Kind; 10] = [
-    kind("Pipeline", "pipeline", "pipelines", true),
-    kind("Trigger", "trigger", "triggers", true),
-    kind("Endpoint", "endpoint", "endpoints", true),
-    kind("Monitor", "monitor", "monitors", true),
-    kind("AlertRule", "alert-rule", "alert-rules", true),
-    kind("Alert", "alert", "alerts", false),
-    kind("PipelineRun", "pipeline-run", "pipeline-runs", false),
-    kind("Dataset", "dataset", "datasets", false),
-    kind("Model", "model", "models", false),
-    kind("Run", "run", "runs", false),
-];
 
 #[derive(Args)]
 pub struct ApplyArguments {
@@ -117,13 +86,13 @@ pub async fn apply(arguments: &ApplyArguments) -> anyhow::Result<()> {
     let mut applied = Vec::new();
     for (kind, declaration) in &ordered {
         let outcome = apply_one(&arguments.connection, kind, declaration).await?;
-        if arguments.connection.output == Format::Text {
+        if arguments.connection.server.output == Format::Text {
             let word = outcome.get("outcome").and_then(Value::as_str).unwrap_or("applied");
             output::print_line(&format!("{}/{} {word}", kind.singular, declaration.name))?;
         }
         applied.push(outcome);
     }
-    if arguments.connection.output == Format::Json {
+    if arguments.connection.server.output == Format::Json {
         output::print_json(&json!({ "items": applied }))?;
     }
     Ok(())
@@ -131,8 +100,8 @@ pub async fn apply(arguments: &ApplyArguments) -> anyhow::Result<()> {
 
 async fn apply_one(connection: &ConnectionArguments, kind: &Kind, declaration: &Declaration) -> anyhow::Result<Value> {
     let project = declaration.project.as_deref().unwrap_or(&connection.project);
-    let client = Client::new(&connection.url, connection.token.as_deref(), project)?;
-    let request = client.project_request(Method::PUT, &[kind.plural, &declaration.name])?;
+    let client = connection.client_of(project)?;
+    let request = client.request_at(kind.level, Method::PUT, &[kind.plural, &declaration.name])?;
     client.send(request.json(&declaration.spec)).await.with_context(|| {
         format!(
             "{} `{}` of `{}` was refused",
@@ -212,13 +181,14 @@ fn in_order(declarations: Vec<Declaration>) -> anyhow::Result<Vec<(&'static Kind
     let mut seen = BTreeSet::new();
     let mut found = Vec::new();
     for declaration in declarations {
-        let position = KINDS
+        let kind = KINDS
             .iter()
-            .position(|kind| kind.declared && kind.yaml == declaration.kind);
-        let Some(position) = position else {
+            .enumerate()
+            .find(|(_, kind)| kind.is_declared && kind.yaml == declaration.kind);
+        let Some((position, kind)) = kind else {
             let known: Vec<_> = KINDS
                 .iter()
-                .filter(|kind| kind.declared)
+                .filter(|kind| kind.is_declared)
                 .map(|kind| kind.yaml)
                 .collect();
             let file = declaration.file.display();
@@ -229,79 +199,77 @@ fn in_order(declarations: Vec<Declaration>) -> anyhow::Result<Vec<(&'static Kind
             );
             return Err(UsageError(message).into());
         };
+        check_level(kind, &declaration)?;
         let key = (position, declaration.project.clone(), declaration.name.clone());
         if !seen.insert(key) {
             let message = format!("{} `{}` is declared twice", declaration.kind, declaration.name);
             return Err(UsageError(message).into());
         }
-        found.push((position, declaration));
+        found.push((position, kind, declaration));
     }
-    found.sort_by_key(|(position, _)| *position);
-    let known = found
-        .into_iter()
-        .filter_map(|(position, declaration)| Some((KINDS.get(position)?, declaration)));
-    Ok(known.collect())
+    found.sort_by_key(|(position, ..)| *position);
+    let ordered = found.into_iter().map(|(_, kind, declaration)| (kind, declaration));
+    Ok(ordered.collect())
 }
 
-/// The kind that a word on the command line means.
-fn kind_of(word: &str) -> anyhow::Result<&'static Kind> {
-    let lower = word.to_lowercase();
-    KINDS
-        .iter()
-        .find(|kind| kind.plural == lower || kind.singular == lower || kind.yaml.to_lowercase() == lower)
-        .ok_or_else(|| {
-            let known: Vec<_> = KINDS.iter().map(|kind| kind.plural).collect();
-            UsageError(format!("`{word}` is no kind: use {}", known.join(", "))).into()
-        })
+/// What belongs to the installation is in no project.
+fn check_level(kind: &Kind, declaration: &Declaration) -> Result<(), UsageError> {
+    match &declaration.project {
+        Some(project) if kind.level == Level::Installation => Err(UsageError(format!(
+            "`{}`: {} `{}` belongs to the whole installation: take `project: {project}` out",
+            declaration.file.display(),
+            kind.yaml,
+            declaration.name,
+        ))),
+        _ => Ok(()),
+    }
 }
 
+/// Runs `get`.
 pub async fn get(arguments: &GetArguments) -> anyhow::Result<()> {
     let kind = kind_of(&arguments.kind)?;
     let client = arguments.connection.client()?;
-    let format = arguments.connection.output;
-    if let Some(name) = &arguments.name {
-        let found = client.get(&[kind.plural, name]).await?;
-        return print_one(&found, format);
-    }
-    let items = client.list(&[kind.plural]).await?;
-    if format == Format::Json {
-        return output::print_json(&json!({ "items": items }));
-    }
-    let rows = items.iter().map(|item| {
-        let name = text_of(item, &["name", "id", "run_id"]);
-        let state = match item.pointer("/status/ready").and_then(Value::as_bool) {
-            Some(ready) => if ready { "ready" } else { "not ready" }.to_owned(),
-            None => text_of(item, &["status", "state", "latest_version", "version"]),
-        };
-        let time = text_of(item, &["updated_at", "created_at", "fired_at", "started_at"]);
-        vec![name, state, time]
-    });
-    output::print_line(&output::table(&["name", "state", "time"], rows))
-}
-
-/// The first of the fields that has a plain value.
-fn text_of(item: &Value, fields: &[&str]) -> String {
-    let plain = fields
-        .iter()
-        .filter_map(|field| item.get(field))
-        .find_map(|value| match value {
-            Value::String(text) => Some(text.clone()),
-            Value::Number(number) => Some(number.to_string()),
-            _ => None,
-        });
-    plain.unwrap_or_else(|| "-".to_owned())
-}
-
-fn print_one(value: &Value, format: Format) -> anyhow::Result<()> {
-    match format {
-        Format::Json => output::print_json(value),
-        Format::Text => output::print_line(&output::outline(value)),
+    let format = arguments.connection.server.output;
+    match &arguments.name {
+        Some(name) => output::print_one(&get_one(&client, kind, name).await?, format),
+        None => list(&client, kind, &[], format).await,
     }
 }
 
+/// Prints the list of a kind, or what the query selects of it.
+pub async fn list(client: &Client, kind: &Kind, query: &[(&str, &str)], format: Format) -> anyhow::Result<()> {
+    let items = client.list_at(kind.level, &[kind.plural], query, None).await?;
+    output::print_list(&items, kind.columns, format)
+}
+
+async fn get_one(client: &Client, kind: &Kind, name: &str) -> anyhow::Result<Value> {
+    if kind.is_addressable {
+        return client.get_at(kind.level, &[kind.plural, name]).await;
+    }
+    let items = client.list_at(kind.level, &[kind.plural], &[], None).await?;
+    let found = find_named(&items, name).cloned();
+    found.with_context(|| {
+        format!(
+            "{} `{name}` does not exist: `modelyard get {}` lists those that do",
+            kind.singular, kind.plural
+        )
+    })
+}
+
+/// The item with this id, else the first with this name.
+fn find_named<'a>(items: &'a [Value], name: &str) -> Option<&'a Value> {
+    let by = |field| {
+        items
+            .iter()
+            .find(|item| item.get(field).and_then(Value::as_str) == Some(name))
+    };
+    by("id").or_else(|| by("name"))
+}
+
+/// Runs `describe`.
 pub async fn describe(arguments: &DescribeArguments) -> anyhow::Result<()> {
     let client = arguments.connection.client()?;
-    let format = arguments.connection.output;
+    let format = arguments.connection.server.output;
     if arguments.kind.eq_ignore_ascii_case("prediction") {
         let found = client.get(&["predictions", &arguments.name]).await?;
         return match format {
@@ -310,24 +278,36 @@ pub async fn describe(arguments: &DescribeArguments) -> anyhow::Result<()> {
         };
     }
     let kind = kind_of(&arguments.kind)?;
-    let found = match arguments.name.split_once('/') {
+    // Names of users and groups may hold a slash, too.
+    let found = match arguments.name.split_once('/').filter(|_| kind.is_versioned) {
         Some((name, version)) => client.get(&[kind.plural, name, "versions", version]).await?,
-        None => client.get(&[kind.plural, &arguments.name]).await?,
+        None => get_one(&client, kind, &arguments.name).await?,
     };
-    print_one(&found, format)
+    output::print_one(&found, format)
 }
 
+/// Runs `delete`.
 pub async fn delete(arguments: &DeleteArguments) -> anyhow::Result<()> {
     let kind = kind_of(&arguments.kind)?;
-    if !kind.declared {
-        return Err(UsageError(format!("{} cannot be deleted by name", kind.plural)).into());
+    let connection = &arguments.connection;
+    remove(&connection.client()?, kind, &arguments.name, connection.server.output).await
+}
+
+/// Removes one of a kind by its name.
+pub async fn remove(client: &Client, kind: &Kind, name: &str, format: Format) -> anyhow::Result<()> {
+    if !kind.is_deletable {
+        let instead = if kind.yaml == TOKEN.yaml {
+            ": `modelyard token revoke ID` ends one"
+        } else {
+            ""
+        };
+        return Err(UsageError(format!("{} cannot be deleted by name{instead}", kind.plural)).into());
     }
-    let client = arguments.connection.client()?;
-    let request = client.project_request(Method::DELETE, &[kind.plural, &arguments.name])?;
+    let request = client.request_at(kind.level, Method::DELETE, &[kind.plural, name])?;
     client.send(request).await?;
-    match arguments.connection.output {
-        Format::Json => output::print_json(&json!({"kind": kind.yaml, "name": arguments.name, "outcome": "deleted"})),
-        Format::Text => output::print_line(&format!("{}/{} deleted", kind.singular, arguments.name)),
+    match format {
+        Format::Json => output::print_json(&json!({"kind": kind.yaml, "name": name, "outcome": "deleted"})),
+        Format::Text => output::print_line(&format!("{}/{name} deleted", kind.singular)),
     }
 }
 
@@ -356,6 +336,45 @@ mod tests {
     }
 
     #[test]
+    fn the_installation_comes_before_its_projects() {
+        let kinds = [
+            "Endpoint",
+            "RoleBinding",
+            "User",
+            "Pipeline",
+            "ServiceAccount",
+            "Policy",
+            "Role",
+            "Project",
+        ];
+        let text: Vec<_> = kinds
+            .iter()
+            .map(|kind| format!("kind: {kind}\nname: x\nspec: {{}}\n"))
+            .collect();
+        let ordered = read(&text.join("---\n")).unwrap();
+        let ordered: Vec<_> = ordered.iter().map(|(kind, _)| kind.yaml).collect();
+        let expected = [
+            "Project",
+            "Role",
+            "Policy",
+            "ServiceAccount",
+            "User",
+            "RoleBinding",
+            "Pipeline",
+            "Endpoint",
+        ];
+        assert_eq!(ordered, expected);
+    }
+
+    #[test]
+    fn a_token_is_found_by_id_before_name() {
+        let items = [json!({"id": "1", "name": "2"}), json!({"id": "2", "name": "laptop"})];
+        assert_eq!(find_named(&items, "2"), items.get(1));
+        assert_eq!(find_named(&items, "laptop"), items.get(1));
+        assert_eq!(find_named(&items, "3"), None);
+    }
+
+    #[test]
     fn mistakes_are_named() {
         for (text, expected) in [
             ("kind: Endpiont\nname: x\nspec: {}", "`Endpiont` is no kind"),
@@ -366,6 +385,11 @@ mod tests {
             ("kind: Endpoint\nname: x", "missing field `spec`"),
             ("kind: Endpoint\nname: x\nspec: {}\nextra: 1", "unknown field `extra`"),
             ("kind: [", "is not YAML"),
+            (
+                "kind: User\nname: alice\nproject: default\nspec: {}",
+                "User `alice` belongs to the whole installation: take `project: default` out",
+            ),
+            ("kind: Token\nname: laptop\nspec: {}", "`Token` is no kind"),
         ] {
             let error = format!("{:#}", read(text).err().unwrap());
             assert!(error.contains(expected), "{error}");

@@ -8,13 +8,16 @@ use axum::{
     http::{HeaderMap, HeaderName, Uri, header, uri::PathAndQuery},
     response::{IntoResponse, Response},
 };
-use hyper_util::{
-    client::legacy::{Client, connect::HttpConnector},
-    rt::TokioExecutor,
+use hyper_util::{client::legacy::Client, rt::TokioExecutor};
+use modelyard_common::{
+    error::{ErrorKind, Problem},
+    tls::{ClientTls, Connector, Protocol},
 };
-use modelyard_common::error::{ErrorKind, Problem};
 
-use super::config::{Config, Role};
+use super::{
+    config::{Config, Role},
+    origin,
+};
 
 /// Headers that speak of one connection only (RFC 9110, 7.6.1), and the host that was asked for.
 const HOP_HEADERS: [HeaderName; 8] = [
@@ -31,8 +34,8 @@ const HOP_HEADERS: [HeaderName; 8] = [
 /// Forwards requests to the public listeners of other roles.
 pub struct Forwarder {
     config: Arc<Config>,
-    http1: Client<HttpConnector, Body>,
-    http2: Client<HttpConnector, Body>,
+    http1: Client<Connector, Body>,
+    http2: Client<Connector, Body>,
 }
 
 /// The role that owns a path of the public listener.
@@ -51,29 +54,37 @@ pub fn owner(path: &str) -> Option<Role> {
     }) {
         return Some(Role::Gateway);
     }
-    let below_project = path.strip_prefix("/api/v1/projects/")?;
-    match below_project.split('/').nth(1)? {
-        "artifacts" | "datasets" | "models" | "experiments" | "runs" | "endpoints" | "events" => Some(Role::Registry),
-        "pipelines" | "pipeline-runs" | "triggers" => Some(Role::Orchestrator),
-        "monitors" | "alert-rules" | "alerts" | "labels" | "predictions" => Some(Role::Monitoring),
+    if let Some(below_project) = path.strip_prefix("/projects/") {
+        let rest = below_project.split_once('/').map(|(_, rest)| rest)?;
+        let is_inference = ["v2/", "v1/models", "endpoints/"]
+            .iter()
+            .any(|prefix| rest.starts_with(prefix));
+        return is_inference.then_some(Role::Gateway);
+    }
+    let mut parts = path.strip_prefix("/api/v1/")?.split('/');
+    match parts.next()? {
+        "projects" => match parts.nth(1) {
+            Some("pipelines" | "pipeline-runs" | "triggers") => Some(Role::Orchestrator),
+            Some("monitors" | "alert-rules" | "alerts" | "labels" | "predictions") => Some(Role::Monitoring),
+            // Projects themselves, and everything else that is in one.
+            _ => Some(Role::Registry),
+        },
+        "auth" | "users" | "service-accounts" | "tokens" | "roles" | "role-bindings" | "policies" | "actions"
+        | "audit" => Some(Role::Registry),
         _ => None,
     }
 }
 
 impl Forwarder {
-    /// A forwarder to the peers of the configuration.
-    pub fn new(config: Arc<Config>) -> Self {
-        let connector = || {
-            let mut connector = HttpConnector::new();
-            connector.set_nodelay(true);
-            connector
-        };
+    /// A forwarder to the peers of the configuration; `tls` is for those with an `https://` address.
+    pub fn new(config: Arc<Config>, tls: Option<&ClientTls>) -> Self {
+        let connector = |protocol| Connector::new(tls.cloned(), protocol);
         Self {
             config,
-            http1: Client::builder(TokioExecutor::new()).build(connector()),
+            http1: Client::builder(TokioExecutor::new()).build(connector(Protocol::Http1)),
             http2: Client::builder(TokioExecutor::new())
                 .http2_only(true)
-                .build(connector()),
+                .build(connector(Protocol::Http2)),
         }
     }
 
@@ -93,7 +104,7 @@ impl Forwarder {
         };
         let Some(uri) = target(public, request.uri()) else {
             let detail = format!(
-                "`peers.{}.public` is not an address: write it as http://HOST:PORT",
+                "`peers.{}.public` is not an address: write it as http://HOST:PORT or https://HOST:PORT",
                 role.name()
             );
             return Problem::new(ErrorKind::Unavailable, "ROLE_ELSEWHERE", detail).into_response();
@@ -101,6 +112,7 @@ impl Forwarder {
         *request.uri_mut() = uri;
         let is_grpc = is_grpc(request.headers());
         remove_hop_headers(request.headers_mut(), is_grpc);
+        origin::name(&mut request);
         *request.version_mut() = if is_grpc {
             http::Version::HTTP_2
         } else {
@@ -156,7 +168,13 @@ mod tests {
             ("/api/v1/projects/default/endpoints/flight-delay", Some(Role::Registry)),
             ("/api/v1/projects/default/pipeline-runs", Some(Role::Orchestrator)),
             ("/api/v1/projects/default/labels", Some(Role::Monitoring)),
-            ("/api/v1/projects/default", None),
+            ("/api/v1/projects/default", Some(Role::Registry)),
+            ("/api/v1/projects", Some(Role::Registry)),
+            ("/api/v1/auth/me", Some(Role::Registry)),
+            ("/api/v1/audit/events", Some(Role::Registry)),
+            ("/projects/team/v2/models/flight-delay/infer", Some(Role::Gateway)),
+            ("/projects/team", None),
+            ("/projects/team/other", None),
             ("/api/v1/openapi.json", None),
         ] {
             assert_eq!(owner(path), role, "{path}");

@@ -4,17 +4,14 @@
 use axum::{
     extract::Request,
     http::{HeaderMap, Uri, header, uri::Authority},
-    middleware::Next,
     response::{IntoResponse, Response},
 };
 use modelyard_common::error::{ErrorKind, Problem};
 
-/// Middleware: refuses requests whose Host or Origin is not this machine.
-pub async fn same_machine(request: Request, next: Next) -> Response {
-    match refusal(request.headers(), request.uri()) {
-        None => next.run(request).await,
-        Some(detail) => Problem::new(ErrorKind::PermissionDenied, "FOREIGN_ORIGIN", detail).into_response(),
-    }
+/// The answer to a request whose Host or Origin is not this machine.
+pub fn refuse(request: &Request) -> Option<Response> {
+    let detail = refusal(request.headers(), request.uri())?;
+    Some(Problem::new(ErrorKind::PermissionDenied, "FOREIGN_ORIGIN", detail).into_response())
 }
 
 fn refusal(headers: &HeaderMap, uri: &Uri) -> Option<String> {
@@ -39,7 +36,8 @@ fn refusal(headers: &HeaderMap, uri: &Uri) -> Option<String> {
     (!is_origin_here).then(|| format!("requests from pages of `{}` are refused", origin.escape_default()))
 }
 
-fn is_loopback(host: &str) -> bool {
+/// Whether a host is this machine.
+pub fn is_loopback(host: &str) -> bool {
     let host = host.trim_start_matches('[').trim_end_matches(']');
     host.eq_ignore_ascii_case("localhost") || host.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback())
 }

@@ -6,18 +6,26 @@ use anyhow::Context as _;
 use axum::{
     Json, Router,
     extract::{Request, State},
-    middleware,
     response::{IntoResponse, Redirect, Response},
     routing::get,
-    serve::ListenerExt,
+    serve::Listener,
 };
-use http::StatusCode;
+use http::{StatusCode, header};
 use modelyard_common::{
-    Context, http as stack, lifecycle::Lifecycle, readiness::Readiness, rpc::ServerStack, telemetry,
+    Context,
+    error::{ErrorKind, Problem},
+    http as stack,
+    lifecycle::Lifecycle,
+    readiness::Readiness,
+    rpc::{self, ClusterKey, ServerStack},
+    telemetry,
+    tls::{Connection, PlainListener, ServerTls, Tls, TlsListener, WithConnection},
 };
 use tokio::net::TcpListener;
 use tonic::{Status, service::Routes};
 use tower::ServiceExt;
+use utoipa::openapi::{InfoBuilder, OpenApi};
+use utoipa_axum::router::OpenApiRouter;
 
 use super::{
     api_docs,
@@ -25,8 +33,14 @@ use super::{
     data_dir::Addresses,
     forward::{Forwarder, is_grpc},
     guard,
+    origin::Origins,
     roles::Services,
 };
+
+/// Calls to the internal listener that were refused because they came from no peer.
+const REFUSED: &str = "modelyard_internal_calls_refused_total";
+
+const NO_PEER: &str = "only peers may call this: connect with a certificate that `tls.internal.ca_file` of this process signed, or set the same `cluster_key`";
 
 /// Listeners that are bound and not served yet.
 pub struct Listeners {
@@ -52,46 +66,70 @@ async fn bind_one(address: SocketAddr, flag: &str) -> anyhow::Result<TcpListener
 
 impl Listeners {
     /// Serves both until the soft end; requests that have begun are answered.
-    pub fn serve(self, config: &Config, context: &Context, services: Services) -> anyhow::Result<Addresses> {
+    pub fn serve(self, config: &Config, context: &Context, tls: &Tls, services: Services) -> anyhow::Result<Addresses> {
         let addresses = Addresses {
-            public: format!("http://{}", self.public.local_addr()?),
-            internal: format!("http://{}", self.internal.local_addr()?),
+            public: url(&self.public, tls.public.as_ref())?,
+            internal: url(&self.internal, tls.internal.as_ref())?,
             pid: std::process::id(),
         };
-        let (http, mut description) = services.http.split_for_parts();
-        description.info = utoipa::openapi::InfoBuilder::new()
-            .title("Modelyard")
-            .version(env!("CARGO_PKG_VERSION"))
-            .build();
+        let (http, description) = describe(services.http);
         let public = Front {
             http: public_router(context, http, services.inference_http, description),
             grpc: services.inference_grpc,
-            forwarder: Forwarder::new(Arc::new(config.clone())),
+            forwarder: Forwarder::new(Arc::new(config.clone()), tls.forwarding.as_ref()),
+            is_open: !config.auth.sign_in,
+            origins: Origins::new(config.auth.trusted_proxies.clone()),
         };
-        let public = Router::new()
-            .fallback(front)
-            .with_state(Arc::new(public))
-            .layer(middleware::from_fn(guard::same_machine));
-        let contracts = Router::new()
-            .fallback(internal_grpc)
-            .with_state(Arc::new(services.internal_grpc));
-        let internal =
-            stack::stack(probes(context.readiness.clone()).route("/metrics", get(metrics))).fallback_service(contracts);
-        spawn(&context.lifecycle, "public listener", self.public, public);
-        spawn(&context.lifecycle, "internal listener", self.internal, internal);
+        let public = Router::new().fallback(front).with_state(Arc::new(public));
+        let contracts = Contracts {
+            services: services.internal_grpc,
+            door: Door {
+                is_guarded: config.requires_peer_proof(),
+                cluster_key: config.cluster_key()?,
+            },
+        };
+        let contracts = Router::new().fallback(internal_grpc).with_state(Arc::new(contracts));
+        let internal = stack::stack(probes(context.readiness.clone()).route("/metrics", get(render_metrics)))
+            .fallback_service(contracts);
+        let lifecycle = &context.lifecycle;
+        spawn(lifecycle, "public listener", self.public, tls.public.as_ref(), public);
+        spawn(
+            lifecycle,
+            "internal listener",
+            self.internal,
+            tls.internal.as_ref(),
+            internal,
+        );
         Ok(addresses)
     }
 }
 
-fn spawn(lifecycle: &Lifecycle, name: &'static str, listener: TcpListener, router: Router) {
+fn url(listener: &TcpListener, tls: Option<&ServerTls>) -> anyhow::Result<String> {
+    let scheme = if tls.is_some() { "https" } else { "http" };
+    Ok(format!("{scheme}://{}", listener.local_addr()?))
+}
+
+/// The routes of all services here, and what `openapi.json` says of them.
+fn describe(http: OpenApiRouter) -> (Router, OpenApi) {
+    let (http, mut description) = http.split_for_parts();
+    description.info = InfoBuilder::new()
+        .title("Modelyard")
+        .version(env!("CARGO_PKG_VERSION"))
+        .build();
+    (http, description)
+}
+
+fn spawn(lifecycle: &Lifecycle, name: &'static str, listener: TcpListener, tls: Option<&ServerTls>, router: Router) {
+    match tls {
+        Some(tls) => spawn_on(lifecycle, name, TlsListener::new(listener, tls.clone()), router),
+        None => spawn_on(lifecycle, name, PlainListener::new(listener), router),
+    }
+}
+
+fn spawn_on(lifecycle: &Lifecycle, name: &'static str, listener: impl Listener<Addr = Connection>, router: Router) {
     let soft = lifecycle.soft();
-    let listener = listener.tap_io(|connection| {
-        if let Err(error) = connection.set_nodelay(true) {
-            tracing::debug!(%error, "a connection keeps its delay");
-        }
-    });
     lifecycle.spawn(name, async move {
-        axum::serve(listener, router)
+        axum::serve(listener, WithConnection(router))
             .with_graceful_shutdown(soft.cancelled_owned())
             .await
     });
@@ -102,12 +140,22 @@ struct Front {
     http: Router,
     grpc: Option<Routes>,
     forwarder: Forwarder,
+    /// Whether nobody is asked to sign in, so that pages of others must be kept away.
+    is_open: bool,
+    origins: Origins,
 }
 
-/// gRPC to the gateway's contract, HTTP to the routes here, and both onward when their role is elsewhere.
-fn front(State(front): State<Arc<Front>>, request: Request) -> impl Future<Output = Response> + Send {
+/// gRPC to the gateway's contract, HTTP to the routes here, and both onward when their role is elsewhere. What every request
+/// of a client must pass stands at the beginning.
+fn front(State(front): State<Arc<Front>>, mut request: Request) -> impl Future<Output = Response> + Send {
+    let refused = if front.is_open { guard::refuse(&request) } else { None };
+    rpc::remove_identity(request.headers_mut());
+    front.origins.apply(&mut request);
     let peer = front.forwarder.peer_of(request.uri().path());
     async move {
+        if let Some(refused) = refused {
+            return refused;
+        }
         if let Some(role) = peer {
             return front.forwarder.forward(role, request).await;
         }
@@ -131,9 +179,20 @@ fn infallible<T>(result: Result<T, Infallible>) -> T {
     }
 }
 
-async fn internal_grpc(State(services): State<Arc<Vec<(&'static str, Routes)>>>, request: Request) -> Response {
+/// The services' own contracts, and who may call them.
+struct Contracts {
+    services: Vec<(&'static str, Routes)>,
+    door: Door,
+}
+
+async fn internal_grpc(State(contracts): State<Arc<Contracts>>, mut request: Request) -> Response {
+    if let Some(refused) = contracts.door.refuse(&request) {
+        return refused;
+    }
+    // The cluster key has done its work: no handler and no log has it.
+    request.headers_mut().remove(header::AUTHORIZATION);
     let path = request.uri().path();
-    let Some((_, routes)) = services.iter().find(|(prefix, _)| path.starts_with(prefix)) else {
+    let Some((_, routes)) = contracts.services.iter().find(|(prefix, _)| path.starts_with(prefix)) else {
         return if is_grpc(request.headers()) {
             Status::unimplemented("this process does not have the role that answers this call").into_http()
         } else {
@@ -144,12 +203,37 @@ async fn internal_grpc(State(services): State<Arc<Vec<(&'static str, Routes)>>>,
     infallible(ServerStack::new(routes.clone()).oneshot(request).await).map(axum::body::Body::new)
 }
 
-fn public_router(
-    context: &Context,
-    http: Router,
-    inference: Option<Router>,
-    description: utoipa::openapi::OpenApi,
-) -> Router {
+/// Tells peers from others on the internal listener. A peer may say which service it is and for whom it works.
+struct Door {
+    /// Without a guard every caller counts as a peer: only this machine reaches the listener then.
+    is_guarded: bool,
+    cluster_key: Option<ClusterKey>,
+}
+
+impl Door {
+    /// The answer to a call that does not come from a peer.
+    fn refuse(&self, request: &Request) -> Option<Response> {
+        let connection = request.extensions().get::<Connection>();
+        let has_certificate = connection.is_some_and(|connection| connection.verified_peer);
+        let has_key = || {
+            self.cluster_key
+                .as_ref()
+                .is_some_and(|key| key.admits(request.headers()))
+        };
+        if !self.is_guarded || has_certificate || has_key() {
+            return None;
+        }
+        metrics::counter!(REFUSED).increment(1);
+        tracing::warn!(remote = ?connection.map(|connection| connection.remote), path = request.uri().path(), "a call that does not come from a peer was refused");
+        Some(if is_grpc(request.headers()) {
+            Status::unauthenticated(NO_PEER).into_http()
+        } else {
+            Problem::new(ErrorKind::Unauthenticated, "NO_PEER", NO_PEER).into_response()
+        })
+    }
+}
+
+fn public_router(context: &Context, http: Router, inference: Option<Router>, description: OpenApi) -> Router {
     let described = Arc::new(description);
     let api = http
         .route("/", get(|| async { Redirect::temporary("/api/docs") }))
@@ -184,6 +268,120 @@ fn ready(readiness: &Readiness) -> Response {
     stack::plain(StatusCode::SERVICE_UNAVAILABLE, missing.join("\n") + "\n")
 }
 
-async fn metrics() -> Response {
+async fn render_metrics() -> Response {
     stack::plain(StatusCode::OK, telemetry::render_metrics())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use modelyard_common::{clock::SystemClock, config::Secret, id::RandomIds};
+    use serde_json::Value;
+
+    use super::*;
+    use crate::{committed, serve::roles};
+
+    /// What a server in all roles says of its API.
+    async fn description() -> OpenApi {
+        let folder = tempfile::tempdir().unwrap();
+        let clock = Arc::new(SystemClock);
+        let context = Context {
+            node: "test".into(),
+            data_dir: Arc::new(folder.path().to_owned()),
+            ids: RandomIds::new(clock.clone()),
+            clock,
+            lifecycle: Lifecycle::default(),
+            readiness: Readiness::default(),
+        };
+        let services = roles::start(&Config::default(), &context, rpc::PeerIdentity::default())
+            .await
+            .unwrap();
+        context.lifecycle.abort();
+        describe(services.http).1
+    }
+
+    #[test]
+    fn the_internal_listener_tells_peers_from_others() {
+        const KEY: &str = "0123456789abcdef0123456789abcdef";
+        let call = |verified_peer, key: Option<&str>| {
+            let remote = SocketAddr::from(([10, 0, 0, 7], 40_000));
+            let mut request = Request::new(axum::body::Body::empty());
+            request.extensions_mut().insert(Connection { remote, verified_peer });
+            if let Some(key) = key {
+                let value = format!("Bearer {key}").parse().unwrap();
+                request.headers_mut().insert(header::AUTHORIZATION, value);
+            }
+            request
+        };
+        let key = ClusterKey::new(&Secret::new(KEY)).unwrap();
+        let door = |is_guarded, cluster_key| Door {
+            is_guarded,
+            cluster_key,
+        };
+        assert!(door(false, None).refuse(&call(false, None)).is_none());
+        let by_certificate = door(true, None);
+        assert!(by_certificate.refuse(&call(true, None)).is_none());
+        let refused = by_certificate.refuse(&call(false, Some(KEY))).unwrap();
+        assert_eq!(refused.status(), StatusCode::UNAUTHORIZED);
+        let by_key = door(true, Some(key));
+        assert!(by_key.refuse(&call(false, Some(KEY))).is_none());
+        assert!(by_key.refuse(&call(true, None)).is_none());
+        assert!(by_key.refuse(&call(false, None)).is_some());
+        assert!(
+            by_key
+                .refuse(&call(false, Some("0123456789abcdef0123456789abcdeX")))
+                .is_some()
+        );
+        assert!(by_key.refuse(&Request::new(axum::body::Body::empty())).is_some());
+    }
+
+    #[tokio::test]
+    async fn the_description_is_as_committed() {
+        let text = description().await.to_pretty_json().unwrap();
+        committed::check("docs/src/openapi.json", &(text + "\n"));
+    }
+
+    #[tokio::test]
+    async fn every_operation_has_an_id_of_its_own_a_tag_and_a_summary() {
+        const METHODS: [&str; 5] = ["get", "put", "post", "delete", "head"];
+        let description = serde_json::to_value(description().await).unwrap();
+        let mut ids: BTreeMap<String, String> = BTreeMap::new();
+        for (path, methods) in description["paths"].as_object().unwrap() {
+            for (method, operation) in methods.as_object().unwrap() {
+                assert!(METHODS.contains(&method.as_str()), "{method} {path}");
+                let place = format!("{method} {path}");
+                let id = operation["operationId"]
+                    .as_str()
+                    .unwrap_or_else(|| panic!("{place} has no id"));
+                if let Some(other) = ids.insert(id.to_owned(), place.clone()) {
+                    panic!("`{id}` is both {other} and {place}: give one of them an operation_id");
+                }
+                let tags = operation["tags"].as_array().map_or(0, Vec::len);
+                assert_eq!(tags, 1, "{place} is in one group");
+                let summary = operation["summary"].as_str().unwrap_or_default();
+                assert!(
+                    !summary.is_empty() && !summary.contains('\n'),
+                    "{place} begins its doc comment with one line: `{summary}`"
+                );
+            }
+        }
+        assert!(ids.len() > 50, "{}", ids.len());
+        assert_resolved(&description, &description);
+    }
+
+    /// Everything that is referred to is there.
+    fn assert_resolved(description: &Value, value: &Value) {
+        match value {
+            Value::Object(fields) => {
+                if let Some(reference) = fields.get("$ref").and_then(Value::as_str) {
+                    let pointer = reference.trim_start_matches('#');
+                    assert!(description.pointer(pointer).is_some(), "{reference} leads nowhere");
+                }
+                fields.values().for_each(|value| assert_resolved(description, value));
+            }
+            Value::Array(items) => items.iter().for_each(|value| assert_resolved(description, value)),
+            _ => {}
+        }
+    }
 }

@@ -1,18 +1,28 @@
 //! `modelyard serve`: the roles of this process, their listeners and their end.
 
+mod access;
 mod api_docs;
 pub mod config;
 mod data_dir;
 mod forward;
 mod guard;
 mod listen;
+mod origin;
 mod roles;
 
-use std::{sync::Arc, time::Duration};
+use std::{io::Write as _, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
+use modelyard_auth::token::Token;
 use modelyard_common::{
-    Context, clock::SystemClock, id::RandomIds, lifecycle::Lifecycle, readiness::Readiness, telemetry,
+    Context,
+    clock::SystemClock,
+    id::RandomIds,
+    lifecycle::Lifecycle,
+    readiness::Readiness,
+    rpc::PeerIdentity,
+    telemetry,
+    tls::{self, Tls},
 };
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -66,13 +76,31 @@ async fn start(
 ) -> anyhow::Result<()> {
     tracing::info!(roles = ?config.roles, data_dir = %data_dir.path().display(), "starting");
     tracing::debug!(config = %serde_json::to_string(config).unwrap_or_default(), "configuration");
-    let services = roles::start(config, context).await?;
-    let addresses = listeners.serve(config, context, services)?;
+    let tls = Tls::open(&config.tls, config.peers.use_tls())?;
+    tls.watch(&context.lifecycle, tls::RELOAD_INTERVAL);
+    let identity = PeerIdentity::new(tls.calls.clone(), config.cluster_key()?);
+    let mut services = roles::start(config, context, identity).await?;
+    if let Some(token) = services.first_token.take() {
+        tell_first_token(&token)?;
+    }
+    let addresses = listeners.serve(config, context, &tls, services)?;
     data_dir
         .announce(&addresses)
         .context("the addresses cannot be written to the data folder")?;
     tracing::info!(url = addresses.public, internal = addresses.internal, "listening");
     Ok(())
+}
+
+/// Tells the first admin's token, once, on standard output: what is logged stays and is read by many.
+fn tell_first_token(token: &Token) -> anyhow::Result<()> {
+    let mut out = std::io::stdout().lock();
+    writeln!(
+        out,
+        "The user `admin` was made. Its token is shown this once; keep it, or replace it by tokens of your own:\n"
+    )
+    .and_then(|()| writeln!(out, "    {}\n", token.reveal()))
+    .and_then(|()| out.flush())
+    .context("the admin's token cannot be printed: give the server a standard output")
 }
 
 /// The first signal ends softly, the second at once.
