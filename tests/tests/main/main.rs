@@ -5,3 +5,5 @@ mod clients;
 mod deployment;
 mod main_job;
 mod observability;
+mod openid;
+mod tls;

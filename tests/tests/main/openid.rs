@@ -196,8 +196,6 @@ async fn people_and_workloads_sign_in_at_a_certified_provider() -> Result<()> {
     let provider = Provider::start(&format!("{origin}/api/v1/auth/openid/test/callback"), &origin)?;
     let file = folder.path().join("modelyard.toml");
     fs::write(&file, configuration(&provider.issuer, &origin))?;
-    let password = folder.path().join("password");
-    fs::write(&password, ADMIN_PASSWORD)?;
     let mut server = Server::start(ServerOptions {
         binary: binary(),
         wrapper: Vec::new(),
@@ -211,7 +209,10 @@ async fn people_and_workloads_sign_in_at_a_certified_provider() -> Result<()> {
             "--internal-listen".to_owned(),
             format!("127.0.0.1:{internal}"),
         ],
-        environment: vec![("MODELYARD_ADMIN_PASSWORD".to_owned(), ADMIN_PASSWORD.to_owned())],
+        environment: vec![(
+            "MODELYARD__REGISTRY__ADMIN_PASSWORD".to_owned(),
+            ADMIN_PASSWORD.to_owned(),
+        )],
     })
     .await?;
     server.wait_ready().await?;
@@ -265,14 +266,14 @@ async fn people_and_workloads_sign_in_at_a_certified_provider() -> Result<()> {
         "without the service account: {refused}"
     );
     let admin = |request: reqwest::RequestBuilder| request.basic_auth("admin", Some(ADMIN_PASSWORD));
-    let account = json!({"name": "trainer"});
+    let account = json!({"display_name": "The trainer"});
     let binding = json!({"subject": "service-account:trainer", "role": "viewer", "place": "default"});
-    let created = admin(http.post(format!("{origin}/api/v1/service-accounts")))
+    let created = admin(http.put(format!("{origin}/api/v1/service-accounts/trainer")))
         .json(&account)
         .send()
         .await?;
     ensure!(created.status().is_success(), "{}", created.text().await?);
-    let bound = admin(http.put(format!("{origin}/api/v1/access/bindings/trainer")))
+    let bound = admin(http.put(format!("{origin}/api/v1/role-bindings/trainer")))
         .json(&binding)
         .send()
         .await?;
