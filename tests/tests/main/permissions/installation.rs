@@ -68,23 +68,17 @@ impl Installation {
             .json(&json!({"name": "test"}));
         installation.admin = text(&accepted(order).await?, "/token")?.to_owned();
         // In other processes the token counts a moment later.
-        for process in installation.public_urls()? {
-            installation.wait_status(&process, &installation.admin, 200).await;
-        }
+        installation.wait_status(&installation.url, &installation.admin, 200).await;
         Ok(installation)
     }
 
     /// The URL of each process' public listener.
     pub fn public_urls(&self) -> Result<Vec<String>> {
-        self.addresses("/public")
-    }
-
-    fn addresses(&self, pointer: &str) -> Result<Vec<String>> {
         let mut urls = Vec::new();
         for entry in fs::read_dir(self.deployment.folder())? {
             let file = entry?.path().join("addresses.json");
             if let Ok(bytes) = fs::read(file) {
-                urls.push(text(&serde_json::from_slice(&bytes)?, pointer)?.to_owned());
+                urls.push(text(&serde_json::from_slice(&bytes)?, "/public")?.to_owned());
             }
         }
         Ok(urls)
@@ -158,24 +152,28 @@ impl Installation {
         })
     }
 
-    /// Waits until a process answers a token with a status; its own API is asked, whatever roles it has.
-    pub async fn wait_status(&self, process: &str, token: &str, status: u16) {
-        wait::until(&format!("{process} answers {status}"), PATIENCE, || async {
-            let here = self.status_at(process, token).await.ok()?;
-            (here == status).then_some(())
+    /// Waits until each role answers a token with a status, asked through a process.
+    pub async fn wait_status(&self, front: &str, token: &str, status: u16) {
+        wait::until(&format!("every role answers {status}"), PATIENCE, || async {
+            let statuses = self.statuses(front, token).await.ok()?;
+            statuses.iter().all(|here| *here == status).then_some(())
         })
         .await;
     }
 
-    /// How a process answers a token where it decides by itself: each has one kind of lists of its own.
-    pub async fn status_at(&self, process: &str, token: &str) -> Result<u16> {
-        let mut worst = 0;
-        for list in ["models", "pipelines", "monitors"] {
-            let request = self.http.get(format!("{process}/api/v1/projects/default/{list}"));
-            worst = worst.max(request.bearer_auth(token).send().await?.status().as_u16());
+    /// How each role answers a token, asked through a process: whoever has the role decides by what it knows itself.
+    pub async fn statuses(&self, front: &str, token: &str) -> Result<Vec<u16>> {
+        let mut statuses = Vec::new();
+        for path in [
+            "/api/v1/projects",
+            "/api/v1/projects/default/pipelines",
+            "/api/v1/projects/default/monitors",
+            "/v2/models",
+        ] {
+            let request = self.http.get(format!("{front}{path}")).bearer_auth(token);
+            statuses.push(request.send().await?.status().as_u16());
         }
-        let models = self.http.get(format!("{process}/v2/models")).bearer_auth(token);
-        Ok(worst.max(models.send().await?.status().as_u16()))
+        Ok(statuses)
     }
 }
 
