@@ -42,6 +42,17 @@ enum Form {
     Sealed,
 }
 
+impl Form {
+    /// Where to look for a blob, in this order, if blobs are stored in this form.
+    const fn looks(self) -> &'static [Self] {
+        match self {
+            Self::Plain => &[Self::Plain, Self::Sealed],
+            // A plain blob that is stored again meanwhile was sealed before it went away: the second look finds it.
+            Self::Sealed => &[Self::Sealed, Self::Plain, Self::Sealed],
+        }
+    }
+}
+
 /// A stored blob.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Blob {
@@ -166,13 +177,8 @@ impl ProjectArtifacts {
 
     /// The object that holds a blob, and its form.
     async fn find(&self, digest: Digest, options: GetOptions) -> Result<Option<(Form, GetResult)>> {
-        // A plain blob that is stored again meanwhile was sealed before it went away: the second look finds it.
-        let forms: &[Form] = match self.form() {
-            Form::Plain => &[Form::Plain, Form::Sealed],
-            Form::Sealed => &[Form::Sealed, Form::Plain, Form::Sealed],
-        };
         let store = self.storage.store();
-        for form in forms {
+        for form in self.form().looks() {
             match store.get_opts(&self.path_of(digest, *form), options.clone()).await {
                 Ok(result) => return Ok(Some((*form, result))),
                 Err(object_store::Error::NotFound { .. }) => {}
@@ -440,6 +446,27 @@ impl ProjectArtifacts {
             Ok(_) => Ok(true),
             Err(object_store::Error::NotFound { .. }) => Ok(false),
             Err(error) => Err(self.store_error(error)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_blob_that_changes_its_form_is_found_whenever_that_happens() {
+        let looks = Form::Sealed.looks();
+        for changes_before in 0..=looks.len() {
+            let found = looks.iter().enumerate().any(|(look, form)| {
+                let lies = if look < changes_before {
+                    Form::Plain
+                } else {
+                    Form::Sealed
+                };
+                *form == lies
+            });
+            assert!(found, "before look {changes_before}");
         }
     }
 }

@@ -228,3 +228,24 @@ fn check(digest: Digest, size_bytes: u64, hash: DigestBuilder) -> Result<()> {
     };
     Err(Error::Corrupt { digest, problem })
 }
+
+#[cfg(test)]
+mod tests {
+    use futures::TryStreamExt as _;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn empty_blocks_neither_end_content_nor_set_the_last_block_free() {
+        let blocks = || {
+            let blocks = [&b""[..], b"abc", b"", b"def", b"", b""].map(Bytes::from_static);
+            stream::iter(blocks.map(Ok)).boxed()
+        };
+        let good = verified(Digest::of(b"abcdef"), 6, blocks());
+        assert_eq!(good.try_collect::<Vec<_>>().await.unwrap(), ["abc", "def"]);
+        let bad: Vec<_> = verified(Digest::of(b"abcdeg"), 6, blocks()).collect().await;
+        assert_eq!(bad.len(), 2);
+        assert_eq!(bad[0].as_ref().unwrap(), "abc");
+        assert!(matches!(bad[1], Err(Error::Corrupt { .. })));
+    }
+}

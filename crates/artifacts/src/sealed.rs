@@ -165,12 +165,15 @@ impl Sealer {
     /// Begins an object of a project.
     pub(crate) fn start(keys: &KeyRing, project: &str) -> Result<Self> {
         let key = keys.current();
-        let header = Header::generate(key.id())?;
-        Ok(Self {
+        Ok(Self::after(Header::generate(key.id())?, key, project))
+    }
+
+    fn after(header: Header, key: &Key, project: &str) -> Self {
+        Self {
             cipher: Cipher::new(header, key, project),
             index: 0,
             pending: Vec::with_capacity(CHUNK_BYTES),
-        })
+        }
     }
 
     /// What the object begins with.
@@ -325,21 +328,76 @@ mod tests {
         }
     }
 
-    /// The form as it was first released, made with another program (Python's `cryptography`): magic, version, key id, salt,
-    /// content, tag. What was stored then must open for ever.
+    /// The form as it was first released. The fixtures were made with another program (Python's `cryptography`): what was
+    /// stored then must open for ever.
     #[test]
     fn the_form_stays_as_it_is() {
-        let fixture = [
+        let header = [
             "4d595345414c4544",
             "01",
             "4bb06f8e",
             "000102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1f",
-            "2cde0419f8e9631e",
-            "9af7f424b268c46ebb6609f897959348",
         ]
         .concat();
-        let object = hex::decode(fixture).unwrap();
+        let small = [&header, "2cde0419f8e9631e", "9af7f424b268c46ebb6609f897959348"].concat();
+        let object = hex::decode(small).unwrap();
         assert_eq!(open(&object, PROJECT, usize::MAX).unwrap(), b"treasure");
+
+        // Three full chunks, by the digest of their object.
+        let header: [u8; HEADER_BYTES] = hex::decode(header).unwrap().try_into().unwrap();
+        let mut object = header.to_vec();
+        let mut sealer = Sealer::after(Header::parse(header).unwrap(), ring().current(), PROJECT);
+        sealer.push(&[0; 3 * CHUNK_BYTES], &mut object);
+        sealer.finish(&mut object);
+        let digest = "5242e213302f1e605446832fcbf51ee432d8562955836b8a33ebbda62c4a8833";
+        assert_eq!(crate::Digest::of(&object).to_hex(), digest);
+    }
+
+    /// Without a look at the digest of the content, which would find it, too.
+    #[test]
+    fn chunks_open_in_their_place_of_their_object_only() {
+        let sealed = CHUNK_BYTES + TAG_BYTES;
+        let object = seal(&[0; 3 * CHUNK_BYTES], CHUNK_BYTES);
+        let other = seal(&[0; 3 * CHUNK_BYTES], CHUNK_BYTES);
+        let (header, chunks) = object.split_at(HEADER_BYTES);
+        let parts: Vec<&[u8]> = chunks.chunks(sealed).collect();
+        for (index, part) in parts.iter().enumerate() {
+            assert!(!parts[..index].contains(part), "equal content shows");
+        }
+        let foreign = &other[HEADER_BYTES..HEADER_BYTES + sealed];
+        for (forged, chunk) in [
+            ([header, parts[1], parts[0], parts[2]].concat(), 1),
+            ([header, parts[0], parts[0], parts[2]].concat(), 2),
+            ([header, parts[0], parts[2], parts[1]].concat(), 2),
+            ([header, parts[0], parts[1], parts[1]].concat(), 3),
+            ([header, foreign, parts[1], parts[2]].concat(), 1),
+            ([&other[..HEADER_BYTES], parts[0], parts[1], parts[2]].concat(), 1),
+            ([header, parts[0], parts[1], &[]].concat(), 2),
+            ([header, parts[0], &[], &[]].concat(), 1),
+            ([header, parts[0], parts[1], parts[2], parts[2]].concat(), 3),
+        ] {
+            let problem = open(&forged, PROJECT, usize::MAX).unwrap_err();
+            assert!(problem.contains(&format!("chunk {chunk} of")), "{problem}");
+        }
+    }
+
+    /// The length is the storage's word, and the blocks may say otherwise.
+    #[test]
+    fn blocks_that_are_not_what_the_storage_announced_are_refused() {
+        let object = seal(&[0; 2 * CHUNK_BYTES], CHUNK_BYTES);
+        let (header, chunks) = object.split_first_chunk::<HEADER_BYTES>().unwrap();
+        let opener = || {
+            let header = Header::parse(*header).unwrap();
+            Opener::new(header, ring().current(), PROJECT, 2 * CHUNK)
+        };
+        let mut cut = opener();
+        let (most, last) = chunks.split_at(chunks.len() - 1);
+        assert_eq!(cut.push(most).unwrap().len(), CHUNK_BYTES);
+        assert!(cut.finish().unwrap_err().contains("1 of its 2"));
+        assert_eq!(cut.push(last).unwrap().len(), CHUNK_BYTES);
+        cut.finish().unwrap();
+        assert!(cut.push(&[0]).unwrap_err().contains("longer"));
+        assert!(opener().push(&[chunks, &[0]].concat()).unwrap_err().contains("longer"));
     }
 
     #[test]

@@ -1,9 +1,11 @@
 //! What users rely on, seen from outside: the built binary, its files, its network, and clients of others.
 
+mod attacks;
 mod bad_input;
 mod clients;
 mod deployment;
 mod main_job;
 mod observability;
 mod openid;
+mod permissions;
 mod tls;

@@ -3,7 +3,7 @@
 use modelyard_common::Timestamp;
 use modelyard_monitoring::store::{self, EndpointJob, Labelled};
 
-use crate::stores::{ENDPOINT, INTERVAL, PROJECT, Place, labels, places};
+use crate::stores::{ENDPOINT, INTERVAL, PROJECT, labels, places};
 
 #[tokio::test]
 async fn windows_that_stay_as_they_are_are_forgotten_with_their_judgements() {

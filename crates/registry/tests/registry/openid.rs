@@ -3,19 +3,11 @@
 #[path = "../../src/openid/tests/forge.rs"]
 #[expect(dead_code, reason = "the module's own tests forge more")]
 mod forge;
+mod provider;
 
-use std::{
-    collections::{BTreeMap, HashMap},
-    net::SocketAddr,
-    sync::Arc,
-};
+use std::collections::{BTreeMap, HashMap};
 
-use axum::{
-    Json, Router,
-    body::Body,
-    extract::State,
-    routing::{get, post},
-};
+use axum::body::Body;
 use http::{HeaderMap, Request, Response, StatusCode, header};
 use http_body_util::BodyExt as _;
 use modelyard_common::{Timestamp, clock::Clock as _};
@@ -23,90 +15,17 @@ use modelyard_db::Database;
 use modelyard_registry::{Config, Provider, Rule, SignIn, Workload};
 use modelyard_testkit::postgres::{TestDatabase, test_databases};
 use serde_json::{Value, json};
-use tokio::{net::TcpListener, task::JoinSet};
 use tower::ServiceExt as _;
 use url::Url;
 
-use self::forge::{Key, forgeries};
+use self::{
+    forge::{Key, forgeries},
+    provider::FakeProvider,
+};
 use crate::support::{TestRegistry, start_with};
 
 const AUDIENCE: &str = "http://127.0.0.1:7070";
 const LOCAL_PASSWORD_HASH: &str = "none of argon2";
-
-/// What the provider knows.
-struct Known {
-    issuer: String,
-    key: Key,
-    /// Codes and the nonces that belong to them.
-    nonces: parking_lot::Mutex<HashMap<String, String>>,
-    claims: parking_lot::Mutex<Value>,
-}
-
-/// A provider on this machine.
-struct FakeProvider {
-    known: Arc<Known>,
-    address: SocketAddr,
-    _tasks: JoinSet<()>,
-}
-
-impl FakeProvider {
-    async fn start() -> Self {
-        // Whoever was first in this process has installed the same.
-        rustls::crypto::ring::default_provider().install_default().ok();
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = listener.local_addr().unwrap();
-        let known = Arc::new(Known {
-            issuer: format!("http://{address}"),
-            key: Key::ec("k1"),
-            nonces: parking_lot::Mutex::default(),
-            claims: parking_lot::Mutex::new(json!({})),
-        });
-        let router = Router::new()
-            .route("/.well-known/openid-configuration", get(metadata))
-            .route(
-                "/keys",
-                get(async |State(known): State<Arc<Known>>| Json(json!({"keys": [known.key.jwk()]}))),
-            )
-            .route("/token", post(token))
-            .with_state(Arc::clone(&known));
-        let mut tasks = JoinSet::new();
-        tasks.spawn(async move { axum::serve(listener, router).await.unwrap() });
-        Self {
-            known,
-            address,
-            _tasks: tasks,
-        }
-    }
-
-    /// What the claims of the next users are.
-    fn say(&self, claims: Value) {
-        *self.known.claims.lock() = claims;
-    }
-}
-
-async fn metadata(State(known): State<Arc<Known>>) -> Json<Value> {
-    let at = |path: &str| format!("{}{path}", known.issuer);
-    Json(json!({
-        "issuer": known.issuer, "authorization_endpoint": at("/authorize"), "token_endpoint": at("/token"),
-        "jwks_uri": at("/keys"),
-    }))
-}
-
-async fn token(State(known): State<Arc<Known>>, body: String) -> (StatusCode, Json<Value>) {
-    let form: HashMap<String, String> = url::form_urlencoded::parse(body.as_bytes()).into_owned().collect();
-    let Some(nonce) = known.nonces.lock().remove(&form["code"]) else {
-        return (StatusCode::BAD_REQUEST, Json(json!({"error": "invalid_grant"})));
-    };
-    let mut claims = known.claims.lock().clone();
-    claims["iss"] = json!(known.issuer);
-    claims["aud"] = json!("modelyard");
-    claims["nonce"] = json!(nonce);
-    let token = known.key.token(&claims);
-    (
-        StatusCode::OK,
-        Json(json!({"access_token": "at", "token_type": "Bearer", "id_token": token})),
-    )
-}
 
 fn profile(registry: &TestRegistry, subject: &str, name: &str, groups: &[&str]) -> Value {
     let now = registry.clock.now().as_millis() / 1000;
@@ -591,7 +510,7 @@ async fn a_form_that_is_no_exchange_is_told_what_is_wrong() {
 async fn a_provider_that_is_away_holds_nothing_up() {
     let place = TestDatabase::sqlite().unwrap();
     let mut provider = FakeProvider::start().await;
-    provider._tasks.shutdown().await;
+    provider.tasks.shutdown().await;
     let registry = start_with(&place, |config| config.sign_in = settings(&provider)).await;
     let begun = visit(&registry, "/api/v1/auth/openid/test/sign-in", &[]).await;
     assert_eq!(

@@ -68,7 +68,9 @@ impl Installation {
             .json(&json!({"name": "test"}));
         installation.admin = text(&accepted(order).await?, "/token")?.to_owned();
         // In other processes the token counts a moment later.
-        installation.wait_status(&installation.url, &installation.admin, 200).await;
+        installation
+            .wait_status(&installation.url, &installation.admin, 200)
+            .await;
         Ok(installation)
     }
 
@@ -113,11 +115,8 @@ impl Installation {
 
     /// Makes a service account in some groups.
     pub async fn make_service_account(&self, name: &str, groups: &[&str]) -> Result<()> {
-        self.put(
-            &format!("/api/v1/service-accounts/{name}"),
-            &json!({"groups": groups}),
-        )
-        .await?;
+        self.put(&format!("/api/v1/service-accounts/{name}"), &json!({"groups": groups}))
+            .await?;
         Ok(())
     }
 

@@ -113,8 +113,11 @@ pub const API: &[Operation] = &[
     op("DELETE /api/v1/policies/{name}", Need::Installation(&["access.write"])),
     op("GET /api/v1/role-bindings", Need::Installation(&["access.read"])),
     op("GET /api/v1/role-bindings/{name}", Need::Installation(&["access.read"])),
-    op("PUT /api/v1/role-bindings/{name}", Need::Installation(&["access.write"]))
-        .json(r#"{"subject": "user:somebody", "role": "no role", "place": "*"}"#),
+    op(
+        "PUT /api/v1/role-bindings/{name}",
+        Need::Installation(&["access.write"]),
+    )
+    .json(r#"{"subject": "user:somebody", "role": "no role", "place": "*"}"#),
     op(
         "DELETE /api/v1/role-bindings/{name}",
         Need::Installation(&["access.write"]),
@@ -393,8 +396,11 @@ pub const API: &[Operation] = &[
         "GET /api/v1/projects/{project}/alerts/{id}",
         Need::Project(&["alert.read"]),
     ),
-    op("POST /api/v1/projects/{project}/labels", Need::Project(&["label.write"]))
-        .json(r#"{"endpoint": "served", "labels": []}"#),
+    op(
+        "POST /api/v1/projects/{project}/labels",
+        Need::Project(&["label.write"]),
+    )
+    .json(r#"{"endpoint": "served", "labels": []}"#),
     op(
         "GET /api/v1/projects/{project}/predictions/{request_id}",
         Need::Project(&["prediction.read"]),
@@ -418,7 +424,11 @@ pub const INFERENCE: &[Operation] = &[
         .at("/v2/models/served/infer")
         .json(r#"{"inputs": []}"#),
     op("POST /v2/models/{model}/infer", Need::Project(&["endpoint.predict"])).json(r#"{"inputs": []}"#),
-    op("GET /v2/models/{model}/versions/{version}", Need::Endpoint("endpoint.read")).at("/v2/models/served/versions/1"),
+    op(
+        "GET /v2/models/{model}/versions/{version}",
+        Need::Endpoint("endpoint.read"),
+    )
+    .at("/v2/models/served/versions/1"),
     op(
         "GET /v2/models/{model}/versions/{version}/ready",
         Need::Endpoint("endpoint.read"),
@@ -433,11 +443,11 @@ pub const INFERENCE: &[Operation] = &[
     op("GET /v1/models/{model}", Need::Endpoint("endpoint.read")).at("/v1/models/served"),
     op("POST /v1/models/{model}", Need::Endpoint("endpoint.predict"))
         .at("/v1/models/served:predict")
-        .json(r#"{"instances": []}"#),
+        .json(r#"{"instances": [[1]]}"#),
     op(
         "POST /endpoints/{model}/invocations",
         Need::Endpoint("endpoint.predict"),
     )
     .at("/endpoints/served/invocations")
-    .json(r#"{"inputs": []}"#),
+    .json(r#"{"inputs": [[1]]}"#),
 ];
