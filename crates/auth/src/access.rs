@@ -470,6 +470,41 @@ impl Access {
         }
     }
 
+    /// Keeps for the audit chain that somebody was not let in. Wrong passwords are the registry's to write down, and who
+    /// brings nothing has tried nothing.
+    pub(crate) fn note_rejection(&self, error: &Error, facts: Facts<'_>) {
+        if !matches!(error, Error::Token | Error::CrossSite | Error::Malformed) {
+            return;
+        }
+        let reason = error.reason().to_owned();
+        let key = (reason.clone(), facts.source, "sign-in", String::new(), String::new());
+        let mut refusals = self.inner.refusals.lock();
+        if let Some((_, count)) = refusals.get_mut(&key) {
+            *count += 1;
+            return;
+        }
+        if refusals.len() < MAX_NOTED {
+            let event = NewEvent {
+                id: self.next_id(),
+                at: self.now(),
+                project: String::new(),
+                actor: Principal::anonymous().to_string(),
+                on_behalf_of: None,
+                action: "sign-in".to_owned(),
+                resource_kind: Resource::INSTALLATION.kind().word().to_owned(),
+                resource: String::new(),
+                outcome: Outcome::Failed,
+                reason: Some(reason),
+                before_digest: None,
+                after_digest: None,
+                request_id: facts.request_id.map(str::to_owned),
+                source_address: facts.source.map(|source| source.to_string()),
+                details: serde_json::json!({}),
+            };
+            refusals.insert(key, (event, 1));
+        }
+    }
+
     /// Keeps again what could not be reported.
     pub fn note_again(&self, noted: Noted) {
         let mut uses = self.inner.uses.lock();

@@ -262,6 +262,8 @@ impl Snapshot {
     /// # Errors
     /// A policy or role that this version does not understand.
     pub fn new(revision: u64, mut state: State) -> Result<Self, PolicyError> {
+        // Without them every decision would be a refusal.
+        actions().map_err(PolicyError::BuiltIn)?;
         let mut policies = PolicySet::new();
         let mut add = |name: &str, text: &str| {
             let invalid = |problem: String| PolicyError::Invalid {
@@ -549,3 +551,6 @@ fn key_of(question: &Question<'_>) -> String {
 pub fn is_built_in_role(name: &str) -> bool {
     BUILT_IN_ROLES.contains(&name)
 }
+
+#[cfg(test)]
+mod tests;

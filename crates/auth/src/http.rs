@@ -41,7 +41,10 @@ pub async fn authenticate(State(access): State<Access>, request: Request, next: 
             }
             response
         }
-        Err(error) => refuse(&error, &parts.headers),
+        Err(error) => {
+            access.note_rejection(&error, facts(&parts));
+            refusal(&error, &parts.headers)
+        }
     }
 }
 
@@ -56,18 +59,22 @@ async fn identify(access: &Access, parts: &Parts) -> Result<Caller> {
     if matches!(credentials, Credentials::Session(_)) && !is_same_site(&parts.method, headers, &parts.uri) {
         return Err(Error::CrossSite);
     }
-    let facts = Facts {
-        request_id: request_id(headers),
+    access.authenticate(credentials, facts(parts)).await
+}
+
+fn facts(parts: &Parts) -> Facts<'_> {
+    Facts {
+        request_id: request_id(&parts.headers),
         source: parts
             .extensions
             .get::<Connection>()
             .map(|connection| connection.remote.ip()),
-    };
-    access.authenticate(credentials, facts).await
+    }
 }
 
-/// The refusal in the words of the protocol.
-fn refuse(error: &Error, headers: &HeaderMap) -> Response {
+/// The refusal in the words of the protocol, with what the client should do next.
+#[must_use]
+pub fn refusal(error: &Error, headers: &HeaderMap) -> Response {
     let is_grpc = headers
         .get(header::CONTENT_TYPE)
         .is_some_and(|value| value.as_bytes().starts_with(b"application/grpc"));

@@ -57,7 +57,9 @@ pub(crate) async fn invocations(
     body: Received,
 ) -> Response {
     let arrived = Instant::now();
-    let rows = received(&headers, body)
+    let rows = client
+        .authorize(Action::EndpointPredict, &named.model)
+        .and_then(|()| received(&headers, body))
         .and_then(|body| read_invocation(&headers, &body))
         .inspect_err(|_| meters::refused_request());
     let answer = match rows {
@@ -87,7 +89,9 @@ pub(crate) async fn predict(
             "POST /v1/models/NAME{PREDICT} is the only one here"
         )));
     };
-    let rows = received(&headers, body)
+    let rows = client
+        .authorize(Action::EndpointPredict, endpoint)
+        .and_then(|()| received(&headers, body))
         .and_then(|body| read_object(&body))
         .and_then(
             |mut object| match (object.remove("instances"), object.remove("inputs")) {
@@ -141,7 +145,6 @@ async fn score(
     headers: &HeaderMap,
     arrived: Instant,
 ) -> Result<Answer> {
-    client.authorize(Action::EndpointPredict, endpoint)?;
     let id = headers.get(REQUEST_ID).and_then(|value| value.to_str().ok());
     gateway
         .predict(Request {

@@ -17,7 +17,7 @@ use raw::Findings;
 
 /// The attacker: the admin of one project, who is nobody in the other one.
 const ATTACKER: &str = "mallory";
-const PASSWORD: &str = "mallory has a long password";
+const PASSWORD: &str = "seven green ladders lean on rain";
 const MINE: &str = "attackers";
 const THEIRS: &str = "protected";
 const NOWHERE: &str = "forgotten";

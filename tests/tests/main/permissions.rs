@@ -151,11 +151,6 @@ impl Matrix {
         })
     }
 
-    /// Calls over gRPC.
-    async fn call(&self, request: RequestBuilder) -> Result<Read> {
-        read_call(&request.send().await?)
-    }
-
     fn note(&mut self, what: &str, column: &Column, expected: Verdict, read: &Read) {
         self.asked += 1;
         if read.verdict != expected {
@@ -202,7 +197,7 @@ impl Matrix {
             for project in [TARGET, NOWHERE] {
                 let request = call(&self.at.http2, &self.at.url, method, &message(fields, project));
                 let request = request.header("modelyard-project", project);
-                reads.push(self.call(self.with_token(request, column)).await?);
+                reads.push(read_call(&self.with_token(request, column).send().await?)?);
             }
             self.note_pair(method, column, column.expected(*need), &reads);
         }
@@ -241,7 +236,7 @@ impl Matrix {
                 .expected(*need),
             ),
         ] {
-            let read = self.call(request(TARGET, service, acting_for)).await?;
+            let read = read_call(&request(TARGET, service, acting_for).send().await?)?;
             let what = format!("{method} as {service:?} for {acting_for:?}");
             all.push((what, A_SERVICE, expected, vec![read]));
         }
@@ -250,7 +245,7 @@ impl Matrix {
             let mut reads = Vec::new();
             for project in [TARGET, NOWHERE] {
                 let request = request(project, Some("orchestrator"), Some(&acting_for));
-                reads.push(self.call(request).await?);
+                reads.push(read_call(&request.send().await?)?);
             }
             all.push(((*method).to_owned(), *column, column.expected(*need), reads));
         }

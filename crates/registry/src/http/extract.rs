@@ -28,6 +28,25 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Body<T> {
     }
 }
 
+/// A JSON body with secrets: what is wrong with it is told without repeating any of it.
+pub struct SecretBody<T>(pub T);
+
+impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for SecretBody<T> {
+    type Rejection = Problem;
+
+    async fn from_request(request: Request, state: &S) -> Result<Self, Problem> {
+        match Json::<T>::from_request(request, state).await {
+            Ok(Json(value)) => Ok(Self(value)),
+            Err(JsonRejection::JsonDataError(_) | JsonRejection::JsonSyntaxError(_)) => Err(Problem::new(
+                ErrorKind::InvalidArgument,
+                "INVALID_BODY",
+                "the body cannot be used: send a JSON object with the fields of the API's description; what was sent is not repeated, it may be secret",
+            )),
+            Err(rejection) => Err(refuse(&rejection)),
+        }
+    }
+}
+
 fn refuse(rejection: &JsonRejection) -> Problem {
     if rejection.status() == StatusCode::PAYLOAD_TOO_LARGE {
         let detail = format!("the body is larger than {} bytes: send less", super::JSON_LIMIT_BYTES);

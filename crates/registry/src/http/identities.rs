@@ -11,7 +11,7 @@ use utoipa::{IntoParams, ToSchema};
 
 use super::{
     Declared,
-    extract::{Body, PageQuery, Path, Query},
+    extract::{Body, PageQuery, Path, Query, SecretBody},
 };
 use crate::{
     error::Error,
@@ -118,7 +118,7 @@ pub async fn set_password(
     State(registry): State<Arc<Registry>>,
     caller: Caller,
     Path(name): Path<String>,
-    Body(new): Body<NewPassword>,
+    SecretBody(new): SecretBody<NewPassword>,
 ) -> Result<StatusCode, Problem> {
     let present = new.present_password.as_deref();
     registry.set_password(&caller, &name, &new.password, present).await?;

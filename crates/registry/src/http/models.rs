@@ -132,7 +132,7 @@ pub async fn set_alias(
     registry
         .set_alias(&caller, &project, &model, &alias, target.version)
         .await?;
-    Ok(Json(registry.get_alias(&caller, &project, &model, &alias).await?))
+    Ok(Json(registry.find_alias(&project, &model, &alias).await?))
 }
 
 /// Removes an alias. Endpoints that follow it keep what they serve, and say that they point at nothing.

@@ -9,7 +9,7 @@ use modelyard_common::error::Problem;
 
 use super::{
     Declared,
-    extract::{Body, PageQuery, Path, Query},
+    extract::{Body, PageQuery, Path, Query, SecretBody},
 };
 use crate::{
     model::{
@@ -89,7 +89,7 @@ pub async fn put_secret(
     State(registry): State<Arc<Registry>>,
     caller: Caller,
     Path((project, name)): Path<(String, String)>,
-    Body(secret): Body<SecretValue>,
+    SecretBody(secret): SecretBody<SecretValue>,
 ) -> Result<Json<Declared<SecretEntry>>, Problem> {
     let (outcome, resource) = registry.put_secret(&caller, &project, &name, &secret.value).await?;
     Ok(Json(Declared { outcome, resource }))

@@ -10,14 +10,14 @@ use axum::{
 use http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, header};
 use modelyard_auth::{
     Caller, Via,
-    http::{SESSION_COOKIE, is_same_site},
+    http::{SESSION_COOKIE, is_same_site, refusal},
 };
 use modelyard_common::error::Problem;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::{
-    extract::Body,
+    extract::SecretBody,
     openid::{cookie, private},
 };
 use crate::{
@@ -52,14 +52,19 @@ pub async fn sign_in(
     origin: Origin,
     uri: Uri,
     headers: HeaderMap,
-    Body(request): Body<PasswordSignIn>,
+    SecretBody(request): SecretBody<PasswordSignIn>,
 ) -> Result<Response, Problem> {
     // Or a page of others could sign a browser in as somebody else, to learn what its user does then.
     let says_where = headers.contains_key(header::ORIGIN) || headers.contains_key("sec-fetch-site");
     if says_where && !is_same_site(&Method::POST, &headers, &uri) {
         return Err(Error::Access(modelyard_auth::Error::CrossSite).into());
     }
-    let token = registry.sign_in(&request.name, &request.password, &origin).await?;
+    let token = match registry.sign_in(&request.name, &request.password, &origin).await {
+        Ok(token) => token,
+        // With the time to wait.
+        Err(Error::Access(error)) => return Ok(refusal(&error, &headers)),
+        Err(error) => return Err(error.into()),
+    };
     let session = cookie(
         SESSION_COOKIE,
         token.reveal(),

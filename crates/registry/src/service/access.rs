@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 
 use modelyard_auth::{
     Action, BUILT_IN_ROLES, Caller, Kind, Principal, PrincipalKind, ProjectScope, Resource, ResourceKey, Via,
+    audit::clean_text,
 };
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -15,7 +16,6 @@ use crate::{
         access::{AccessKind, AccessRecord, AccessResource, AccessSpec, RoleSpec, SensitiveMark, markable},
         endpoint::Outcome,
         page::{Page, PageRequest},
-        run::check_text,
     },
 };
 
@@ -235,7 +235,12 @@ impl Registry {
     ) -> Result<()> {
         caller.authorize(Action::AccessWrite, Resource::project(project))?;
         let kind = markable(kind)?;
-        check_text("name of", kind.word(), name, MAX_MARKED_NAME_BYTES)?;
+        if name.is_empty() || clean_text(name, MAX_MARKED_NAME_BYTES) != name {
+            return Err(Error::request(format!(
+                "the name of a {} that is marked has 1 to {MAX_MARKED_NAME_BYTES} bytes on one line, without control characters",
+                kind.word()
+            )));
+        }
         let action = if is_sensitive {
             "sensitive.mark"
         } else {
@@ -300,16 +305,25 @@ impl Registry {
             ))
         })?;
         let target = read_resource(&question.resource)?;
-        if question.principal != *caller.principal() {
+        let is_own = question.principal == *caller.principal();
+        if !is_own {
             let place = match target.kind() {
                 Kind::Installation => Resource::INSTALLATION,
                 _ => Resource::project(target.project_name()),
             };
             caller.authorize(Action::AccessRead, place)?;
+        } else if target.kind() != Kind::Installation && !caller.sees(target.project_name()) {
+            // Whether there is such a project is not told.
+            return Err(modelyard_auth::Error::Project(target.project_name().to_owned()).into());
         }
         let is_service = question.principal.kind() == PrincipalKind::Service;
         let is_known = is_service || caller.snapshot().is_enabled(&question.principal);
-        let asked = self.access.as_if(question.principal.clone(), None, Via::Token);
+        let (scope, via) = if is_own {
+            (caller.scope().map(<[modelyard_auth::Grant]>::to_vec), caller.via())
+        } else {
+            (None, Via::Token)
+        };
+        let asked = self.access.as_if(question.principal.clone(), scope, via);
         let decision = asked.decide(action, target);
         let exists = target.kind() == Kind::Installation || asked.snapshot().has_project(target.project_name());
         let allowed = decision.allowed && is_known && exists;

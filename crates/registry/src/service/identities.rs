@@ -90,7 +90,7 @@ impl Registry {
     }
 
     /// Sets a user's password, and ends its other sessions. Users set their own and show the present one; an admin sets
-    /// anybody's.
+    /// anybody's, and the first one of who has none.
     pub async fn set_password(&self, caller: &Caller, name: &str, password: &str, present: Option<&str>) -> Result<()> {
         let is_own = *caller.principal() == IdentityKind::User.principal(name) && caller.via() != Via::Local;
         if !is_own {
@@ -101,21 +101,18 @@ impl Registry {
             ));
         }
         check_password(password, name).map_err(|error| Error::request(error.to_string()))?;
-        if is_own
-            && self
-                .stores
-                .identities
-                .find_password(name)
-                .await?
-                .is_some_and(|record| record.hash.is_some())
-        {
-            let Some(present) = present else {
-                return Err(Error::request(
-                    "send `present_password`, too, to change your own password",
-                ));
-            };
-            self.check_password_of(name, present, caller.source(), Some(caller.request_id()))
-                .await?;
+        if is_own {
+            let record = self.stores.identities.find_password(name).await?;
+            if record.is_none_or(|record| record.hash.is_none()) {
+                // Who signs in elsewhere could otherwise stay in with a password after the account there has ended.
+                caller.authorize(Action::IdentityWrite, Resource::INSTALLATION)?;
+            } else {
+                let present = present
+                    .ok_or_else(|| Error::request("send `present_password`, too, to change your own password"))?;
+                let request_id = Some(caller.request_id());
+                self.check_password_of(name, present, caller.source(), request_id)
+                    .await?;
+            }
         }
         let hash = self.hash_password(password.to_owned()).await?;
         let event = event_of(caller, "password.change", IdentityKind::User.as_str(), name);

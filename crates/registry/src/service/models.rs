@@ -314,6 +314,11 @@ impl Registry {
         self.enter(caller, Action::ModelRead, Resource::named(Kind::Model, project, model))
             .await?;
         check_name("a model", model)?;
+        self.find_alias(project, model, alias).await
+    }
+
+    /// Where an alias points, for whoever may do what needs it.
+    pub(crate) async fn find_alias(&self, project: &str, model: &str, alias: &str) -> Result<Alias> {
         let found = self.stores.models.find_alias(project, model, alias).await?;
         found.ok_or_else(|| no_alias(model, &Selector::Alias(alias.to_owned())))
     }

@@ -9,7 +9,7 @@ use std::{
 
 use modelyard_auth::{
     Grant, Kind, Principal,
-    audit::{NewEvent, Outcome},
+    audit::{NewEvent, Outcome, clean_text},
     seal::KeyRing,
     token::{Token, TokenKind},
 };
@@ -30,6 +30,8 @@ pub const SESSION_LIFETIME: Duration = Duration::from_hours(12);
 const AUDITED_FAILURES: u32 = 60;
 /// The action in the audit chain.
 const EXCHANGE: &str = "token.exchange";
+/// How much of what a stranger says is logged, in bytes.
+const MAX_LOGGED: usize = 1000;
 /// The longest scope that is asked for, in grants.
 const MAX_WANTED: usize = 64;
 
@@ -342,7 +344,13 @@ impl Registry {
         let Some(passed_over) = self.openid.failures.lock().next(Instant::now()) else {
             return;
         };
-        tracing::warn!(action, problem, details = %details, "not let in");
+        let said = clean_text(&details.to_string(), MAX_LOGGED);
+        tracing::warn!(
+            action,
+            problem = clean_text(problem, MAX_LOGGED),
+            details = said,
+            "not let in"
+        );
         let mut event = anonymous_event(&self.ids, self.clock.now(), action, origin);
         event.outcome = Outcome::Failed;
         event.reason = Some(reason.to_owned());

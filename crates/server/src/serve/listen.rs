@@ -213,6 +213,10 @@ struct Door {
 impl Door {
     /// The answer to a call that does not come from a peer.
     fn refuse(&self, request: &Request) -> Option<Response> {
+        if !self.is_guarded {
+            // Only this machine reaches the listener, but so does a web page in a browser on it.
+            return guard::refuse(request);
+        }
         let connection = request.extensions().get::<Connection>();
         let has_certificate = connection.is_some_and(|connection| connection.verified_peer);
         let has_key = || {
@@ -220,7 +224,7 @@ impl Door {
                 .as_ref()
                 .is_some_and(|key| key.admits(request.headers()))
         };
-        if !self.is_guarded || has_certificate || has_key() {
+        if has_certificate || has_key() {
             return None;
         }
         metrics::counter!(REFUSED).increment(1);

@@ -319,10 +319,9 @@ pub async fn other_origins_are_refused(open: &mut Open) -> Result<()> {
         }
         // After rebinding its name, a page writes the headers of a service as it likes.
         if is_refused {
-            let mut request = format!(
-                "POST /modelyard.registry.v1.AuditService/AppendEvents HTTP/1.1\r\nConnection: close\r\n\
+            let mut request = "POST /modelyard.registry.v1.AuditService/AppendEvents HTTP/1.1\r\nConnection: close\r\n\
                  Content-Type: application/grpc\r\nTE: trailers\r\nmodelyard-service: gateway\r\nContent-Length: 5\r\n"
-            );
+                .to_owned();
             for (name, value) in &headers {
                 request.push_str(&format!("{name}: {value}\r\n"));
             }

@@ -28,11 +28,11 @@ pub fn message(fields: &[Field], project: &str) -> Vec<u8> {
             Project => project,
             Text(text) => text,
             Number(number) => {
-                bytes.extend([tag << 3 | NUMBER, *number]);
+                bytes.extend([(tag << 3) | NUMBER, *number]);
                 continue;
             }
         };
-        bytes.extend([tag << 3 | LENGTH_DELIMITED, text.len() as u8]);
+        bytes.extend([(tag << 3) | LENGTH_DELIMITED, text.len() as u8]);
         bytes.extend_from_slice(text.as_bytes());
     }
     bytes

@@ -52,11 +52,7 @@ impl FakeProvider {
             .with_state(Arc::clone(&known));
         let mut tasks = JoinSet::new();
         tasks.spawn(async move { axum::serve(listener, router).await.unwrap() });
-        Self {
-            known,
-            address,
-            tasks,
-        }
+        Self { known, address, tasks }
     }
 
     /// What the claims of the next users are.
