@@ -101,7 +101,7 @@ impl JsonSchema for Secret {
 
 /// What a text must be like to be read as a duration, for the schema.
 pub const DURATION_PATTERN: &str = concat!(
-    "^([0-9]{1,9} ?(ns|nsec|nanos) ?|[0-9]{1,9}([.][0-9]{1,6})? ?(us|usec|ms|msec|millis|s|secs?|seconds?|m|mins?|minutes?",
+    "^([0-9]{1,9} ?(ns|nsec|nanos|us|usec|ms|msec|millis|s|secs?|seconds?|m|mins?|minutes?",
     "|h|hrs?|hours?|d|days?|w|wks?|weeks?|M|months?|y|yrs?|years?) ?){1,8}$"
 );
 

@@ -35,19 +35,15 @@ impl Told {
     }
 }
 
-/// A handle for which everybody is an admin of the projects `default` and `other`.
+/// A handle for which everybody is an admin of the project `default`.
 ///
 /// # Panics
 /// The built-in policies cannot be read.
 #[must_use]
 #[expect(clippy::expect_used, reason = "for tests")]
 pub fn open(context: &Context) -> (Access, Told) {
-    let access = Access::open(
-        ["default", "other"],
-        Arc::clone(&context.clock),
-        Arc::clone(&context.ids),
-    )
-    .expect("the built-in policies can be read");
+    let access = Access::open(["default"], Arc::clone(&context.clock), Arc::clone(&context.ids))
+        .expect("the built-in policies can be read");
     let told = Told::default();
     let chain = told.clone();
     access.deliver_events_by(Arc::new(move |events| {

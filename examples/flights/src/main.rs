@@ -2,6 +2,7 @@
 
 mod bench;
 mod demo;
+mod evidence;
 mod measure;
 mod terminal;
 

@@ -63,4 +63,6 @@ server.listen(0, '127.0.0.1', () => {
   console.log(issuer);
 });
 
+// Who started this reads the first line and no more: later ones have nowhere to go.
+process.stdout.on('error', () => {});
 process.stdin.on('end', () => process.exit(0)).resume();

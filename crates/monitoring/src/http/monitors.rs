@@ -62,6 +62,7 @@ pub struct WindowParameters {
     /// `next_cursor` of the page before.
     cursor: Option<String>,
     /// `desc` (newest first) or `asc`.
+    #[param(inline)]
     order: Option<Order>,
 }
 

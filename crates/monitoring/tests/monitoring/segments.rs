@@ -48,14 +48,18 @@ async fn what_cannot_be_a_segment_is_refused_at_once() {
         code(|request| request.files[0].rows += 1).await,
         Some(Code::AlreadyExists)
     );
-    let wrong: [fn(&mut modelyard_proto::monitoring::v1::CommitSegmentRequest); 6] = [
-        |request| request.project = "../x".to_owned(),
+    let wrong: [fn(&mut modelyard_proto::monitoring::v1::CommitSegmentRequest); 5] = [
         |request| request.endpoint = "a/b".to_owned(),
         |request| request.segment_id = String::new(),
         |request| request.files.clear(),
         |request| request.files[0].path = "event_date=2013-03-02/s-0.parquet".to_owned(),
         |request| request.files[0].max_event_time_us = i64::MAX,
     ];
+    // No project is named like this, so none is seen.
+    assert_eq!(
+        code(|request| request.project = "../x".to_owned()).await,
+        Some(Code::NotFound)
+    );
     for change in wrong {
         assert_eq!(code(change).await, Some(Code::InvalidArgument));
     }

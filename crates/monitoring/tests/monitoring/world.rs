@@ -50,7 +50,7 @@ pub struct World {
     data_dir: PathBuf,
     context: Context,
     router: Router,
-    pub description: Value,
+
     segments: Channel,
 }
 
@@ -99,8 +99,7 @@ impl World {
         );
         let service = service.await.unwrap();
         assert!(context.readiness.missing().is_empty());
-        let (router, description) = service.http.split_for_parts();
-        let description = serde_json::to_value(description).unwrap();
+        let (router, _) = service.http.split_for_parts();
         let segments = rpc::local(service.grpc).as_service("gateway");
         Self {
             registry,
@@ -110,7 +109,7 @@ impl World {
             data_dir,
             context,
             router,
-            description,
+
             segments,
         }
     }

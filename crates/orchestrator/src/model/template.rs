@@ -152,7 +152,9 @@ const SHOWN_NAMES: usize = 20;
 fn describe(value: &Value) -> String {
     match value {
         Value::Object(fields) => {
-            let names: Vec<&str> = fields.keys().map(String::as_str).take(SHOWN_NAMES).collect();
+            let mut names: Vec<&str> = fields.keys().map(String::as_str).collect();
+            names.sort_unstable();
+            names.truncate(SHOWN_NAMES);
             format!("an object with {}", names.join(", "))
         }
         Value::Array(items) => format!("a list of {}", items.len()),

@@ -295,25 +295,3 @@ async fn a_run_is_started_once_for_each_idempotency_key() {
     let run = world.finish(&id).await;
     assert_eq!(run["parameters"], json!({"n": 2}));
 }
-
-#[test]
-fn the_description_of_the_api_is_as_it_was_agreed() {
-    let runtime = tokio::runtime::Runtime::new().unwrap();
-    runtime.block_on(async {
-        let folder = tempfile::tempdir().unwrap();
-        let context = crate::world::context(folder.path());
-        let storage = modelyard_artifacts::Storage::open(&modelyard_artifacts::StorageConfig::memory()).unwrap();
-        let registry = crate::registry::FakeRegistry::new();
-        let started = modelyard_orchestrator::start(
-            modelyard_orchestrator::Config::default(),
-            &context,
-            storage,
-            modelyard_testkit::access::open(&context).0,
-            registry.channel(),
-        )
-        .await;
-        let (_, description) = started.unwrap().http.split_for_parts();
-        context.lifecycle.abort();
-        insta::assert_snapshot!(description.to_pretty_json().unwrap());
-    });
-}

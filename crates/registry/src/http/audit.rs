@@ -63,6 +63,7 @@ pub struct AuditQuery {
 pub struct ExportQuery {
     /// `jsonl`, which anybody can verify, or `ocsf`; `jsonl` when it is left out.
     #[serde(default)]
+    #[param(inline)]
     format: ExportFormat,
 }
 

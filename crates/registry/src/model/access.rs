@@ -55,6 +55,15 @@ impl AccessKind {
             Self::Policy => "Policy",
         }
     }
+
+    /// The name of the kind of a resource in a project; empty: the installation.
+    #[must_use]
+    pub const fn resource_kind_in(self, project: &str) -> &'static str {
+        match self {
+            Self::RoleBinding if !project.is_empty() => "ProjectRoleBinding",
+            kind => kind.resource_kind(),
+        }
+    }
 }
 
 /// Something of these kinds as it is stored; the spec has been checked.

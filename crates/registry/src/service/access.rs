@@ -88,7 +88,7 @@ fn resource<S: AccessSpec>(record: AccessRecord) -> Result<AccessResource<S>> {
     let spec = serde_json::from_value(record.spec)
         .map_err(|_| modelyard_db::Error::value("spec of an access resource", &record.name))?;
     Ok(AccessResource {
-        kind: S::KIND.resource_kind(),
+        kind: S::KIND.resource_kind_in(&record.project),
         name: record.name,
         project: Some(record.project).filter(|project| !project.is_empty()),
         built_in: false,

@@ -1,13 +1,13 @@
 //! The registry through its two faces, on each database that can be tested.
 #![expect(clippy::unwrap_used, reason = "tests")]
 
+mod access;
 mod artifacts;
 mod datasets;
 mod endpoints;
 #[path = "../../src/fixture.rs"]
 mod fixture;
 mod models;
-mod openapi;
 mod openid;
 mod runs;
 mod support;

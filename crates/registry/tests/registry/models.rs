@@ -222,9 +222,9 @@ async fn aliases_move_and_remember() {
         assert_eq!(
             changes,
             [
-                (Some(2), None, "anonymous"),
-                (Some(1), Some(2), "anonymous"),
-                (None, Some(1), "service")
+                (Some(2), None, "user:local"),
+                (Some(1), Some(2), "user:local"),
+                (None, Some(1), "user:local")
             ]
         );
     }

@@ -124,7 +124,7 @@ async fn sign_in(registry: &TestRegistry, provider: &FakeProvider, accept: &str)
     .await
 }
 
-async fn database(place: &TestDatabase, registry: &TestRegistry) -> Database {
+pub async fn database(place: &TestDatabase, registry: &TestRegistry) -> Database {
     let config = modelyard_db::DatabaseConfig {
         url: place.url.clone().map(modelyard_common::config::Secret::new),
         ..modelyard_db::DatabaseConfig::default()
@@ -133,7 +133,7 @@ async fn database(place: &TestDatabase, registry: &TestRegistry) -> Database {
 }
 
 /// The texts of one column.
-async fn column(database: &Database, query: &'static str) -> Vec<String> {
+pub async fn column(database: &Database, query: &'static str) -> Vec<String> {
     match database {
         Database::Sqlite(pools) => sqlx::query_scalar(query)
             .fetch_all(modelyard_db::Pools::reader(pools))

@@ -27,7 +27,6 @@ use modelyard_registry::Config;
 use modelyard_testkit::postgres::{TestDatabase, test_databases};
 use serde_json::Value;
 use tower::ServiceExt;
-use utoipa::openapi::OpenApi;
 
 use crate::fixture;
 
@@ -47,7 +46,6 @@ pub struct TestRegistry {
     /// The token of the first admin.
     pub first_token: Option<String>,
     pub router: Router,
-    pub openapi: OpenApi,
     pub clock: Arc<ManualClock>,
     pub lifecycle: Lifecycle,
     pub readiness: Readiness,
@@ -99,7 +97,7 @@ pub async fn start_in(place: &TestDatabase, mode: Mode, change: impl FnOnce(&mut
     let service = modelyard_registry::start(config, &context, storage, access.clone())
         .await
         .unwrap();
-    let (router, openapi) = service.http.split_for_parts();
+    let (router, _) = service.http.split_for_parts();
     let services = rpc::local(service.grpc).as_service("orchestrator");
     TestRegistry {
         channel: services.acting_for("user:local"),
@@ -107,7 +105,6 @@ pub async fn start_in(place: &TestDatabase, mode: Mode, change: impl FnOnce(&mut
         access,
         first_token: service.first_token.map(|token| token.reveal().to_owned()),
         router,
-        openapi,
         clock,
         lifecycle: context.lifecycle,
         readiness: context.readiness,

@@ -241,12 +241,15 @@ fn authorities(file: &Path) -> anyhow::Result<Vec<reqwest::Certificate>> {
 
 /// Whether an error is the refusal of the server's certificate.
 fn is_distrust(error: &(dyn StdError + 'static)) -> bool {
-    let wrapped = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
-    let tls = match wrapped {
-        Some(wrapped) => wrapped.downcast_ref::<rustls::Error>(),
-        None => error.downcast_ref::<rustls::Error>(),
-    };
-    matches!(tls, Some(rustls::Error::InvalidCertificate(_)))
+    let mut innermost = error;
+    // An I/O error hides what it wraps from the chain, and can wrap another one.
+    while let Some(wrapped) = innermost.downcast_ref::<io::Error>().and_then(io::Error::get_ref) {
+        innermost = wrapped;
+    }
+    matches!(
+        innermost.downcast_ref::<rustls::Error>(),
+        Some(rustls::Error::InvalidCertificate(_))
+    )
 }
 
 /// What the server said when it refused, and whether it may say otherwise soon.

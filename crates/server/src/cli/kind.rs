@@ -15,8 +15,10 @@ pub struct Kind {
     pub yaml: &'static str,
     /// Its name on the command line, for one.
     pub singular: &'static str,
-    /// Its name in URLs, and on the command line for many.
+    /// Its name on the command line, for many.
     pub plural: &'static str,
+    /// Its name in URLs.
+    pub path: &'static str,
     /// The part of the API that it is in.
     pub level: Level,
     /// Whether it is declared by `apply`, or comes into being otherwise.
@@ -38,6 +40,7 @@ impl Kind {
             yaml,
             singular,
             plural,
+            path: plural,
             level: Level::Project,
             is_declared: true,
             is_deletable: true,
@@ -54,6 +57,10 @@ impl Kind {
             is_deletable: false,
             ..Self::declared(yaml, singular, plural)
         }
+    }
+
+    const fn at(self, path: &'static str) -> Self {
+        Self { path, ..self }
     }
 
     const fn of_installation(self) -> Self {
@@ -109,7 +116,7 @@ pub const SECRET: Kind = Kind::listed("Secret", "secret", "secrets")
 
 /// All kinds. Declared ones stand in the order in which they are applied: what is referred to comes first, and the
 /// installation before what is in its projects.
-pub static KINDS: [Kind; 19] = [
+pub static KINDS: [Kind; 20] = [
     Kind::declared("Project", "project", "projects")
         .of_installation()
         .showing(PROJECT_COLUMNS),
@@ -127,6 +134,9 @@ pub static KINDS: [Kind; 19] = [
         .showing(IDENTITY_COLUMNS),
     Kind::declared("RoleBinding", "role-binding", "role-bindings")
         .of_installation()
+        .showing(ROLE_BINDING_COLUMNS),
+    Kind::declared("ProjectRoleBinding", "project-role-binding", "project-role-bindings")
+        .at("role-bindings")
         .showing(ROLE_BINDING_COLUMNS),
     Kind::declared("Pipeline", "pipeline", "pipelines"),
     Kind::declared("Trigger", "trigger", "triggers"),

@@ -101,7 +101,7 @@ pub async fn apply(arguments: &ApplyArguments) -> anyhow::Result<()> {
 async fn apply_one(connection: &ConnectionArguments, kind: &Kind, declaration: &Declaration) -> anyhow::Result<Value> {
     let project = declaration.project.as_deref().unwrap_or(&connection.project);
     let client = connection.client_of(project)?;
-    let request = client.request_at(kind.level, Method::PUT, &[kind.plural, &declaration.name])?;
+    let request = client.request_at(kind.level, Method::PUT, &[kind.path, &declaration.name])?;
     client.send(request.json(&declaration.spec)).await.with_context(|| {
         format!(
             "{} `{}` of `{}` was refused",
@@ -238,15 +238,15 @@ pub async fn get(arguments: &GetArguments) -> anyhow::Result<()> {
 
 /// Prints the list of a kind, or what the query selects of it.
 pub async fn list(client: &Client, kind: &Kind, query: &[(&str, &str)], format: Format) -> anyhow::Result<()> {
-    let items = client.list_at(kind.level, &[kind.plural], query, None).await?;
+    let items = client.list_at(kind.level, &[kind.path], query, None).await?;
     output::print_list(&items, kind.columns, format)
 }
 
 async fn get_one(client: &Client, kind: &Kind, name: &str) -> anyhow::Result<Value> {
     if kind.is_addressable {
-        return client.get_at(kind.level, &[kind.plural, name]).await;
+        return client.get_at(kind.level, &[kind.path, name]).await;
     }
-    let items = client.list_at(kind.level, &[kind.plural], &[], None).await?;
+    let items = client.list_at(kind.level, &[kind.path], &[], None).await?;
     let found = find_named(&items, name).cloned();
     found.with_context(|| {
         format!(
@@ -280,7 +280,7 @@ pub async fn describe(arguments: &DescribeArguments) -> anyhow::Result<()> {
     let kind = kind_of(&arguments.kind)?;
     // Names of users and groups may hold a slash, too.
     let found = match arguments.name.split_once('/').filter(|_| kind.is_versioned) {
-        Some((name, version)) => client.get(&[kind.plural, name, "versions", version]).await?,
+        Some((name, version)) => client.get(&[kind.path, name, "versions", version]).await?,
         None => get_one(&client, kind, &arguments.name).await?,
     };
     output::print_one(&found, format)
@@ -303,7 +303,7 @@ pub async fn remove(client: &Client, kind: &Kind, name: &str, format: Format) ->
         };
         return Err(UsageError(format!("{} cannot be deleted by name{instead}", kind.plural)).into());
     }
-    let request = client.request_at(kind.level, Method::DELETE, &[kind.plural, name])?;
+    let request = client.request_at(kind.level, Method::DELETE, &[kind.path, name])?;
     client.send(request).await?;
     match format {
         Format::Json => output::print_json(&json!({"kind": kind.yaml, "name": name, "outcome": "deleted"})),

@@ -280,6 +280,7 @@ async fn render_metrics() -> Response {
 mod tests {
     use std::collections::BTreeMap;
 
+    use http::HeaderValue;
     use modelyard_common::{clock::SystemClock, config::Secret, id::RandomIds};
     use serde_json::Value;
 
@@ -311,6 +312,9 @@ mod tests {
         let call = |verified_peer, key: Option<&str>| {
             let remote = SocketAddr::from(([10, 0, 0, 7], 40_000));
             let mut request = Request::new(axum::body::Body::empty());
+            request
+                .headers_mut()
+                .insert(header::HOST, HeaderValue::from_static("127.0.0.1:7071"));
             request.extensions_mut().insert(Connection { remote, verified_peer });
             if let Some(key) = key {
                 let value = format!("Bearer {key}").parse().unwrap();
@@ -324,6 +328,11 @@ mod tests {
             cluster_key,
         };
         assert!(door(false, None).refuse(&call(false, None)).is_none());
+        let mut from_a_page = call(false, None);
+        from_a_page
+            .headers_mut()
+            .insert(header::HOST, HeaderValue::from_static("evil.example"));
+        assert!(door(false, None).refuse(&from_a_page).is_some());
         let by_certificate = door(true, None);
         assert!(by_certificate.refuse(&call(true, None)).is_none());
         let refused = by_certificate.refuse(&call(false, Some(KEY))).unwrap();

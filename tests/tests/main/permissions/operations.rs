@@ -63,7 +63,7 @@ pub const API: &[Operation] = &[
     op("GET /api/v1/auth/me", Need::SignedIn),
     op("GET /api/v1/auth/schema", Need::SignedIn),
     op("GET /api/v1/actions", Need::SignedIn),
-    op("POST /api/v1/auth/explain", Need::SignedIn)
+    op("POST /api/v1/auth/explain", Need::Project(&[]))
         .json(r#"{"principal": "{me}", "action": "run.read", "resource": "run:{project}/absent"}"#),
     op("POST /api/v1/auth/explain", Need::Project(&["access.read"]))
         .json(r#"{"principal": "user:somebody", "action": "run.read", "resource": "project:{project}"}"#),
