@@ -136,6 +136,35 @@ impl Report {
         self.problems.is_empty()
     }
 
+    /// The report on this part of the chain and on the next one, which was verified by itself from an event on that follows
+    /// an event with the hash `next_prev`.
+    #[must_use]
+    pub fn join(mut self, next_prev: &Hash, next: Self) -> Self {
+        if next.first_seq > self.last_seq + 1 {
+            self.add(Problem::Missing {
+                first: self.last_seq + 1,
+                last: next.first_seq - 1,
+            });
+        } else if next.first_seq <= self.last_seq {
+            self.add(Problem::OutOfOrder {
+                seq: next.first_seq,
+                after: self.last_seq,
+            });
+        } else if *next_prev != self.last_hash {
+            self.add(Problem::Unlinked { seq: next.first_seq });
+        }
+        for problem in next.problems {
+            self.add(problem);
+        }
+        self.more_problems += next.more_problems;
+        self.events += next.events;
+        self.checkpoints += next.checkpoints;
+        self.signed_to = self.signed_to.max(next.signed_to);
+        self.last_seq = next.last_seq;
+        self.last_hash = next.last_hash;
+        self
+    }
+
     pub(super) fn add(&mut self, problem: Problem) {
         if self.problems.len() < MAX_PROBLEMS {
             self.problems.push(problem);

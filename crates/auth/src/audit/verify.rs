@@ -201,6 +201,46 @@ mod tests {
         }
     }
 
+    /// The report on the events in two parts, each verified by itself.
+    fn in_two(public: &PublicKey, events: &[AuditEvent], first: u64) -> Report {
+        let (head, tail) = events.split_at(events.partition_point(|event| event.seq < first));
+        let mut before = Verifier::new(vec![public.clone()]);
+        show(&mut before, head, &[]);
+        let before = before.finish(None);
+        let Some(begin) = tail.first() else {
+            return before;
+        };
+        let mut after = Verifier::starting_at(vec![public.clone()], begin.seq, begin.prev_hash);
+        show(&mut after, tail, &[]);
+        before.join(&begin.prev_hash, after.finish(None))
+    }
+
+    #[test]
+    fn parts_that_were_verified_apart_find_the_same() {
+        let (key, _) = SigningKey::generate().unwrap();
+        let public = key.public_key();
+        let events = fixture::chain(9);
+        for first in 1..11 {
+            let joined = in_two(&public, &events, first);
+            assert_eq!(joined, report(&public, &events, &[]), "{first}");
+            // Each event missing, changed, or in another's place.
+            for at in 0..events.len() {
+                let mut missing = events.clone();
+                missing.remove(at);
+                let is_last = at + 1 == events.len();
+                assert_eq!(in_two(&public, &missing, first).is_intact(), is_last, "{first} {at}");
+                let mut changed = events.clone();
+                changed[at].actor = "user:mallory".to_owned();
+                assert!(!in_two(&public, &changed, first).is_intact(), "{first} {at}");
+                if at > 0 {
+                    let mut other = events.clone();
+                    other[at] = link(&GENESIS, fixture::new_event(77), at as u64 + 1).unwrap();
+                    assert!(!in_two(&public, &other, first).is_intact(), "{first} {at}");
+                }
+            }
+        }
+    }
+
     fn report(public: &PublicKey, events: &[AuditEvent], checkpoints: &[Checkpoint]) -> Report {
         let mut verifier = Verifier::new(vec![public.clone()]);
         for event in events {

@@ -1,13 +1,14 @@
 //! The audit chain: what others did is appended, the head is signed, all of it can be read and verified.
 
-use std::{convert::Infallible, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, convert::Infallible, sync::Arc, time::Duration};
 
 use modelyard_auth::{
     Action, Caller, ProjectScope, Resource, TokenUse,
-    audit::{AuditEvent, Checkpoint, NewEvent, PublicKey, SigningKey, Verifier, sign},
+    audit::{AuditEvent, Checkpoint, GENESIS, Hash, NewEvent, Problem, PublicKey, Report, SigningKey, Verifier, sign},
 };
 use modelyard_common::error::Chain;
 use serde::{Deserialize, Serialize};
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use utoipa::ToSchema;
 
@@ -28,6 +29,8 @@ const CHECKPOINT_EVENTS: u64 = 1000;
 const CHECKPOINT_INTERVAL: Duration = Duration::from_secs(10);
 /// How many events are read at once to be verified or exported.
 const CHAIN_BATCH: u32 = 2000;
+/// The most parts of the chain that are verified at the same time.
+const MAX_PARTS: usize = 8;
 /// What a private key is sealed for.
 pub(super) const KEY_CONTEXT: &str = "audit-key";
 
@@ -180,33 +183,86 @@ impl Registry {
         self.stores.audit.audit_keys().await
     }
 
-    /// Verifies the whole chain up to its present end.
-    pub async fn verify_audit_chain(&self, caller: &Caller) -> Result<Verification> {
+    /// Verifies the whole chain up to its present end: parts of it at the same time, and then how they fit together.
+    pub async fn verify_audit_chain(self: &Arc<Self>, caller: &Caller) -> Result<Verification> {
         caller.authorize(Action::AuditRead, Resource::INSTALLATION)?;
-        let mut verifier = Verifier::new(self.public_keys().await?);
+        let keys = self.public_keys().await?;
         let (head, head_hash) = self.stores.audit.chain_head().await?;
-        let mut after = 0;
-        loop {
-            let batch = self.stores.audit.chain_after(after, CHAIN_BATCH).await?;
-            let Some(last) = batch.last().map(|event| event.seq) else {
-                break;
+        let parts = std::thread::available_parallelism().map_or(1, |cores| cores.get().min(MAX_PARTS) as u64);
+        let length = head.div_ceil(parts).max(u64::from(CHAIN_BATCH));
+        let mut running = JoinSet::new();
+        for part in 0..parts {
+            let first = part * length + 1;
+            // Whatever comes after the head is looked at, too.
+            let last = (part + 1 < parts).then_some(first + length - 1);
+            let expected = last.is_none().then_some((head, head_hash));
+            let verifying = Arc::clone(self).verify_part(keys.clone(), first, last, expected);
+            running.spawn(async move { (first, verifying.await) });
+        }
+        let mut verified = BTreeMap::new();
+        while let Some(ended) = running.join_next().await {
+            let (first, part) = ended?;
+            verified.insert(first, part?);
+        }
+        let nothing = Verifier::new(keys).finish(None);
+        let report = verified
+            .into_values()
+            .flatten()
+            .fold(nothing, |report, (prev, part)| report.join(&prev, part));
+        let mut problems: Vec<String> = report.problems.iter().map(ToString::to_string).collect();
+        if report.last_seq < head {
+            let lost = Problem::Truncated {
+                last: report.last_seq,
+                known: head,
             };
-            let checkpoints = self.stores.audit.checkpoints(after + 1, last).await?;
-            verifier = tokio::task::spawn_blocking(move || verify(verifier, &batch, &checkpoints)).await?;
-            after = last;
+            problems.push(lost.to_string());
         }
-        // Signatures over events that are not there any more.
-        for checkpoint in self.stores.audit.checkpoints(after + 1, u64::MAX).await? {
-            verifier.checkpoint(&checkpoint);
-        }
-        let report = verifier.finish(Some((head, head_hash)));
         Ok(Verification {
-            intact: report.is_intact(),
+            intact: problems.is_empty(),
             events: report.events,
             checkpoints: report.checkpoints,
             head,
-            problems: report.problems.iter().map(ToString::to_string).collect(),
+            problems,
         })
+    }
+
+    /// Verifies the events from `first` to `last` by themselves, with what the first one of them says that it follows. None:
+    /// there are none, and no signature over any.
+    async fn verify_part(
+        self: Arc<Self>,
+        keys: Vec<PublicKey>,
+        first: u64,
+        last: Option<u64>,
+        expected: Option<(u64, Hash)>,
+    ) -> Result<Option<(Hash, Report)>> {
+        let end = last.unwrap_or(u64::MAX);
+        let mut after = first - 1;
+        let mut part: Option<(Hash, Verifier)> = None;
+        while after < end {
+            let mut batch = self.stores.audit.chain_after(after, CHAIN_BATCH).await?;
+            batch.retain(|event| event.seq <= end);
+            let (Some(begin), Some(newest)) = (batch.first(), batch.last().map(|event| event.seq)) else {
+                break;
+            };
+            let (prev, verifier) = part.take().unwrap_or_else(|| {
+                let verifier = Verifier::starting_at(keys.clone(), begin.seq, begin.prev_hash);
+                (begin.prev_hash, verifier)
+            });
+            let checkpoints = self.stores.audit.checkpoints(after + 1, newest).await?;
+            let verifier = tokio::task::spawn_blocking(move || verify(verifier, &batch, &checkpoints)).await?;
+            part = Some((prev, verifier));
+            after = newest;
+        }
+        // Signatures over events that are not there any more.
+        let left = self.stores.audit.checkpoints(after + 1, end).await?;
+        if part.is_none() && left.is_empty() {
+            return Ok(None);
+        }
+        let (prev, mut verifier) = part.unwrap_or_else(|| (GENESIS, Verifier::starting_at(keys, first, GENESIS)));
+        for checkpoint in left {
+            verifier.checkpoint(&checkpoint);
+        }
+        Ok(Some((prev, verifier.finish(expected))))
     }
 
     pub(crate) async fn public_keys(&self) -> Result<Vec<PublicKey>> {
