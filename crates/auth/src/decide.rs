@@ -136,6 +136,8 @@ pub struct Snapshot {
     revision: u64,
     state: State,
     policies: PolicySet,
+    /// Those of the roles, without what an admin added.
+    of_roles: PolicySet,
     types: Types,
     held: HashMap<Subject, Vec<Grant>>,
     tokens: HashMap<TokenHash, LiveToken>,
@@ -265,7 +267,7 @@ impl Snapshot {
         // Without them every decision would be a refusal.
         actions().map_err(PolicyError::BuiltIn)?;
         let mut policies = PolicySet::new();
-        let mut add = |name: &str, text: &str| {
+        let add = |policies: &mut PolicySet, name: &str, text: &str| {
             let invalid = |problem: String| PolicyError::Invalid {
                 name: name.to_owned(),
                 problem,
@@ -275,12 +277,17 @@ impl Snapshot {
             }
             Ok(())
         };
-        add("built-in", BUILT_IN_POLICIES)?;
+        add(&mut policies, "built-in", BUILT_IN_POLICIES)?;
         for (name, actions) in &state.roles {
-            add(&format!("role-{name}"), &policy_of_role(name, actions.iter())?)?;
+            add(
+                &mut policies,
+                &format!("role-{name}"),
+                &policy_of_role(name, actions.iter())?,
+            )?;
         }
+        let of_roles = policies.clone();
         for (name, text) in &state.policies {
-            add(&format!("policy-{name}"), text)?;
+            add(&mut policies, &format!("policy-{name}"), text)?;
         }
         let mut held: HashMap<Subject, Vec<Grant>> = HashMap::new();
         for binding in &state.bindings {
@@ -297,6 +304,7 @@ impl Snapshot {
             revision,
             state,
             policies,
+            of_roles,
             types: Types::new()?,
             held,
             tokens,
@@ -375,6 +383,19 @@ impl Snapshot {
         decision
     }
 
+    /// The policies that count. What an admin added is no concern of the services, and takes nobody's right to change the
+    /// access rules themselves: one mistake in a policy would otherwise lock out everybody who could mend it.
+    fn policies_for(&self, question: &Question<'_>) -> &PolicySet {
+        let is_service = question.principal.kind() == PrincipalKind::Service;
+        let is_rules = matches!(question.action, Action::AccessRead | Action::AccessWrite)
+            && question.resource.kind() == Kind::Installation;
+        if is_service || is_rules {
+            &self.of_roles
+        } else {
+            &self.policies
+        }
+    }
+
     /// Evaluates the principal, and its scope beside it: both must be permitted.
     fn evaluate(&self, question: &Question<'_>) -> Decision {
         let (kind, name) = (question.principal.entity_type(), question.principal.name());
@@ -425,7 +446,7 @@ impl Snapshot {
                 ..refused()
             },
             |(request, entities)| {
-                let response = Authorizer::new().is_authorized(&request, &self.policies, &entities);
+                let response = Authorizer::new().is_authorized(&request, self.policies_for(question), &entities);
                 let mut policies: Vec<String> = response.diagnostics().reason().map(ToString::to_string).collect();
                 policies.sort_unstable();
                 Decision {

@@ -122,6 +122,25 @@ fn policies_of_an_admin_permit_and_forbid() {
 }
 
 #[test]
+fn no_policy_locks_out_those_who_could_mend_it() {
+    let known = snapshot(&["admin@*"], |state| {
+        let all = "forbid (principal, action, resource);".to_owned();
+        state.policies.insert("mistake".to_owned(), all);
+    });
+    assert!(!ask(&known, Action::ModelRead, model("a"), None).allowed);
+    assert!(ask(&known, Action::AccessWrite, Resource::INSTALLATION, None).allowed);
+    assert!(!ask(&known, Action::AccessWrite, Resource::project("a"), None).allowed);
+    let service = known.decide(&Question {
+        principal: &Principal::service("gateway"),
+        scope: None,
+        via: Via::Service,
+        action: Action::EndpointWatch,
+        resource: Resource::INSTALLATION,
+    });
+    assert!(service.allowed);
+}
+
+#[test]
 fn every_action_and_kind_is_in_the_schema() {
     let schema = parse_schema().unwrap();
     let declared: BTreeSet<String> = schema

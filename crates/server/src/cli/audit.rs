@@ -51,7 +51,7 @@ pub struct EventsArguments {
     /// Only those by this one: `alice` or user:alice, service-account:ci, anonymous
     #[arg(long, value_name = "PRINCIPAL", value_parser = auth::principal_of)]
     actor: Option<Principal>,
-    /// Only this action, `alias.write` for example
+    /// Only this action, `alias.set` for example
     #[arg(long)]
     action: Option<String>,
     /// Only those on things of this kind

@@ -47,9 +47,9 @@ pub fn run(command: &KeysCommand) -> anyhow::Result<()> {
     }
     output::print_line(&format!(
         "`{file}`: the new key {} seals, {} and those below it still open\n\
-         now: keep a copy of the file apart from the database, and restart every registry that reads it; \
-         it seals everything with the new key\n\
-         later: when all of them run with it, take the older lines out, and restart once more",
+         now: keep a copy of the file apart from the database, and restart every process that reads it\n\
+         secrets (`registry.key_file`): the registry seals all with the new key; when its log says so, the older lines can go\n\
+         artifacts (`storage.encryption.key_file`): those that are stored stay sealed with their key; keep the older lines",
         rotated.new, rotated.old,
     ))
 }

@@ -3,6 +3,7 @@
 use std::{
     fs::{self, File, OpenOptions},
     io::{self, Write},
+    os::unix::fs::DirBuilderExt as _,
     path::{Path, PathBuf},
 };
 
@@ -49,7 +50,9 @@ pub struct Addresses {
 impl DataDir {
     /// Opens the folder, which is made when it does not exist, and locks it.
     pub fn open(path: &Path, ids: &dyn IdSource) -> anyhow::Result<Self> {
-        fs::create_dir_all(path).with_context(|| format!("the data folder `{}` cannot be made", path.display()))?;
+        // For this user alone: databases and keys are in it. One that is there keeps its mode.
+        let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(path);
+        made.with_context(|| format!("the data folder `{}` cannot be made", path.display()))?;
         let path = path
             .canonicalize()
             .with_context(|| format!("the data folder `{}` cannot be read", path.display()))?;
