@@ -20,7 +20,7 @@ const MAY_USE: [(&str, &[&str]); 19] = [
     ("common", &[]),
     ("proto", &[]),
     ("db", &["common"]),
-    ("jobs", &["common", "db"]),
+    ("jobs", &["auth", "common", "db"]),
     ("artifacts", &["common"]),
     ("auth", &["common"]),
     ("stats", &[]),

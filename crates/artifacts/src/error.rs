@@ -119,10 +119,12 @@ impl Fault for Error {
             Self::InvalidDigest(error) => error.kind(),
             Self::InvalidName(error) => error.kind(),
             Self::NotFound { .. } => ErrorKind::NotFound,
-            Self::Corrupt { .. } | Self::EncryptionKey { .. } | Self::Denied { .. } => ErrorKind::FailedPrecondition,
-            Self::TooLarge { .. } | Self::Full { .. } => ErrorKind::ResourceExhausted,
+            Self::Corrupt { .. } | Self::Denied { .. } => ErrorKind::FailedPrecondition,
+            Self::TooLarge { .. } => ErrorKind::TooLarge,
+            Self::Full { .. } => ErrorKind::ResourceExhausted,
             Self::Interrupted { .. } => ErrorKind::Aborted,
-            Self::NoRandomBytes | Self::Unavailable { .. } => ErrorKind::Unavailable,
+            // Whoever asks cannot mend it: whoever runs the server has the key.
+            Self::EncryptionKey { .. } | Self::NoRandomBytes | Self::Unavailable { .. } => ErrorKind::Unavailable,
         }
     }
 

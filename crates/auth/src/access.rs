@@ -357,7 +357,7 @@ impl Access {
                 .map_err(|error| match error.kind() {
                     ErrorKind::Unauthenticated => Error::Password,
                     ErrorKind::ResourceExhausted => Error::Throttled {
-                        wait: Duration::from_mins(1),
+                        wait: error.retry_after().unwrap_or(Duration::from_mins(1)),
                     },
                     _ => Error::Starting,
                 })?;
@@ -463,10 +463,7 @@ impl Access {
         }
         metrics::counter!(crate::REFUSALS, "action" => action.as_str()).increment(1);
         if refusals.len() < MAX_NOTED {
-            let mut event = caller.event(action.as_str(), resource);
-            event.outcome = Outcome::Denied;
-            event.reason = Some("PERMISSION_DENIED".to_owned());
-            refusals.insert(key, (event, 1));
+            refusals.insert(key, (caller.refused(action, resource), 1));
         }
     }
 
@@ -525,9 +522,7 @@ impl Access {
         let uses = std::mem::take(&mut *self.inner.uses.lock());
         let refusals = std::mem::take(&mut *self.inner.refusals.lock());
         let refusals = refusals.into_values().map(|(mut event, count)| {
-            if let Some(details) = event.details.as_object_mut() {
-                details.insert("count".to_owned(), count.into());
-            }
+            event.add_detail("count", count);
             event
         });
         Noted {

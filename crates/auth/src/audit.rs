@@ -14,6 +14,7 @@ mod checkpoint;
 mod event;
 pub mod export;
 pub mod ocsf;
+mod operation;
 mod report;
 mod verify;
 
@@ -22,9 +23,10 @@ mod fixture;
 
 use std::io;
 
-pub use chain::{GENESIS, Hash, InvalidHash, digest_of, link};
+pub use chain::{GENESIS, Hash, InvalidHash, link};
 pub use checkpoint::{Checkpoint, PublicKey, SigningKey, sign};
 pub use event::{AuditEvent, MAX_DETAILS, NewEvent, Outcome, clean_text};
+pub use operation::Operation;
 pub use report::{MAX_PROBLEMS, Problem, Report};
 pub use verify::Verifier;
 

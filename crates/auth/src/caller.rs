@@ -12,7 +12,7 @@ use serde_json::{Map, Value};
 use crate::{
     access::{Access, Facts},
     action::Action,
-    audit::{NewEvent, Outcome},
+    audit::{NewEvent, Operation, Outcome},
     decide::{Decision, Question, Snapshot, Via},
     error::{Error, Result},
     principal::{Principal, PrincipalKind},
@@ -256,6 +256,17 @@ impl Caller {
     /// The projects in which the caller has a role.
     #[must_use]
     pub fn projects(&self) -> ProjectScope {
+        match self.projects_of_grants() {
+            ProjectScope::All => ProjectScope::All,
+            ProjectScope::Only(mut projects) => {
+                // A scope can name what does not exist.
+                projects.retain(|project| self.inner.snapshot.has_project(project));
+                ProjectScope::Only(projects)
+            }
+        }
+    }
+
+    fn projects_of_grants(&self) -> ProjectScope {
         let held = reach(self.inner.snapshot.grants(self.principal()));
         let held = match self.principal().kind() {
             PrincipalKind::Service => ProjectScope::All,
@@ -277,9 +288,24 @@ impl Caller {
         self.inner.snapshot.is_sensitive(&resource)
     }
 
-    /// The audit event of something that this caller did.
+    /// The audit event of something that this caller did, and the permission that it took.
     #[must_use]
-    pub fn event(&self, action: &str, resource: &Resource<'_>) -> NewEvent {
+    pub fn event(&self, action: Action, operation: Operation, resource: &Resource<'_>) -> NewEvent {
+        let mut event = self.event_without_operation(action, resource);
+        event.add_detail("operation", operation.as_str());
+        event
+    }
+
+    /// The audit event of something that this caller was not allowed to do.
+    pub(crate) fn refused(&self, action: Action, resource: &Resource<'_>) -> NewEvent {
+        NewEvent {
+            outcome: Outcome::Denied,
+            reason: Some("PERMISSION_DENIED".to_owned()),
+            ..self.event_without_operation(action, resource)
+        }
+    }
+
+    fn event_without_operation(&self, action: Action, resource: &Resource<'_>) -> NewEvent {
         let principal = self.principal().to_string();
         let (actor, on_behalf_of) = match &self.inner.identified.service {
             Some(service) if self.principal().kind() != PrincipalKind::Service => {
@@ -298,7 +324,7 @@ impl Caller {
             project: resource.project_name().to_owned(),
             actor,
             on_behalf_of,
-            action: action.to_owned(),
+            action: action.as_str().to_owned(),
             resource_kind: resource.kind().word().to_owned(),
             resource: resource.name().to_owned(),
             outcome: Outcome::Success,

@@ -1,5 +1,7 @@
 //! May they: decisions by Cedar over one [`State`].
 
+mod built_in;
+
 use std::{
     collections::{HashMap, HashSet},
     fmt::Write as _,
@@ -12,11 +14,13 @@ use cedar_policy::{
 };
 use parking_lot::RwLock;
 
+pub use self::built_in::{actions_of_built_in_role, is_built_in_role};
+
 use crate::{
     action::Action,
     principal::{Principal, PrincipalKind},
     resource::{Kind, Resource},
-    state::{BUILT_IN_ROLES, Grant, ResourceKey, State, Subject, TokenEntry},
+    state::{Grant, ResourceKey, State, Subject, TokenEntry},
     token::TokenHash,
 };
 
@@ -565,12 +569,6 @@ fn key_of(question: &Question<'_>) -> String {
         }
     }
     key
-}
-
-/// Whether a role is built in.
-#[must_use]
-pub fn is_built_in_role(name: &str) -> bool {
-    BUILT_IN_ROLES.contains(&name)
 }
 
 #[cfg(test)]

@@ -89,4 +89,12 @@ impl Fault for Error {
             Self::Denied { .. } => "PERMISSION_DENIED",
         }
     }
+
+    fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::Throttled { wait } => Some(*wait),
+            Self::RateLimited { .. } => Some(Duration::from_secs(1)),
+            _ => None,
+        }
+    }
 }

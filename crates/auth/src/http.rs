@@ -82,21 +82,9 @@ pub fn refusal(error: &Error, headers: &HeaderMap) -> Response {
         return to_status(error).into_http();
     }
     let mut response = Problem::from(error.clone()).into_response();
-    match error {
-        Error::Throttled { wait } => {
-            let seconds = HeaderValue::from(wait.as_secs().max(1));
-            response.headers_mut().insert(header::RETRY_AFTER, seconds);
-        }
-        Error::RateLimited { .. } => {
-            response
-                .headers_mut()
-                .insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
-        }
-        error if error.kind() == ErrorKind::Unauthenticated => {
-            let challenge = HeaderValue::from_static("Bearer realm=\"modelyard\"");
-            response.headers_mut().insert(header::WWW_AUTHENTICATE, challenge);
-        }
-        _ => {}
+    if error.kind() == ErrorKind::Unauthenticated {
+        let challenge = HeaderValue::from_static("Bearer realm=\"modelyard\"");
+        response.headers_mut().insert(header::WWW_AUTHENTICATE, challenge);
     }
     response
 }

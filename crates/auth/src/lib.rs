@@ -36,8 +36,8 @@ pub use access::{
 pub use action::Action;
 pub use caller::{ActingFor, Caller, InvalidActingFor, ProjectScope};
 pub use decide::{
-    BUILT_IN_POLICIES, Decision, MAX_POLICY_BYTES, PolicyError, Question, SCHEMA, Snapshot, Via, check_policy,
-    check_role, is_built_in_role,
+    BUILT_IN_POLICIES, Decision, MAX_POLICY_BYTES, PolicyError, Question, SCHEMA, Snapshot, Via,
+    actions_of_built_in_role, check_policy, check_role, is_built_in_role,
 };
 pub use error::{Error, Result};
 pub use limit::Throttle;

@@ -45,6 +45,7 @@ kinds! {
     Artifact = "artifact",
     Dataset = "dataset",
     Endpoint = "endpoint",
+    Experiment = "experiment",
     Model = "model",
     Monitor = "monitor",
     Pipeline = "pipeline",

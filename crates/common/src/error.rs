@@ -1,6 +1,6 @@
 //! One vocabulary of errors for all services, and its one table of gRPC codes and HTTP statuses.
 
-use std::{collections::HashMap, fmt};
+use std::{collections::HashMap, fmt, time::Duration};
 
 use axum::{
     Json,
@@ -32,6 +32,8 @@ pub enum ErrorKind {
     FailedPrecondition,
     /// A concurrent change won; trying again can help.
     Aborted,
+    /// What was sent is larger than is taken.
+    TooLarge,
     /// A limit, quota, queue or disk is full.
     ResourceExhausted,
     /// It took too long.
@@ -44,7 +46,7 @@ pub enum ErrorKind {
 
 impl ErrorKind {
     /// All kinds.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::InvalidArgument,
         Self::Unauthenticated,
         Self::PermissionDenied,
@@ -52,6 +54,7 @@ impl ErrorKind {
         Self::AlreadyExists,
         Self::FailedPrecondition,
         Self::Aborted,
+        Self::TooLarge,
         Self::ResourceExhausted,
         Self::DeadlineExceeded,
         Self::Unavailable,
@@ -69,6 +72,8 @@ impl ErrorKind {
             Self::AlreadyExists => Code::AlreadyExists,
             Self::FailedPrecondition => Code::FailedPrecondition,
             Self::Aborted => Code::Aborted,
+            // What tonic says of a message that is too large.
+            Self::TooLarge => Code::OutOfRange,
             Self::ResourceExhausted => Code::ResourceExhausted,
             Self::DeadlineExceeded => Code::DeadlineExceeded,
             Self::Unavailable => Code::Unavailable,
@@ -85,6 +90,7 @@ impl ErrorKind {
             Self::PermissionDenied => StatusCode::FORBIDDEN,
             Self::NotFound => StatusCode::NOT_FOUND,
             Self::AlreadyExists | Self::Aborted => StatusCode::CONFLICT,
+            Self::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             Self::ResourceExhausted => StatusCode::TOO_MANY_REQUESTS,
             Self::DeadlineExceeded => StatusCode::GATEWAY_TIMEOUT,
             Self::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
@@ -96,13 +102,14 @@ impl ErrorKind {
     #[must_use]
     pub const fn from_code(code: Code) -> Self {
         match code {
-            Code::InvalidArgument | Code::OutOfRange => Self::InvalidArgument,
+            Code::InvalidArgument => Self::InvalidArgument,
             Code::Unauthenticated => Self::Unauthenticated,
             Code::PermissionDenied => Self::PermissionDenied,
             Code::NotFound => Self::NotFound,
             Code::AlreadyExists => Self::AlreadyExists,
             Code::FailedPrecondition => Self::FailedPrecondition,
             Code::Aborted => Self::Aborted,
+            Code::OutOfRange => Self::TooLarge,
             Code::ResourceExhausted => Self::ResourceExhausted,
             Code::DeadlineExceeded => Self::DeadlineExceeded,
             Code::Unavailable | Code::Cancelled => Self::Unavailable,
@@ -126,6 +133,10 @@ pub trait Fault: std::error::Error + Send + Sync + 'static {
     fn kind(&self) -> ErrorKind;
     /// A stable code for programs, in SCREAMING_SNAKE case.
     fn reason(&self) -> &str;
+    /// When to try again, where that is known.
+    fn retry_after(&self) -> Option<Duration> {
+        None
+    }
 }
 
 /// What a client is told about an internal error; the log has the rest.
@@ -155,10 +166,13 @@ impl<E: std::error::Error + ?Sized> fmt::Display for Chain<'_, E> {
     }
 }
 
-/// The gRPC status of a fault, with `google.rpc.ErrorInfo`.
+/// The gRPC status of a fault, with `google.rpc.ErrorInfo` and, where it is known when to try again, `RetryInfo`.
 #[must_use]
 pub fn to_status(fault: &(impl Fault + ?Sized)) -> Status {
-    let details = ErrorDetails::with_error_info(fault.reason(), ERROR_DOMAIN, HashMap::new());
+    let mut details = ErrorDetails::with_error_info(fault.reason(), ERROR_DOMAIN, HashMap::new());
+    if let Some(wait) = fault.retry_after() {
+        details.set_retry_info(Some(wait));
+    }
     Status::with_error_details(fault.kind().code(), client_message(fault), details)
 }
 
@@ -169,6 +183,7 @@ pub struct RemoteError {
     kind: ErrorKind,
     reason: String,
     message: String,
+    retry_after: Option<Duration>,
 }
 
 impl Fault for RemoteError {
@@ -179,18 +194,23 @@ impl Fault for RemoteError {
     fn reason(&self) -> &str {
         &self.reason
     }
+
+    fn retry_after(&self) -> Option<Duration> {
+        self.retry_after
+    }
 }
 
 impl From<Status> for RemoteError {
     fn from(status: Status) -> Self {
-        let reason = status
-            .get_error_details()
+        let details = status.get_error_details();
+        let reason = details
             .error_info()
             .map_or_else(|| "REMOTE".to_owned(), |info| info.reason.clone());
         Self {
             kind: ErrorKind::from_code(status.code()),
             reason,
             message: status.message().to_owned(),
+            retry_after: details.retry_info().and_then(|info| info.retry_delay),
         }
     }
 }
@@ -209,6 +229,9 @@ pub struct Problem {
     pub detail: String,
     /// A stable code for programs, in SCREAMING_SNAKE case.
     pub reason: String,
+    /// When to try again: the header `Retry-After`.
+    #[serde(skip)]
+    pub retry_after: Option<Duration>,
 }
 
 impl Problem {
@@ -222,24 +245,33 @@ impl Problem {
             status: status.as_u16(),
             detail: detail.into(),
             reason: reason.to_owned(),
+            retry_after: None,
         }
     }
 }
 
 impl<E: Fault> From<E> for Problem {
     fn from(fault: E) -> Self {
-        Self::new(fault.kind(), fault.reason(), client_message(&fault))
+        Self {
+            retry_after: fault.retry_after(),
+            ..Self::new(fault.kind(), fault.reason(), client_message(&fault))
+        }
     }
 }
 
 impl IntoResponse for Problem {
     fn into_response(self) -> Response {
         let status = StatusCode::from_u16(self.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        let retry_after = self.retry_after;
         let mut response = (status, Json(self)).into_response();
         response.headers_mut().insert(
             header::CONTENT_TYPE,
             HeaderValue::from_static("application/problem+json"),
         );
+        if let Some(wait) = retry_after {
+            let seconds = wait.as_secs().max(1);
+            response.headers_mut().insert(header::RETRY_AFTER, seconds.into());
+        }
         response
     }
 }
@@ -259,6 +291,9 @@ mod tests {
         fn reason(&self) -> &'static str {
             "DOOR_SHUT"
         }
+        fn retry_after(&self) -> Option<Duration> {
+            Some(Duration::from_secs(7))
+        }
     }
 
     #[test]
@@ -267,6 +302,9 @@ mod tests {
             let remote = RemoteError::from(to_status(&Shut(kind)));
             assert_eq!(remote.kind(), kind);
             assert_eq!(remote.reason(), "DOOR_SHUT");
+            assert_eq!(remote.retry_after(), Some(Duration::from_secs(7)));
+            let response = Problem::from(remote).into_response();
+            assert_eq!(response.headers()[header::RETRY_AFTER], "7");
         }
     }
 

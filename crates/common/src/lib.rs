@@ -5,6 +5,7 @@ pub mod clock;
 pub mod config;
 pub mod context;
 pub mod error;
+pub mod extract;
 pub mod http;
 pub mod id;
 pub mod lifecycle;

@@ -1,6 +1,6 @@
 //! What can go wrong, and what to do about it.
 
-use std::{io, path::PathBuf};
+use std::{io, path::PathBuf, time::Duration};
 
 use http::StatusCode;
 use modelyard_common::error::{ErrorKind, Fault};
@@ -109,7 +109,6 @@ impl Error {
     pub(crate) fn status(&self) -> StatusCode {
         match self {
             Self::UnsupportedMedia { .. } => StatusCode::UNSUPPORTED_MEDIA_TYPE,
-            Self::BodyTooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
             _ => self.kind().status(),
         }
     }
@@ -124,10 +123,10 @@ impl Error {
 impl Fault for Error {
     fn kind(&self) -> ErrorKind {
         match self {
-            Self::Config { .. }
-            | Self::InvalidRequest { .. }
-            | Self::UnsupportedMedia { .. }
-            | Self::BodyTooLarge { .. } => ErrorKind::InvalidArgument,
+            Self::Config { .. } | Self::InvalidRequest { .. } | Self::UnsupportedMedia { .. } => {
+                ErrorKind::InvalidArgument
+            }
+            Self::BodyTooLarge { .. } => ErrorKind::TooLarge,
             Self::EndpointNotFound { .. } | Self::VersionNotServed { .. } => ErrorKind::NotFound,
             Self::NotReady { .. } | Self::Starting => ErrorKind::Unavailable,
             Self::InvalidEndpoint { .. } => ErrorKind::FailedPrecondition,
@@ -154,6 +153,13 @@ impl Fault for Error {
             Self::Artifact { source } => source.reason(),
             Self::Io { .. } => "GATEWAY_IO",
             Self::Interrupted { .. } => "INTERRUPTED",
+        }
+    }
+
+    fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::Access(error) => error.retry_after(),
+            _ => None,
         }
     }
 }

@@ -31,6 +31,7 @@
 //! ctx.lifecycle.spawn("job retention", retain(jobs, ctx.clock.clone(), KEEP_FINISHED, ctx.lifecycle.soft()));
 //! ```
 
+pub mod audit;
 mod backoff;
 mod error;
 mod measure;

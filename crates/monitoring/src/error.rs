@@ -1,5 +1,7 @@
 //! What can go wrong in monitoring.
 
+use std::time::Duration;
+
 use modelyard_common::{
     error::{ErrorKind, Fault, RemoteError},
     name::InvalidName,
@@ -215,6 +217,13 @@ impl Fault for Error {
             Self::Jobs(error) => error.reason(),
             Self::Database(error) => error.reason(),
             Self::Peer { answer, .. } => answer.reason(),
+        }
+    }
+
+    fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::Access(error) => error.retry_after(),
+            _ => None,
         }
     }
 }

@@ -1,7 +1,6 @@
 //! The HTTP face, below `/api/v1/projects/{project}`.
 
 mod alerts;
-mod extract;
 mod labels;
 mod monitors;
 mod predictions;

@@ -11,7 +11,6 @@
 //! under a key that makes repetitions harmless; what was accepted is scored after any crash. Monitoring never changes
 //! what others own, and never serves predictions.
 
-mod audit;
 mod config;
 mod error;
 mod grpc;
@@ -34,7 +33,7 @@ use modelyard_common::{
     rpc::{Channel, MAX_MESSAGE_BYTES},
 };
 use modelyard_db::Database;
-use modelyard_jobs::{Backoff, JobStore, KEEP_FINISHED, Worker, WorkerConfig, retain};
+use modelyard_jobs::{Backoff, JobStore, KEEP_FINISHED, Worker, WorkerConfig, audit, retain};
 use modelyard_proto::monitoring::v1::segment_service_server::SegmentServiceServer;
 use tonic::service::Routes;
 use utoipa_axum::router::OpenApiRouter;

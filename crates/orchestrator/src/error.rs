@@ -1,5 +1,7 @@
 //! What can go wrong in the orchestrator.
 
+use std::time::Duration;
+
 use modelyard_common::{
     error::{ErrorKind, Fault},
     name::InvalidName,
@@ -136,6 +138,13 @@ impl Fault for Error {
             Self::Config(_) => "INVALID_CONFIG",
             Self::Jobs(error) => error.reason(),
             Self::Database(error) => error.reason(),
+        }
+    }
+
+    fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::Access(error) => error.retry_after(),
+            _ => None,
         }
     }
 }

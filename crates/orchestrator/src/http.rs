@@ -2,17 +2,16 @@
 
 use axum::{
     Json,
-    body::Bytes,
-    extract::{
-        DefaultBodyLimit, FromRequestParts, Path, Query, State,
-        rejection::{BytesRejection, QueryRejection},
-    },
+    extract::{DefaultBodyLimit, State},
     http::StatusCode,
     middleware::from_fn_with_state,
 };
 use modelyard_auth::{Caller, http::authenticate};
-use modelyard_common::error::{ErrorKind, Problem};
-use serde::{Deserialize, de::DeserializeOwned};
+use modelyard_common::{
+    error::Problem,
+    extract::{Body, Path, Query},
+};
+use serde::Deserialize;
 use serde_json::{Map, Value};
 use utoipa::{IntoParams, ToSchema};
 use utoipa_axum::{router::OpenApiRouter, routes};
@@ -43,49 +42,6 @@ pub(crate) fn router(orchestrator: Orchestrator) -> OpenApiRouter {
         .layer(DefaultBodyLimit::max(MAX_BODY_BYTES))
         .layer(from_fn_with_state(access, authenticate))
         .with_state(orchestrator)
-}
-
-/// A body that is JSON of a known form; everything else is a problem that says where.
-fn read_body<T: DeserializeOwned>(body: Result<Bytes, BytesRejection>) -> Result<T, Problem> {
-    let body = body.map_err(|rejection| {
-        let kind = if rejection.status() == StatusCode::PAYLOAD_TOO_LARGE {
-            ErrorKind::ResourceExhausted
-        } else {
-            ErrorKind::InvalidArgument
-        };
-        Problem::new(
-            kind,
-            "INVALID_BODY",
-            format!("the body cannot be read, it may have {MAX_BODY_BYTES} bytes: {rejection}"),
-        )
-    })?;
-    serde_json::from_slice(&body).map_err(|error| {
-        Problem::new(
-            ErrorKind::InvalidArgument,
-            "INVALID_BODY",
-            format!("the body is not what it must be: {error}"),
-        )
-    })
-}
-
-/// The query of a request, with our form of errors.
-#[derive(FromRequestParts)]
-#[from_request(via(Query), rejection(QueryProblem))]
-struct Parameters<T>(T);
-
-/// A query that cannot be read.
-struct QueryProblem(String);
-
-impl From<QueryRejection> for QueryProblem {
-    fn from(rejection: QueryRejection) -> Self {
-        Self(rejection.body_text())
-    }
-}
-
-impl axum::response::IntoResponse for QueryProblem {
-    fn into_response(self) -> axum::response::Response {
-        Problem::new(ErrorKind::InvalidArgument, "INVALID_QUERY", self.0).into_response()
-    }
 }
 
 /// Which part of a list.
@@ -139,9 +95,8 @@ async fn put_pipeline(
     State(orchestrator): State<Orchestrator>,
     caller: Caller,
     Path((project, name)): Path<(String, String)>,
-    body: Result<Bytes, BytesRejection>,
+    Body(spec): Body<PipelineSpec>,
 ) -> Result<Json<AppliedResource>, Problem> {
-    let spec: PipelineSpec = read_body(body)?;
     Ok(Json(orchestrator.put_pipeline(&caller, &project, &name, &spec).await?))
 }
 
@@ -184,7 +139,7 @@ async fn list_pipelines(
     State(orchestrator): State<Orchestrator>,
     caller: Caller,
     Path(project): Path<String>,
-    Parameters(query): Parameters<ListQuery>,
+    Query(query): Query<ListQuery>,
 ) -> Result<Json<ResourcePage>, Problem> {
     let cursor = query.cursor.as_deref();
     Ok(Json(
@@ -205,14 +160,9 @@ async fn create_run(
     State(orchestrator): State<Orchestrator>,
     caller: Caller,
     Path((project, name)): Path<(String, String)>,
-    body: Result<Bytes, BytesRejection>,
+    request: Option<Body<CreateRun>>,
 ) -> Result<(StatusCode, Json<PipelineRun>), Problem> {
-    let is_empty = body.as_ref().is_ok_and(Bytes::is_empty);
-    let request: CreateRun = if is_empty {
-        CreateRun::default()
-    } else {
-        read_body(body)?
-    };
+    let Body(request) = request.unwrap_or(Body(CreateRun::default()));
     let started = orchestrator.start_run(&caller, &project, &name, request.parameters, request.idempotency_key);
     let (created, run) = started.await?;
     let status = if created { StatusCode::CREATED } else { StatusCode::OK };
@@ -228,7 +178,7 @@ async fn list_runs(
     State(orchestrator): State<Orchestrator>,
     caller: Caller,
     Path(project): Path<String>,
-    Parameters(query): Parameters<RunListQuery>,
+    Query(query): Query<RunListQuery>,
 ) -> Result<Json<PipelineRunPage>, Problem> {
     let query = RunQuery {
         pipeline: query.pipeline,
@@ -277,9 +227,8 @@ async fn put_trigger(
     State(orchestrator): State<Orchestrator>,
     caller: Caller,
     Path((project, name)): Path<(String, String)>,
-    body: Result<Bytes, BytesRejection>,
+    Body(spec): Body<TriggerSpec>,
 ) -> Result<Json<AppliedResource>, Problem> {
-    let spec: TriggerSpec = read_body(body)?;
     Ok(Json(orchestrator.put_trigger(&caller, &project, &name, &spec).await?))
 }
 
@@ -322,7 +271,7 @@ async fn list_triggers(
     State(orchestrator): State<Orchestrator>,
     caller: Caller,
     Path(project): Path<String>,
-    Parameters(query): Parameters<ListQuery>,
+    Query(query): Query<ListQuery>,
 ) -> Result<Json<ResourcePage>, Problem> {
     let cursor = query.cursor.as_deref();
     Ok(Json(

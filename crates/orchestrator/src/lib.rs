@@ -11,7 +11,6 @@
 //! - One key of a trigger starts one run, however often it is fired.
 //! - It refuses pipelines that cannot run: all problems of a definition are named at once, before anything is stored.
 
-mod audit;
 mod config;
 mod engine;
 mod error;

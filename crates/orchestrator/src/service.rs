@@ -6,7 +6,7 @@ mod triggers;
 
 use std::sync::Arc;
 
-use modelyard_auth::{Access, Caller, Resource as Protected};
+use modelyard_auth::{Access, Caller, Resource as Protected, audit::Operation};
 use modelyard_common::name::check_name;
 
 pub(crate) use runs::RunQuery;
@@ -68,7 +68,11 @@ impl Orchestrator {
             created_at: now,
             updated_at: now,
         };
-        let event = caller.event(kind.applied(), &Protected::named(kind.protected(), project, name));
+        let event = caller.event(
+            kind.write(),
+            Operation::Apply,
+            &Protected::named(kind.protected(), project, name),
+        );
         let (outcome, resource) = self.engine.stores.resources.put_resource(&resource, &event).await?;
         tracing::info!(kind = kind.word(), name, ?outcome, "resource declared");
         Ok(AppliedResource { outcome, resource })
@@ -126,7 +130,12 @@ impl Orchestrator {
             .engine
             .stores
             .resources
-            .delete_resource(project, kind, name, &caller.event(kind.deleted(), &resource))
+            .delete_resource(
+                project,
+                kind,
+                name,
+                &caller.event(kind.write(), Operation::Delete, &resource),
+            )
             .await?
         {
             tracing::info!(kind = kind.word(), name, "resource deleted");

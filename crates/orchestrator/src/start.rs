@@ -6,12 +6,11 @@ use modelyard_artifacts::{Artifacts, Storage};
 use modelyard_auth::Access;
 use modelyard_common::{Context, rpc::Channel};
 use modelyard_db::Database;
-use modelyard_jobs::{Backoff, Handler, KEEP_FINISHED, Worker, WorkerConfig, retain};
+use modelyard_jobs::{Backoff, Handler, KEEP_FINISHED, Worker, WorkerConfig, audit, retain};
 use tonic::service::Routes;
 use utoipa_axum::router::OpenApiRouter;
 
 use crate::{
-    audit,
     config::Config,
     engine::{Cancellations, Engine},
     error::Result,

@@ -23,16 +23,6 @@ impl Told {
     pub fn events(&self) -> Vec<NewEvent> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
-
-    /// The actions of the events so far, each with its resource: `endpoint.apply flight-delay`.
-    #[must_use]
-    pub fn actions(&self) -> Vec<String> {
-        let events = self.events();
-        events
-            .iter()
-            .map(|event| format!("{} {}", event.action, event.resource))
-            .collect()
-    }
 }
 
 /// A handle for which everybody is an admin of the project `default`.

@@ -4,12 +4,11 @@ use std::{fmt, str::FromStr};
 
 use ring::digest::{Context, SHA256, digest};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
-use serde_json::Value;
 use utoipa::ToSchema;
 
 use super::{
     Result,
-    canonical::{Numbers, write_event, write_value},
+    canonical::write_event,
     event::{AuditEvent, NewEvent},
 };
 
@@ -127,17 +126,6 @@ pub fn link(prev: &Hash, event: NewEvent, seq: u64) -> Result<AuditEvent> {
     Ok(linked)
 }
 
-/// The digest of a resource before or after a change, as `sha256:...` of its canonical JSON.
-#[must_use]
-pub fn digest_of(resource: &Value) -> String {
-    let mut text = Vec::new();
-    // With all numbers allowed nothing is refused.
-    if write_value(resource, Numbers::All, &mut text).is_err() {
-        text = resource.to_string().into_bytes();
-    }
-    format!("sha256:{}", hex::encode(digest(&SHA256, &text)))
-}
-
 #[cfg(test)]
 mod tests {
     use serde_json::json;
@@ -200,17 +188,5 @@ mod tests {
         ] {
             assert!(bad.parse::<Hash>().is_err(), "{bad}");
         }
-    }
-
-    #[test]
-    fn the_digest_of_a_resource_does_not_depend_on_the_order_of_its_members() {
-        let one: Value = serde_json::from_str(r#"{"a": 1, "b": [0.25, "x"]}"#).unwrap();
-        let other: Value = serde_json::from_str(r#"{ "b": [0.25,"x"], "a": 1}"#).unwrap();
-        assert_eq!(digest_of(&one), digest_of(&other));
-        assert_eq!(
-            digest_of(&json!({})),
-            "sha256:44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a"
-        );
-        assert_ne!(digest_of(&one), digest_of(&json!({"a": 1, "b": [0.25, "y"]})));
     }
 }

@@ -1,6 +1,7 @@
 //! What happened, as it is written down.
 
 use modelyard_common::Timestamp;
+use ring::digest::{SHA256, digest};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use utoipa::ToSchema;
@@ -81,7 +82,8 @@ pub struct NewEvent {
     pub actor: String,
     /// For whom a service did it.
     pub on_behalf_of: Option<String>,
-    /// What: `alias.write`.
+    /// Which permission it took: `alias.write`; `sign-in`, `sign-out` and `token.exchange` take none. What was done with it
+    /// is the detail `operation`.
     pub action: String,
     /// The kind of the resource.
     pub resource_kind: String,
@@ -119,7 +121,8 @@ pub struct AuditEvent {
     pub actor: String,
     /// For whom a service did it.
     pub on_behalf_of: Option<String>,
-    /// What: `alias.write`.
+    /// Which permission it took: `alias.write`; `sign-in`, `sign-out` and `token.exchange` take none. What was done with it
+    /// is the detail `operation`.
     pub action: String,
     /// The kind of the resource.
     pub resource_kind: String,
@@ -147,6 +150,24 @@ pub struct AuditEvent {
 }
 
 impl NewEvent {
+    /// Adds a detail: a text, an integer or a boolean.
+    pub fn add_detail(&mut self, name: &str, value: impl Into<Value>) {
+        if let Some(details) = self.details.as_object_mut() {
+            details.insert(name.to_owned(), value.into());
+        }
+    }
+
+    /// The event with the digests of what was before and of what is now, both as they are stored.
+    #[must_use]
+    pub fn with_digests(&self, before: Option<&str>, after: Option<&str>) -> Self {
+        let digest = |text: &str| format!("sha256:{}", hex::encode(digest(&SHA256, text.as_bytes())));
+        Self {
+            before_digest: before.map(digest),
+            after_digest: after.map(digest),
+            ..self.clone()
+        }
+    }
+
     /// The event as it is written down: texts of a bounded length without characters that could forge a line or turn the
     /// reading direction, and flat details. Cleaning again changes nothing.
     #[must_use]

@@ -1,12 +1,14 @@
 //! Audit events in the words of the Open Cybersecurity Schema Framework, version 1.2.0, for security data lakes and SIEMs.
 //!
-//! | Action | Class |
+//! | Event | Class |
 //! | --- | --- |
-//! | `sign-in`, `sign-out`, `session.*` | Authentication (3002) |
-//! | `user.*`, `service-account.*` | Account Change (3001) |
-//! | `binding.*` with a subject and a role in its details | User Access Management (3005) |
-//! | `group.*`, `role.*`, `policy.*`, `token.*`, `secret.*`, `key.*` | Entity Management (3004) |
+//! | `sign-in`, `token.exchange`, `sign-out` | Authentication (3002) |
+//! | a change of a user or service account | Account Change (3001) |
+//! | a change of a role binding | User Access Management (3005) |
+//! | a change of a role, policy, token or secret | Entity Management (3004) |
 //! | everything else, and all that only looks | API Activity (6003) |
+//!
+//! What was done is the event's detail [`Operation`]; what was refused has none.
 //!
 //! Everything that OCSF has no attribute for is under `unmapped`, the hashes of the chain, too.
 
@@ -14,7 +16,10 @@ use std::net::IpAddr;
 
 use serde_json::{Map, Value, json};
 
-use super::event::{AuditEvent, Outcome};
+use super::{
+    event::{AuditEvent, Outcome},
+    operation::Operation,
+};
 
 /// The version of the schema.
 pub const OCSF_VERSION: &str = "1.2.0";
@@ -74,7 +79,7 @@ pub fn to_ocsf(event: &AuditEvent, product_version: &str) -> Value {
         Outcome::Denied | Outcome::Failed => (2, "Failure", 2, "Low"),
     };
     let activity_name = if activity_id == OTHER {
-        event.action.as_str()
+        detail(event, "operation").unwrap_or(&event.action)
     } else {
         activity
     };
@@ -136,24 +141,19 @@ fn detail<'a>(event: &'a AuditEvent, name: &str) -> Option<&'a str> {
 
 /// The class, and the activity with its caption.
 fn classify(event: &AuditEvent) -> (Class, (u32, &'static str)) {
-    let (subject, verb) = event.action.split_once('.').unwrap_or(("", &event.action));
-    let change = change(event, verb);
+    match event.action.as_str() {
+        "sign-in" | "token.exchange" => return (Class::Authentication, LOGON),
+        "sign-out" => return (Class::Authentication, LOGOFF),
+        _ => {}
+    }
+    let operation = detail(event, "operation").and_then(Operation::find);
+    let change = change(event, operation);
     if change == READ {
         return (Class::ApiActivity, change);
     }
-    match subject {
-        "" if verb == SIGN_IN => (Class::Authentication, LOGON),
-        "" if verb == SIGN_OUT => (Class::Authentication, LOGOFF),
-        "session" => (
-            Class::Authentication,
-            match change {
-                CREATE => LOGON,
-                DELETE => LOGOFF,
-                _ => (OTHER, "Other"),
-            },
-        ),
-        "user" | "service-account" => (Class::AccountChange, account_change(verb, change)),
-        "binding" if detail(event, "subject").is_some() && detail(event, "role").is_some() => (
+    match event.resource_kind.as_str() {
+        "user" | "service-account" => (Class::AccountChange, account_change(operation, change)),
+        "role-binding" if detail(event, "subject").is_some() && detail(event, "role").is_some() => (
             Class::UserAccess,
             if change == DELETE {
                 (2, "Revoke Privileges")
@@ -161,13 +161,11 @@ fn classify(event: &AuditEvent) -> (Class, (u32, &'static str)) {
                 (1, "Assign Privileges")
             },
         ),
-        "binding" | "group" | "role" | "policy" | "token" | "secret" | "key" => (Class::EntityManagement, change),
+        "role-binding" | "role" | "policy" | "token" | "secret" => (Class::EntityManagement, change),
         _ => (Class::ApiActivity, change),
     }
 }
 
-const SIGN_IN: &str = "sign-in";
-const SIGN_OUT: &str = "sign-out";
 const LOGON: (u32, &str) = (1, "Logon");
 const LOGOFF: (u32, &str) = (2, "Logoff");
 const CREATE: (u32, &str) = (1, "Create");
@@ -176,26 +174,30 @@ const UPDATE: (u32, &str) = (3, "Update");
 const DELETE: (u32, &str) = (4, "Delete");
 
 /// API Activity and Entity Management share these numbers.
-fn change(event: &AuditEvent, verb: &str) -> (u32, &'static str) {
-    match verb {
-        "create" | "add" | "start" => CREATE,
-        "read" | "list" | "get" | "open" | "export" | "verify" => READ,
-        "delete" | "remove" | "revoke" | "end" => DELETE,
-        // Of what is declared, the digests tell whether it was there before.
-        "apply" | "set" | "write" if event.before_digest.is_none() && event.after_digest.is_some() => CREATE,
-        "apply" | "set" | "write" if event.before_digest.is_some() && event.after_digest.is_none() => DELETE,
-        "apply" | "set" | "write" | "update" | "finish" | "cancel" | "enable" | "disable" => UPDATE,
-        _ => (OTHER, "Other"),
+fn change(event: &AuditEvent, operation: Option<Operation>) -> (u32, &'static str) {
+    match operation {
+        Some(Operation::Create) => CREATE,
+        Some(Operation::Read | Operation::Export) => READ,
+        Some(Operation::Delete | Operation::Revoke) => DELETE,
+        Some(Operation::Apply) if event.before_digest.is_none() => CREATE,
+        Some(
+            Operation::Apply
+            | Operation::Cancel
+            | Operation::Restore
+            | Operation::Finish
+            | Operation::ChangePassword
+            | Operation::MarkSensitive
+            | Operation::UnmarkSensitive,
+        ) => UPDATE,
+        // What was refused has no operation; what only looks is known by its permission.
+        None if event.action.ends_with(".read") => READ,
+        Some(Operation::Sign) | None => (OTHER, "Other"),
     }
 }
 
-fn account_change(verb: &str, change: (u32, &'static str)) -> (u32, &'static str) {
-    match (verb, change) {
-        ("enable", _) => (2, "Enable"),
-        ("password" | "set-password" | "change-password", _) => (3, "Password Change"),
-        ("reset-password", _) => (4, "Password Reset"),
-        ("disable", _) => (5, "Disable"),
-        ("lock", _) => (9, "Lock"),
+fn account_change(operation: Option<Operation>, change: (u32, &'static str)) -> (u32, &'static str) {
+    match (operation, change) {
+        (Some(Operation::ChangePassword), _) => (3, "Password Change"),
         (_, CREATE) => (1, "Create"),
         (_, DELETE) => (6, "Delete"),
         _ => (OTHER, "Other"),
@@ -308,8 +310,9 @@ mod tests {
         to_ocsf(&link(&GENESIS, event, 1).unwrap(), "0.1.0")
     }
 
-    fn of(action: &str, kind: &str, resource: &str) -> NewEvent {
+    fn of(action: &str, operation: &str, kind: &str, resource: &str) -> NewEvent {
         NewEvent {
+            details: json!({"operation": operation}),
             action: action.to_owned(),
             resource_kind: kind.to_owned(),
             resource: resource.to_owned(),
@@ -374,35 +377,40 @@ mod tests {
 
     #[test]
     fn actions_have_their_classes() {
-        for (action, kind, type_uid) in [
-            ("sign-in", "user", 300_201),
-            ("sign-out", "user", 300_202),
-            ("session.create", "user", 300_201),
-            ("session.delete", "user", 300_202),
-            ("user.create", "user", 300_101),
-            ("user.password", "user", 300_103),
-            ("user.disable", "user", 300_105),
-            ("service-account.delete", "service-account", 300_106),
-            ("user.rename", "user", 300_199),
-            ("role.apply", "role", 300_401),
-            ("policy.delete", "policy", 300_404),
-            ("token.revoke", "token", 300_404),
-            ("secret.open", "secret", 600_302),
-            ("user.read", "user", 600_302),
-            ("alias.set", "model", 600_301),
-            ("endpoint.delete", "endpoint", 600_304),
-            ("pipeline-run.cancel", "pipeline-run", 600_303),
-            ("prediction.read", "prediction", 600_302),
-            ("audit.sign", "installation", 600_399),
-            ("odd", "", 600_399),
+        for (action, operation, kind, type_uid) in [
+            ("sign-in", "", "user", 300_201),
+            ("token.exchange", "", "service-account", 300_201),
+            ("sign-out", "revoke", "user", 300_202),
+            ("identity.write", "apply", "user", 300_101),
+            ("identity.write", "create", "user", 300_101),
+            ("identity.write", "change-password", "user", 300_103),
+            ("identity.write", "delete", "service-account", 300_106),
+            ("identity.write", "cancel", "user", 300_199),
+            ("identity.write", "revoke", "token", 300_404),
+            ("access.write", "apply", "role", 300_401),
+            ("access.write", "delete", "policy", 300_404),
+            ("secret.write", "delete", "secret", 300_404),
+            ("secret.open", "read", "secret", 600_302),
+            ("alias.write", "apply", "model", 600_301),
+            ("endpoint.write", "delete", "endpoint", 600_304),
+            ("pipeline.run", "cancel", "pipeline-run", 600_303),
+            ("prediction.read", "read", "prediction", 600_302),
+            ("access.write", "mark-sensitive", "model", 600_303),
+            ("audit.read", "export", "installation", 600_302),
+            ("audit.sign", "sign", "installation", 600_399),
+            // Refused.
+            ("identity.read", "", "installation", 600_302),
+            ("endpoint.write", "", "endpoint", 600_399),
+            ("odd", "odd", "", 600_399),
         ] {
-            let event = ocsf(of(action, kind, "thing"));
-            assert_eq!(event["type_uid"], type_uid, "{action}");
+            let event = ocsf(of(action, operation, kind, "thing"));
+            assert_eq!(event["type_uid"], type_uid, "{action} {operation}");
             check_required(&event);
         }
-        let mut binding = of("binding.apply", "binding", "deployers");
+        let mut binding = of("access.write", "apply", "role-binding", "deployers");
         assert_eq!(ocsf(binding.clone())["class_uid"], 3004);
-        binding.details = json!({"subject": "group:ml", "role": "deployer"});
+        binding.details["subject"] = json!("group:ml");
+        binding.details["role"] = json!("deployer");
         let event = ocsf(binding);
         assert_eq!(event["type_uid"], 300_501);
         assert_eq!(event["privileges"], json!(["deployer"]));
@@ -410,10 +418,17 @@ mod tests {
     }
 
     #[test]
+    fn every_operation_is_found_by_its_word() {
+        for operation in Operation::ALL {
+            assert_eq!(Operation::find(operation.as_str()), Some(*operation));
+        }
+    }
+
+    #[test]
     fn digests_tell_a_change_from_the_first_time() {
         let event = NewEvent {
             before_digest: Some("sha256:00".to_owned()),
-            ..of("endpoint.apply", "endpoint", "delay")
+            ..of("endpoint.write", "apply", "endpoint", "delay")
         };
         assert_eq!(ocsf(event)["type_uid"], 600_303);
     }
@@ -423,7 +438,7 @@ mod tests {
         let event = ocsf(NewEvent {
             outcome: Outcome::Denied,
             reason: Some("PERMISSION_DENIED".to_owned()),
-            ..of("endpoint.write", "endpoint", "delay")
+            ..of("endpoint.write", "", "endpoint", "delay")
         });
         assert_eq!((&event["status_id"], &event["severity_id"]), (&json!(2), &json!(2)));
         assert_eq!(event["status_detail"], "PERMISSION_DENIED");
@@ -431,7 +446,9 @@ mod tests {
 
     #[test]
     fn a_whole_event_is_as_documented() {
-        let linked = link(&GENESIS, fixture::new_event(1), 1).unwrap();
+        let mut event = fixture::new_event(1);
+        event.add_detail("operation", "apply");
+        let linked = link(&GENESIS, event, 1).unwrap();
         let expected = json!({
             "activity_id": 1, "activity_name": "Create", "category_uid": 6, "category_name": "Application Activity",
             "class_uid": 6003, "class_name": "API Activity", "type_uid": 600_301, "type_name": "API Activity: Create",
@@ -451,7 +468,8 @@ mod tests {
             },
             "resources": [{"name": "flight-delay@champion", "type": "model", "uid": "default/flight-delay@champion"}],
             "unmapped": {
-                "project": "default", "after_digest": "sha256:01", "details": {"via": "token", "count": 1},
+                "project": "default", "after_digest": "sha256:01",
+                "details": {"via": "token", "operation": "apply", "count": 1},
                 "prev_hash": GENESIS, "hash": linked.hash,
             },
         });
@@ -460,7 +478,7 @@ mod tests {
 
     #[test]
     fn services_act_for_somebody_or_themselves() {
-        let mut event = of("pipeline-run.create", "pipeline-run", "1");
+        let mut event = of("pipeline.run", "create", "pipeline-run", "1");
         event.actor = "service:orchestrator".to_owned();
         event.source_address = None;
         let own = ocsf(event.clone());

@@ -69,19 +69,36 @@ impl Verifier {
             }),
         }
         let last = self.report.last_seq;
-        if seq <= last {
-            self.report.add(Problem::OutOfOrder { seq, after: last });
+        if !self.is_next(seq) {
             return;
         }
-        if seq - last > 1 {
+        if seq - last == 1 && event.prev_hash != self.report.last_hash {
+            self.report.add(Problem::Unlinked { seq });
+        }
+        self.advance(seq, event.hash);
+    }
+
+    /// The next event, where nobody can read what it says. The one after it cannot be linked to it.
+    pub fn unreadable(&mut self, seq: u64, problem: String) {
+        self.report.events += 1;
+        self.report.add(Problem::Unwritable { seq, problem });
+        if self.is_next(seq) {
+            self.advance(seq, GENESIS);
+        }
+    }
+
+    /// Whether the event stands behind those before it; notes which are missing between them.
+    fn is_next(&mut self, seq: u64) -> bool {
+        let last = self.report.last_seq;
+        if seq <= last {
+            self.report.add(Problem::OutOfOrder { seq, after: last });
+        } else if seq - last > 1 {
             self.report.add(Problem::Missing {
                 first: last + 1,
                 last: seq - 1,
             });
-        } else if event.prev_hash != self.report.last_hash {
-            self.report.add(Problem::Unlinked { seq });
         }
-        self.advance(seq, event.hash);
+        seq > last
     }
 
     fn advance(&mut self, seq: u64, hash: Hash) {
@@ -350,6 +367,29 @@ mod tests {
             report(&public, &twice, &[]).problems,
             [Problem::OutOfOrder { seq: 2, after: 2 }]
         );
+    }
+
+    #[test]
+    fn an_unreadable_event_is_named_and_does_not_hide_the_rest() {
+        let (_, public, mut events, checkpoints) = signed(6);
+        events[4].actor.push('x');
+        let mut verifier = Verifier::new(vec![public]);
+        for event in &events {
+            if event.seq == 2 {
+                verifier.unreadable(2, "it has no outcome".to_owned());
+            } else {
+                verifier.event(event);
+            }
+        }
+        verifier.checkpoint(&checkpoints[5]);
+        let found = verifier.finish(None);
+        let unwritable = Problem::Unwritable {
+            seq: 2,
+            problem: "it has no outcome".to_owned(),
+        };
+        let expected = [unwritable, Problem::Unlinked { seq: 3 }, Problem::Changed { seq: 5 }];
+        assert_eq!(found.problems, expected);
+        assert_eq!((found.events, found.last_seq), (6, 6));
     }
 
     #[test]

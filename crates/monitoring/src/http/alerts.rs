@@ -4,11 +4,13 @@ use std::sync::Arc;
 
 use axum::{Json, extract::State};
 use modelyard_auth::Caller;
-use modelyard_common::error::Problem;
+use modelyard_common::{
+    error::Problem,
+    extract::{Path, Query},
+};
 use serde::Deserialize;
 use utoipa::IntoParams;
 
-use super::extract::{Names, Parameters};
 use crate::{
     model::{
         alert::{Alert, AlertState},
@@ -44,8 +46,8 @@ pub struct AlertParameters {
 pub async fn list_alerts(
     State(monitoring): State<Arc<Monitoring>>,
     caller: Caller,
-    Names(project): Names<String>,
-    Parameters(parameters): Parameters<AlertParameters>,
+    Path(project): Path<String>,
+    Query(parameters): Query<AlertParameters>,
 ) -> Result<Json<Page<Alert>>, Problem> {
     let page = PageRequest::new(parameters.limit, parameters.cursor)?;
     let filter = AlertFilter {
@@ -66,7 +68,7 @@ pub async fn list_alerts(
 pub async fn get_alert(
     State(monitoring): State<Arc<Monitoring>>,
     caller: Caller,
-    Names((project, id)): Names<(String, String)>,
+    Path((project, id)): Path<(String, String)>,
 ) -> Result<Json<Alert>, Problem> {
     Ok(Json(monitoring.get_alert(&caller, &project, &id).await?))
 }

@@ -5,9 +5,11 @@ use std::sync::Arc;
 use axum::{Json, extract::State};
 use http::StatusCode;
 use modelyard_auth::Caller;
-use modelyard_common::error::Problem;
+use modelyard_common::{
+    error::Problem,
+    extract::{Body, Path},
+};
 
-use super::extract::{Body, Names};
 use crate::{
     model::label::{LabelRequest, LabelsAccepted},
     service::Monitoring,
@@ -30,7 +32,7 @@ use crate::{
 pub async fn add_labels(
     State(monitoring): State<Arc<Monitoring>>,
     caller: Caller,
-    Names(project): Names<String>,
+    Path(project): Path<String>,
     Body(request): Body<LabelRequest>,
 ) -> Result<(StatusCode, Json<LabelsAccepted>), Problem> {
     let accepted = monitoring.add_labels(&caller, &project, request).await?;

@@ -5,12 +5,14 @@ use std::sync::Arc;
 use axum::{Json, extract::State};
 use http::StatusCode;
 use modelyard_auth::Caller;
-use modelyard_common::error::Problem;
+use modelyard_common::{
+    error::Problem,
+    extract::{Body, Path, Query},
+};
 use serde::Deserialize;
 use serde_json::Value;
 use utoipa::{IntoParams, ToSchema};
 
-use super::extract::{Body, Names, Parameters};
 use crate::{
     model::{
         monitor::{Monitor, MonitorSpec},
@@ -77,8 +79,8 @@ pub struct WindowParameters {
 pub async fn list_monitors(
     State(monitoring): State<Arc<Monitoring>>,
     caller: Caller,
-    Names(project): Names<String>,
-    Parameters(parameters): Parameters<ListParameters>,
+    Path(project): Path<String>,
+    Query(parameters): Query<ListParameters>,
 ) -> Result<Json<Page<Monitor>>, Problem> {
     let page = parameters.page()?;
     Ok(Json(monitoring.list_monitors(&caller, &project, &page).await?))
@@ -96,7 +98,7 @@ pub async fn list_monitors(
 pub async fn put_monitor(
     State(monitoring): State<Arc<Monitoring>>,
     caller: Caller,
-    Names((project, name)): Names<(String, String)>,
+    Path((project, name)): Path<(String, String)>,
     Body(spec): Body<Value>,
 ) -> Result<Json<Applied<MonitorSpec>>, Problem> {
     Ok(Json(monitoring.put_monitor(&caller, &project, &name, spec).await?))
@@ -113,7 +115,7 @@ pub async fn put_monitor(
 pub async fn get_monitor(
     State(monitoring): State<Arc<Monitoring>>,
     caller: Caller,
-    Names((project, name)): Names<(String, String)>,
+    Path((project, name)): Path<(String, String)>,
 ) -> Result<Json<Monitor>, Problem> {
     Ok(Json(monitoring.get_monitor(&caller, &project, &name).await?))
 }
@@ -129,7 +131,7 @@ pub async fn get_monitor(
 pub async fn delete_monitor(
     State(monitoring): State<Arc<Monitoring>>,
     caller: Caller,
-    Names((project, name)): Names<(String, String)>,
+    Path((project, name)): Path<(String, String)>,
 ) -> Result<StatusCode, Problem> {
     monitoring.delete_monitor(&caller, &project, &name).await?;
     Ok(StatusCode::NO_CONTENT)
@@ -149,8 +151,8 @@ pub async fn delete_monitor(
 pub async fn list_windows(
     State(monitoring): State<Arc<Monitoring>>,
     caller: Caller,
-    Names((project, name)): Names<(String, String)>,
-    Parameters(parameters): Parameters<WindowParameters>,
+    Path((project, name)): Path<(String, String)>,
+    Query(parameters): Query<WindowParameters>,
 ) -> Result<Json<Page<MonitorWindow>>, Problem> {
     let page = PageRequest::new(parameters.limit, parameters.cursor)?;
     let ascending = parameters.order.unwrap_or_default() == Order::Asc;
@@ -175,7 +177,7 @@ pub async fn list_windows(
 pub async fn get_window(
     State(monitoring): State<Arc<Monitoring>>,
     caller: Caller,
-    Names((project, name, start)): Names<(String, String, String)>,
+    Path((project, name, start)): Path<(String, String, String)>,
 ) -> Result<Json<MonitorWindow>, Problem> {
     let start = Length::read_start(&start)?;
     Ok(Json(monitoring.get_window(&caller, &project, &name, start).await?))

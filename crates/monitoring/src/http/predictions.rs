@@ -4,11 +4,13 @@ use std::sync::Arc;
 
 use axum::{Json, extract::State};
 use modelyard_auth::Caller;
-use modelyard_common::error::Problem;
+use modelyard_common::{
+    error::Problem,
+    extract::{Path, Query},
+};
 use serde::Deserialize;
 use utoipa::IntoParams;
 
-use super::extract::{Names, Parameters};
 use crate::{model::prediction::Prediction, service::Monitoring};
 
 /// Where to look.
@@ -35,8 +37,8 @@ pub struct PredictionParameters {
 pub async fn get_prediction(
     State(monitoring): State<Arc<Monitoring>>,
     caller: Caller,
-    Names((project, request_id)): Names<(String, String)>,
-    Parameters(parameters): Parameters<PredictionParameters>,
+    Path((project, request_id)): Path<(String, String)>,
+    Query(parameters): Query<PredictionParameters>,
 ) -> Result<Json<Prediction>, Problem> {
     let endpoint = parameters.endpoint.as_deref();
     Ok(Json(

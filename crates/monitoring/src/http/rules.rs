@@ -5,13 +5,13 @@ use std::sync::Arc;
 use axum::{Json, extract::State};
 use http::StatusCode;
 use modelyard_auth::Caller;
-use modelyard_common::error::Problem;
+use modelyard_common::{
+    error::Problem,
+    extract::{Body, Path, Query},
+};
 use serde_json::Value;
 
-use super::{
-    extract::{Body, Names, Parameters},
-    monitors::ListParameters,
-};
+use super::monitors::ListParameters;
 use crate::{
     model::{
         page::Page,
@@ -32,8 +32,8 @@ use crate::{
 pub async fn list_rules(
     State(monitoring): State<Arc<Monitoring>>,
     caller: Caller,
-    Names(project): Names<String>,
-    Parameters(parameters): Parameters<ListParameters>,
+    Path(project): Path<String>,
+    Query(parameters): Query<ListParameters>,
 ) -> Result<Json<Page<AlertRule>>, Problem> {
     let page = parameters.page()?;
     Ok(Json(monitoring.list_rules(&caller, &project, &page).await?))
@@ -51,7 +51,7 @@ pub async fn list_rules(
 pub async fn put_rule(
     State(monitoring): State<Arc<Monitoring>>,
     caller: Caller,
-    Names((project, name)): Names<(String, String)>,
+    Path((project, name)): Path<(String, String)>,
     Body(spec): Body<Value>,
 ) -> Result<Json<Applied<AlertRuleSpec>>, Problem> {
     Ok(Json(monitoring.put_rule(&caller, &project, &name, spec).await?))
@@ -68,7 +68,7 @@ pub async fn put_rule(
 pub async fn get_rule(
     State(monitoring): State<Arc<Monitoring>>,
     caller: Caller,
-    Names((project, name)): Names<(String, String)>,
+    Path((project, name)): Path<(String, String)>,
 ) -> Result<Json<AlertRule>, Problem> {
     Ok(Json(monitoring.get_rule(&caller, &project, &name).await?))
 }
@@ -84,7 +84,7 @@ pub async fn get_rule(
 pub async fn delete_rule(
     State(monitoring): State<Arc<Monitoring>>,
     caller: Caller,
-    Names((project, name)): Names<(String, String)>,
+    Path((project, name)): Path<(String, String)>,
 ) -> Result<StatusCode, Problem> {
     monitoring.delete_rule(&caller, &project, &name).await?;
     Ok(StatusCode::NO_CONTENT)

@@ -6,14 +6,14 @@ use arrow::{
     array::{Array as _, ArrayRef, AsArray as _, RecordBatch},
     datatypes::{DataType, Float64Type, Int32Type, Int64Type},
 };
-use modelyard_auth::{Action, Caller, Kind, Resource};
+use modelyard_auth::{Action, Caller, Kind, Resource, audit::Operation};
 use modelyard_common::name::check_name;
+use modelyard_jobs::audit::delivery;
 use serde_json::{Map, Value};
 use tracing::instrument;
 
 use super::{MAX_ENDPOINTS, Monitoring};
 use crate::{
-    audit::delivery,
     error::{Error, Result},
     model::{
         label::is_request_id,
@@ -72,10 +72,8 @@ impl Monitoring {
         if !caller.is_sensitive(resource) {
             return Ok(());
         }
-        let mut event = caller.event(Action::PredictionRead.as_str(), &resource);
-        if let Some(details) = event.details.as_object_mut() {
-            details.insert("prediction".to_owned(), Value::from(request_id));
-        }
+        let mut event = caller.event(Action::PredictionRead, Operation::Read, &resource);
+        event.add_detail("prediction", request_id);
         self.jobs.enqueue(&delivery(&event)?, event.at).await?;
         Ok(())
     }

@@ -1,6 +1,6 @@
 //! Monitors, their windows, and alert rules.
 
-use modelyard_auth::{Action, Caller, Kind, Resource};
+use modelyard_auth::{Action, Caller, Kind, Resource, audit::Operation};
 use modelyard_common::{Timestamp, name::check_name};
 use serde_json::Value;
 
@@ -39,7 +39,11 @@ impl Monitoring {
         caller.authorize(Action::MonitorWrite, Resource::named(Kind::Monitor, project, name))?;
         check_name("a monitor", name)?;
         let spec = MonitorSpec::read(name, spec)?;
-        let event = caller.event("monitor.apply", &Resource::named(Kind::Monitor, project, name));
+        let event = caller.event(
+            Action::MonitorWrite,
+            Operation::Apply,
+            &Resource::named(Kind::Monitor, project, name),
+        );
         self.store.put_monitor(project, name, &spec, &event).await
     }
 
@@ -72,7 +76,11 @@ impl Monitoring {
     pub async fn delete_monitor(&self, caller: &Caller, project: &str, name: &str) -> Result<()> {
         caller.authorize(Action::MonitorWrite, Resource::named(Kind::Monitor, project, name))?;
         check_name("a monitor", name)?;
-        let event = caller.event("monitor.delete", &Resource::named(Kind::Monitor, project, name));
+        let event = caller.event(
+            Action::MonitorWrite,
+            Operation::Delete,
+            &Resource::named(Kind::Monitor, project, name),
+        );
         let deleted = self.store.delete_monitor(project, name, &event).await?;
         deleted.then_some(()).ok_or_else(|| no_monitor(name))
     }
@@ -131,7 +139,11 @@ impl Monitoring {
         caller.authorize(Action::AlertRuleWrite, Resource::named(Kind::AlertRule, project, name))?;
         check_name("an alert rule", name)?;
         let spec = AlertRuleSpec::read(name, spec)?;
-        let event = caller.event("alert-rule.apply", &Resource::named(Kind::AlertRule, project, name));
+        let event = caller.event(
+            Action::AlertRuleWrite,
+            Operation::Apply,
+            &Resource::named(Kind::AlertRule, project, name),
+        );
         self.store.put_rule(project, name, &spec, &event).await
     }
 
@@ -161,7 +173,11 @@ impl Monitoring {
     pub async fn delete_rule(&self, caller: &Caller, project: &str, name: &str) -> Result<()> {
         caller.authorize(Action::AlertRuleWrite, Resource::named(Kind::AlertRule, project, name))?;
         check_name("an alert rule", name)?;
-        let event = caller.event("alert-rule.delete", &Resource::named(Kind::AlertRule, project, name));
+        let event = caller.event(
+            Action::AlertRuleWrite,
+            Operation::Delete,
+            &Resource::named(Kind::AlertRule, project, name),
+        );
         let deleted = self.store.delete_rule(project, name, &event).await?;
         deleted.then_some(()).ok_or_else(|| no_rule(name))
     }

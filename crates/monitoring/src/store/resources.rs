@@ -5,11 +5,11 @@ use conditional_trait_gen::trait_gen;
 use modelyard_auth::audit::NewEvent;
 use modelyard_common::Timestamp;
 use modelyard_db::{Pools, PostgresPools, SqlitePools};
+use modelyard_jobs::audit::delivery;
 use serde::de::DeserializeOwned;
 
 use super::{ResourceStore, SqlStore, read_json, write_json};
 use crate::{
-    audit::{change, delivery},
     error::{Error, Result},
     model::{
         monitor::{self, Monitor, MonitorSpec},
@@ -126,7 +126,7 @@ impl ResourceStore for SqlStore<P> {
                 .as_ref()
                 .map(|known| write_json("spec", &known.spec))
                 .transpose()?;
-            let delivery = delivery(&change(event, known.as_deref(), Some(&text)))?;
+            let delivery = delivery(&event.with_digests(known.as_deref(), Some(&text)))?;
             self.enqueue(&mut tx, &delivery, now).await?;
             tx.commit().await?;
             self.jobs.wake().notify();
@@ -182,7 +182,7 @@ impl ResourceStore for SqlStore<P> {
             .fetch_optional(&mut *tx)
             .await?;
         if deleted.is_some() {
-            let delivery = delivery(&change(event, deleted.as_deref(), None))?;
+            let delivery = delivery(&event.with_digests(deleted.as_deref(), None))?;
             self.enqueue(&mut tx, &delivery, event.at).await?;
         }
         tx.commit().await?;
@@ -246,7 +246,7 @@ impl ResourceStore for SqlStore<P> {
                 .as_ref()
                 .map(|known| write_json("spec", &known.spec))
                 .transpose()?;
-            let delivery = delivery(&change(event, known.as_deref(), Some(&text)))?;
+            let delivery = delivery(&event.with_digests(known.as_deref(), Some(&text)))?;
             self.enqueue(&mut tx, &delivery, now).await?;
             tx.commit().await?;
             self.jobs.wake().notify();
@@ -312,7 +312,7 @@ impl ResourceStore for SqlStore<P> {
         .execute(&mut *tx)
         .await?;
         self.touch_unjudged(&mut tx, (project, &monitor), now).await?;
-        let delivery = delivery(&change(event, spec.as_deref(), None))?;
+        let delivery = delivery(&event.with_digests(spec.as_deref(), None))?;
         self.enqueue(&mut tx, &delivery, now).await?;
         tx.commit().await?;
         self.jobs.wake().notify();

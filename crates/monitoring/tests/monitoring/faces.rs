@@ -151,7 +151,7 @@ async fn refusals_say_what_is_wrong_and_store_nothing() {
             400,
             "colour",
         ),
-        (Method::PUT, "monitors/x", None, 400, "not the JSON"),
+        (Method::PUT, "monitors/x", None, 400, "not marked as JSON"),
         (Method::GET, "monitors/x", None, 404, "`x`"),
         (Method::GET, "monitors/x/windows", None, 404, "`x`"),
         (Method::GET, "monitors/m/windows/2013-03", None, 404, "2013-03-01"),

@@ -53,24 +53,6 @@ impl ResourceKind {
         }
     }
 
-    /// In the audit chain, when it was declared.
-    #[must_use]
-    pub const fn applied(self) -> &'static str {
-        match self {
-            Self::Pipeline => "pipeline.apply",
-            Self::Trigger => "trigger.apply",
-        }
-    }
-
-    /// In the audit chain, when it was removed.
-    #[must_use]
-    pub const fn deleted(self) -> &'static str {
-        match self {
-            Self::Pipeline => "pipeline.delete",
-            Self::Trigger => "trigger.delete",
-        }
-    }
-
     /// With its article, for messages.
     #[must_use]
     pub const fn described(self) -> &'static str {

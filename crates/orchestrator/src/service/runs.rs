@@ -1,6 +1,9 @@
 //! Starting, watching and cancelling runs.
 
-use modelyard_auth::{Action, Caller, Kind, Resource, audit::NewEvent};
+use modelyard_auth::{
+    Action, Caller, Kind, Resource,
+    audit::{NewEvent, Operation},
+};
 use modelyard_common::error::{ErrorKind, Fault};
 use serde_json::{Map, Value};
 
@@ -65,7 +68,7 @@ impl Orchestrator {
             event: None,
             idempotency_key: idempotency_key.clone(),
             acting_for: caller.acting_for().to_string(),
-            audit: caller.event("pipeline-run.create", &resource),
+            audit: caller.event(Action::PipelineRun, Operation::Create, &resource),
         };
         match self.create_run(project, pipeline, start).await? {
             Started::Created(run) => Ok((true, run)),
@@ -143,7 +146,7 @@ impl Orchestrator {
         let resource = Resource::named(Kind::PipelineRun, project, id);
         caller.authorize(Action::PipelineRun, resource)?;
         let run = self.find_run(project, id).await?;
-        let audit = caller.event("pipeline-run.cancel", &resource);
+        let audit = caller.event(Action::PipelineRun, Operation::Cancel, &resource);
         match self.engine.call_off(&run.id, &audit).await {
             Ok(_) => {
                 self.engine.cancellations.cancel(&run.id);

@@ -1,6 +1,9 @@
 //! Declaring and firing triggers.
 
-use modelyard_auth::{ActingFor, Action, Caller, Kind, Resource, audit::NewEvent};
+use modelyard_auth::{
+    ActingFor, Action, Caller, Kind, Resource,
+    audit::{NewEvent, Operation},
+};
 use modelyard_common::name::check_name;
 use serde_json::{Map, Value};
 
@@ -154,12 +157,11 @@ impl Orchestrator {
         let owner = caller.on_behalf_of(owner)?;
         owner.authorize(Action::PipelineRun, Resource::named(Kind::Pipeline, project, pipeline))?;
         let mut event = owner.event(
-            "pipeline-run.create",
+            Action::PipelineRun,
+            Operation::Create,
             &Resource::named(Kind::Pipeline, project, pipeline),
         );
-        if let Some(details) = event.details.as_object_mut() {
-            details.insert("trigger".to_owned(), Value::from(trigger));
-        }
+        event.add_detail("trigger", trigger);
         Ok(event)
     }
 }

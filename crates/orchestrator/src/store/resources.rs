@@ -5,11 +5,10 @@ use conditional_trait_gen::trait_gen;
 use modelyard_auth::audit::NewEvent;
 use modelyard_common::Timestamp;
 use modelyard_db::{Pools, PostgresPools, SqlitePools};
-use modelyard_jobs::enqueue_in;
+use modelyard_jobs::{audit::delivery, enqueue_in};
 
 use super::{Page, ResourceStore, SqlStore};
 use crate::{
-    audit::{change, delivery},
     error::{Error, Result},
     model::{Outcome, Resource, ResourceKind},
 };
@@ -59,7 +58,7 @@ impl ResourceStore for SqlStore<P> {
         .execute(&mut *tx)
         .await?;
         if inserted.rows_affected() > 0 {
-            let job = delivery(&change(event, None, Some(&resource.spec)))?;
+            let job = delivery(&event.with_digests(None, Some(&resource.spec.to_string())))?;
             enqueue_in(&mut tx, &job, event.at).await?;
             tx.commit().await?;
             self.wake.notify();
@@ -92,7 +91,7 @@ impl ResourceStore for SqlStore<P> {
         .bind(&resource.applied_by)
         .execute(&mut *tx)
         .await?;
-        let job = delivery(&change(event, Some(&stored.spec), Some(&resource.spec)))?;
+        let job = delivery(&event.with_digests(Some(&stored.spec.to_string()), Some(&resource.spec.to_string())))?;
         enqueue_in(&mut tx, &job, event.at).await?;
         tx.commit().await?;
         self.wake.notify();
@@ -140,8 +139,14 @@ impl ResourceStore for SqlStore<P> {
             .fetch_optional(&mut *tx)
             .await?;
         if let Some(spec) = &deleted {
-            let spec = serde_json::from_str(spec).map_err(|_| modelyard_db::Error::value("spec", spec))?;
-            enqueue_in(&mut tx, &delivery(&change(event, Some(&spec), None))?, event.at).await?;
+            let spec: serde_json::Value =
+                serde_json::from_str(spec).map_err(|_| modelyard_db::Error::value("spec", spec))?;
+            enqueue_in(
+                &mut tx,
+                &delivery(&event.with_digests(Some(&spec.to_string()), None))?,
+                event.at,
+            )
+            .await?;
         }
         tx.commit().await?;
         self.wake.notify();

@@ -4,7 +4,7 @@ use async_trait::async_trait;
 use conditional_trait_gen::trait_gen;
 use modelyard_common::{Timestamp, id::IdSource};
 use modelyard_db::{Pools, PostgresPools, SqlitePools, Transaction};
-use modelyard_jobs::{JobId, JobTransaction, NewJob, cancel_in, complete_in, enqueue_in};
+use modelyard_jobs::{JobId, JobTransaction, NewJob, audit::delivery, cancel_in, complete_in, enqueue_in};
 use serde_json::{Map, Value, json};
 
 use super::{
@@ -12,7 +12,6 @@ use super::{
     rows::{RunRow, RunStateRow, StepRow, StepStateRow, count, read_json},
 };
 use crate::{
-    audit::delivery,
     error::{Error, Result},
     model::{
         Command, Event, PipelineRun, PipelineRunPage, Plan, Progress, RunState, RunStatus, StepState, TriggerRef,
@@ -262,9 +261,7 @@ impl RunStore for SqlStore<P> {
             tx.insert_step(run, step, step_state, job).await?;
         }
         let mut event = run.audit.clone();
-        if let Some(details) = event.details.as_object_mut() {
-            details.insert("pipeline_run".to_owned(), Value::from(run.id.as_str()));
-        }
+        event.add_detail("pipeline_run", run.id.as_str());
         enqueue_in(&mut tx, &delivery(&event)?, now).await?;
         tx.commit().await?;
         self.wake.notify();

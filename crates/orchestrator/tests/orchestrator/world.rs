@@ -83,9 +83,13 @@ impl World {
     }
 
     pub async fn send(&self, method: Method, path: &str, body: Option<&Value>) -> (StatusCode, Value) {
-        let body = body.map_or_else(Body::empty, |body| Body::from(body.to_string()));
         let uri = format!("/api/v1/projects/default/{path}");
-        let request = Request::builder().method(method).uri(uri).body(body).unwrap();
+        let mut request = Request::builder().method(method).uri(uri);
+        if body.is_some() {
+            request = request.header("content-type", "application/json");
+        }
+        let body = body.map_or_else(Body::empty, |body| Body::from(body.to_string()));
+        let request = request.body(body).unwrap();
         let response = self.running.http.clone().oneshot(request).await.unwrap();
         let status = response.status();
         let bytes = response.into_body().collect().await.unwrap().to_bytes();

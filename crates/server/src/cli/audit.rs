@@ -51,7 +51,7 @@ pub struct EventsArguments {
     /// Only those by this one: `alice` or user:alice, service-account:ci, anonymous
     #[arg(long, value_name = "PRINCIPAL", value_parser = auth::principal_of)]
     actor: Option<Principal>,
-    /// Only this action, `alias.set` for example
+    /// Only this action, `alias.write` for example
     #[arg(long)]
     action: Option<String>,
     /// Only those on things of this kind
@@ -126,8 +126,9 @@ const EVENT_COLUMNS: &[Column] = &[
     column("time", |event| text_at(event, &["/at"])),
     column("actor", actor),
     column("action", |event| text_at(event, &["/action"])),
+    column("operation", |event| text_at(event, &["/details/operation"])),
     column("resource", resource),
-    column("outcome", |event| text_at(event, &["/outcome"])),
+    column("outcome", outcome),
 ];
 
 fn actor(event: &Value) -> String {
@@ -136,6 +137,20 @@ fn actor(event: &Value) -> String {
         Some(other) => format!("{actor} for {other}"),
         None => actor,
     }
+}
+
+/// How it ended, why, and of a sign-in in vain with which name.
+fn outcome(event: &Value) -> String {
+    let mut text = text_at(event, &["/outcome"]);
+    for (before, pointer) in [(": ", "/reason"), (" of ", "/details/name")] {
+        if let Some(more) = event.pointer(pointer).and_then(Value::as_str)
+            && event.get("reason").is_some_and(Value::is_string)
+        {
+            text.push_str(before);
+            text.push_str(more);
+        }
+    }
+    text
 }
 
 /// The resource in the form that `auth explain` takes.
@@ -256,6 +271,9 @@ async fn keys(server: &ServerArguments) -> anyhow::Result<()> {
     if server.output == Format::Json {
         return output::print_json(&json!({ "items": items }));
     }
+    if items.is_empty() {
+        eprintln!("there is no key yet: it is made at the first signature, `modelyard audit sign`");
+    }
     for key in &items {
         let pem = key.get("public_key").and_then(Value::as_str);
         output::print_line(pem.context("the server gave a key without its text")?.trim_end())?;
@@ -312,7 +330,7 @@ mod tests {
         let mut event = json!({
             "seq": 7, "at": "2026-01-31T00:00:00Z", "project": "default", "actor": "service:orchestrator",
             "on_behalf_of": "user:alice", "action": "alias.write", "resource_kind": "model", "resource": "delay@champion",
-            "outcome": "success",
+            "outcome": "success", "details": {"operation": "apply", "name": "v2"},
         });
         assert_eq!(
             row(&event),
@@ -321,10 +339,13 @@ mod tests {
                 "2026-01-31T00:00:00Z",
                 "service:orchestrator for user:alice",
                 "alias.write",
+                "apply",
                 "model:default/delay@champion",
                 "success",
             ]
         );
+        event["reason"] = json!("WRONG_PASSWORD");
+        assert_eq!(outcome(&event), "success: WRONG_PASSWORD of v2");
         event["on_behalf_of"] = Value::Null;
         assert_eq!(actor(&event), "service:orchestrator");
         for (kind, project, name, expected) in [

@@ -164,7 +164,9 @@ struct ServerArguments {
 
 impl ServerArguments {
     fn client(&self) -> anyhow::Result<Client> {
-        Client::new(&self.url, self.token.as_deref(), self.ca_file.as_deref())
+        // A variable that a script set to nothing is none.
+        let token = self.token.as_deref().filter(|token| !token.is_empty());
+        Client::new(&self.url, token, self.ca_file.as_deref())
     }
 }
 

@@ -61,6 +61,13 @@ pub fn owner(path: &str) -> Option<Role> {
             .any(|prefix| rest.starts_with(prefix));
         return is_inference.then_some(Role::Gateway);
     }
+    if ["/api/2.0/", "/api/3.0/", "/ajax-api/"]
+        .iter()
+        .any(|prefix| path.starts_with(prefix))
+    {
+        // MLflow's protocol.
+        return Some(Role::Registry);
+    }
     let mut parts = path.strip_prefix("/api/v1/")?.split('/');
     match parts.next()? {
         "projects" => match parts.nth(1) {
@@ -171,6 +178,8 @@ mod tests {
             ("/api/v1/projects/default", Some(Role::Registry)),
             ("/api/v1/projects", Some(Role::Registry)),
             ("/api/v1/auth/me", Some(Role::Registry)),
+            ("/api/2.0/mlflow/runs/create", Some(Role::Registry)),
+            ("/ajax-api/3.0/mlflow/traces", Some(Role::Registry)),
             ("/api/v1/audit/events", Some(Role::Registry)),
             ("/projects/team/v2/models/flight-delay/infer", Some(Role::Gateway)),
             ("/projects/team", None),

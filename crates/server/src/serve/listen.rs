@@ -6,6 +6,7 @@ use anyhow::Context as _;
 use axum::{
     Json, Router,
     extract::{Request, State},
+    middleware::{Next, from_fn},
     response::{IntoResponse, Redirect, Response},
     routing::get,
     serve::Listener,
@@ -89,8 +90,11 @@ impl Listeners {
             },
         };
         let contracts = Router::new().fallback(internal_grpc).with_state(Arc::new(contracts));
-        let internal = stack::stack(probes(context.readiness.clone()).route("/metrics", get(render_metrics)))
+        let mut internal = stack::stack(probes(context.readiness.clone()).route("/metrics", get(render_metrics)))
             .fallback_service(contracts);
+        if !config.requires_peer_proof() {
+            internal = internal.layer(from_fn(from_this_machine));
+        }
         let lifecycle = &context.lifecycle;
         spawn(lifecycle, "public listener", self.public, tls.public.as_ref(), public);
         spawn(
@@ -133,6 +137,14 @@ fn spawn_on(lifecycle: &Lifecycle, name: &'static str, listener: impl Listener<A
             .with_graceful_shutdown(soft.cancelled_owned())
             .await
     });
+}
+
+/// Without proof only this machine reaches the internal listener, but so does a web page in a browser on it.
+async fn from_this_machine(request: Request, next: Next) -> Response {
+    match guard::refuse(&request) {
+        Some(refused) => refused,
+        None => next.run(request).await,
+    }
 }
 
 /// What answers on the public listener.
@@ -214,8 +226,7 @@ impl Door {
     /// The answer to a call that does not come from a peer.
     fn refuse(&self, request: &Request) -> Option<Response> {
         if !self.is_guarded {
-            // Only this machine reaches the listener, but so does a web page in a browser on it.
-            return guard::refuse(request);
+            return None;
         }
         let connection = request.extensions().get::<Connection>();
         let has_certificate = connection.is_some_and(|connection| connection.verified_peer);
@@ -280,7 +291,6 @@ async fn render_metrics() -> Response {
 mod tests {
     use std::collections::BTreeMap;
 
-    use http::HeaderValue;
     use modelyard_common::{clock::SystemClock, config::Secret, id::RandomIds};
     use serde_json::Value;
 
@@ -312,9 +322,6 @@ mod tests {
         let call = |verified_peer, key: Option<&str>| {
             let remote = SocketAddr::from(([10, 0, 0, 7], 40_000));
             let mut request = Request::new(axum::body::Body::empty());
-            request
-                .headers_mut()
-                .insert(header::HOST, HeaderValue::from_static("127.0.0.1:7071"));
             request.extensions_mut().insert(Connection { remote, verified_peer });
             if let Some(key) = key {
                 let value = format!("Bearer {key}").parse().unwrap();
@@ -328,11 +335,6 @@ mod tests {
             cluster_key,
         };
         assert!(door(false, None).refuse(&call(false, None)).is_none());
-        let mut from_a_page = call(false, None);
-        from_a_page
-            .headers_mut()
-            .insert(header::HOST, HeaderValue::from_static("evil.example"));
-        assert!(door(false, None).refuse(&from_a_page).is_some());
         let by_certificate = door(true, None);
         assert!(by_certificate.refuse(&call(true, None)).is_none());
         let refused = by_certificate.refuse(&call(false, Some(KEY))).unwrap();

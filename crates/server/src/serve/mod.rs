@@ -110,13 +110,15 @@ fn watch_signals(lifecycle: &Lifecycle) -> anyhow::Result<()> {
     let watched = lifecycle.clone();
     lifecycle.spawn("signals", async move {
         let soft = watched.soft();
-        tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
-            // A failed task stops the process without a signal.
-            () = soft.cancelled() => {}
+        let is_asked = tokio::select! {
+            _ = terminate.recv() => true,
+            _ = interrupt.recv() => true,
+            // A failed start or task stops the process without a signal.
+            () = soft.cancelled() => false,
+        };
+        if is_asked {
+            tracing::info!("stopping: another signal ends at once");
         }
-        tracing::info!("stopping: another signal ends at once");
         watched.stop();
         tokio::select! {
             _ = terminate.recv() => watched.abort(),
