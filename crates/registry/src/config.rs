@@ -2,14 +2,16 @@
 
 use std::path::PathBuf;
 
+use modelyard_auth::password::check_password;
 use modelyard_common::config::Secret;
 use modelyard_db::DatabaseConfig;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    error::Result,
+    error::{Error, Result},
     openid::{self, SignIn},
+    service::FIRST_ADMIN,
 };
 
 /// Configuration of the registry.
@@ -32,6 +34,10 @@ impl Config {
     /// Checks what can be checked without opening anything.
     pub fn validate(&self) -> Result<()> {
         self.database.validate()?;
+        if let Some(password) = &self.admin_password {
+            check_password(password.reveal(), FIRST_ADMIN)
+                .map_err(|error| Error::request(format!("`registry.admin_password` cannot be used: {error}")))?;
+        }
         let problems = self.sign_in.problems();
         if problems.is_empty() {
             return Ok(());

@@ -1,6 +1,6 @@
 //! What can go wrong in the registry.
 
-use std::io;
+use std::{io, time::Duration};
 
 use modelyard_common::{
     error::{ErrorKind, Fault},
@@ -13,6 +13,12 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 /// An error of the registry.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
+    /// Something that does not exist, in the words of the protocol in which it was asked for.
+    #[error("{0}")]
+    NotThere(String),
+    /// A name that is taken.
+    #[error("{0}")]
+    Exists(String),
     /// A name that cannot be used.
     #[error(transparent)]
     Name(#[from] InvalidName),
@@ -75,7 +81,7 @@ pub enum Error {
     },
     /// A param that has another value already.
     #[error(
-        "param `{key}` of run `{run}` is `{old}` and cannot become `{new}`: params never change, log it under another name"
+        "Changing param values is not allowed. Param `{key}` of run `{run}` is `{old}` and cannot become `{new}`: log it under another name"
     )]
     ParamChanged {
         /// The run.
@@ -171,8 +177,8 @@ impl Fault for Error {
             | Self::DatasetFile { .. }
             | Self::Columns { .. }
             | Self::NotOnnx { .. } => ErrorKind::InvalidArgument,
-            Self::NotFound { .. } => ErrorKind::NotFound,
-            Self::KeyReused { .. } | Self::ParamChanged { .. } => ErrorKind::AlreadyExists,
+            Self::NotFound { .. } | Self::NotThere(_) => ErrorKind::NotFound,
+            Self::KeyReused { .. } | Self::ParamChanged { .. } | Self::Exists(_) => ErrorKind::AlreadyExists,
             Self::State(_) => ErrorKind::FailedPrecondition,
             Self::Contended { .. } => ErrorKind::Aborted,
             Self::Folder(error) if error.kind() == io::ErrorKind::StorageFull => ErrorKind::ResourceExhausted,
@@ -194,6 +200,8 @@ impl Fault for Error {
             Self::Columns { .. } => "COLUMNS_DIFFER",
             Self::NotOnnx { .. } => "NOT_ONNX",
             Self::KeyReused { .. } => "IDEMPOTENCY_KEY_REUSED",
+            Self::NotThere(_) => "NOT_FOUND",
+            Self::Exists(_) => "ALREADY_EXISTS",
             Self::ParamChanged { .. } => "PARAM_CHANGED",
             Self::State(_) => "WRONG_STATE",
             Self::Contended { .. } => "CONTENDED",
@@ -205,6 +213,13 @@ impl Fault for Error {
             Self::Access(error) => error.reason(),
             Self::OpenId(error) => error.reason(),
             Self::Database(error) => error.reason(),
+        }
+    }
+
+    fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::Access(error) => error.retry_after(),
+            _ => None,
         }
     }
 }

@@ -1,14 +1,14 @@
-//! The registry over HTTP: extract, call, answer. What belongs to a project is below `/api/v1/projects/{project}`.
+//! The registry over HTTP: read, call, answer. What belongs to a project is below `/api/v1/projects/{project}`.
 
 mod access;
 mod artifacts;
 mod audit;
 mod datasets;
 mod endpoints;
-mod extract;
 mod identities;
 mod models;
 mod openid;
+mod page;
 mod projects;
 mod runs;
 mod sign_in;

@@ -18,8 +18,9 @@ const MODE: u32 = 0o600;
 /// The largest file of keys, in bytes.
 const MAX_BYTES: u64 = 64 << 10;
 
-/// Reads the keys. Without a file in the configuration they are in the data folder, and made there the first time.
-pub fn open(configured: Option<&Path>, data_dir: &Path) -> Result<KeyRing> {
+/// Reads the keys. Without a file in the configuration they are in the data folder, and made there the first time: while
+/// nothing `is_sealed` yet that other keys could not open.
+pub fn open(configured: Option<&Path>, data_dir: &Path, is_sealed: bool) -> Result<KeyRing> {
     let own: PathBuf = data_dir.join(FILE);
     let (path, may_create) = configured.map_or((own.as_path(), true), |path| (path, false));
     let failed = |error: io::Error| Error::Keys {
@@ -29,7 +30,13 @@ pub fn open(configured: Option<&Path>, data_dir: &Path) -> Result<KeyRing> {
     match fs::metadata(path) {
         Ok(metadata) if metadata.len() <= MAX_BYTES => {}
         Ok(_) => return Err(failed(io::Error::other("it is larger than a file of keys"))),
-        Err(error) if error.kind() == io::ErrorKind::NotFound && may_create => create(path).map_err(failed)?,
+        Err(error) if error.kind() == io::ErrorKind::NotFound && may_create => {
+            if is_sealed {
+                let lost = "it is missing, and the database has what only it opens: put it back from a backup";
+                return Err(failed(io::Error::other(lost)));
+            }
+            create(path).map_err(failed)?;
+        }
         Err(error) => return Err(failed(error)),
     }
     let text = fs::read_to_string(path).map_err(failed)?;
@@ -61,19 +68,27 @@ mod tests {
     #[test]
     fn keys_are_made_once_and_for_nobody_else() {
         let folder = tempfile::tempdir().unwrap();
-        let first = open(None, folder.path()).unwrap();
+        let first = open(None, folder.path(), false).unwrap();
         let sealed = first.seal("here", b"treasure").unwrap();
-        let again = open(None, folder.path()).unwrap();
+        let again = open(None, folder.path(), true).unwrap();
         assert_eq!(again.open("here", &sealed).unwrap(), b"treasure");
         let mode = fs::metadata(folder.path().join(FILE)).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, MODE);
     }
 
     #[test]
+    fn no_other_keys_are_made_for_what_is_sealed() {
+        let folder = tempfile::tempdir().unwrap();
+        let error = open(None, folder.path(), true).unwrap_err().to_string();
+        assert!(error.contains(FILE) && error.contains("backup"), "{error}");
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
+    }
+
+    #[test]
     fn a_file_that_is_named_must_be_there() {
         let folder = tempfile::tempdir().unwrap();
         let missing = folder.path().join("keys");
-        let error = open(Some(&missing), folder.path()).unwrap_err().to_string();
+        let error = open(Some(&missing), folder.path(), false).unwrap_err().to_string();
         assert!(error.contains("keys"), "{error}");
         assert!(!missing.exists());
     }

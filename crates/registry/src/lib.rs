@@ -26,6 +26,7 @@ mod grpc;
 mod http;
 mod keys;
 pub mod metrics;
+pub mod mlflow;
 pub mod model;
 mod openid;
 mod service;
@@ -54,7 +55,7 @@ use self::{
 
 /// A running registry.
 pub struct Service {
-    /// The routes below `/api/v1`.
+    /// The routes below `/api/v1`, and those of MLflow's protocol.
     pub http: OpenApiRouter,
     /// The services of `modelyard.registry.v1`.
     pub grpc: tonic::service::Routes,
@@ -72,10 +73,13 @@ pub async fn start(config: Config, context: &Context, storage: Storage, access: 
     let database = Database::open(&config.database, &context.data_dir, DATABASE).await?;
     database.migrate(&[MIGRATIONS]).await?;
     let stores = Stores::open(&database);
+    stores.projects.date_defaults(context.clock.now()).await?;
     let desired = Desired::open(stores.clone()).await?;
     let data_dir = Arc::clone(&context.data_dir);
     let folders = tokio::task::spawn_blocking(move || ImportFolders::open(&data_dir)).await??;
-    let keys = Arc::new(keys::open(config.key_file.as_deref(), &context.data_dir)?);
+    let is_sealed = stores.secrets.has_sealed().await?;
+    let keys = keys::open(config.key_file.as_deref(), &context.data_dir, is_sealed)?;
+    let keys = Arc::new(keys);
     let openid = OpenId::open(&config.sign_in, &keys, &context.clock)?;
     set_group_roles(&config.sign_in, &stores, &context.clock, &context.ids).await?;
     let blobs = Artifacts::new(storage);
@@ -115,7 +119,7 @@ pub async fn start(config: Config, context: &Context, storage: Storage, access: 
         registry.make_first_admin(admin_password).await?
     };
     Ok(Service {
-        http: http::router(Arc::clone(&registry)),
+        http: http::router(Arc::clone(&registry)).merge(mlflow::router(Arc::clone(&registry)).into()),
         grpc: grpc::routes(registry),
         first_token,
     })

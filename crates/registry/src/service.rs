@@ -8,7 +8,9 @@ mod audit_export;
 mod datasets;
 mod desired;
 mod endpoints;
+mod experiments;
 mod first_admin;
+mod follow;
 mod identities;
 mod known;
 mod models;
@@ -19,6 +21,7 @@ mod retention;
 mod runs;
 mod secrets;
 mod tokens;
+mod tracking;
 
 use std::{path::Path, sync::Arc, time::Instant};
 
@@ -35,7 +38,8 @@ pub use self::{
     audit::Verification,
     audit_export::ExportFormat,
     datasets::{DatasetVersionRequest, MAX_PROFILE_BYTES},
-    desired::{HEARTBEAT, POLL, Update},
+    desired::Update,
+    follow::{HEARTBEAT, POLL},
     models::ModelVersionRequest,
     openid::{ExchangeError, Origin, SESSION_LIFETIME},
     runs::{InputRequest, RunRequest},
@@ -45,6 +49,7 @@ pub(crate) use self::{
     append::{Appender, appender},
     audit::run_checkpoints,
     desired::Desired,
+    first_admin::NAME as FIRST_ADMIN,
     known::{AccessUpdate, Known},
     openid::{OpenId, set_group_roles},
     retention::run_retention,

@@ -8,6 +8,7 @@ mod audit;
 mod datasets;
 mod endpoints;
 mod events;
+mod experiments;
 mod first_admin;
 mod identities;
 mod models;
@@ -17,6 +18,7 @@ mod run_rows;
 mod runs;
 mod secrets;
 mod tokens;
+mod tracking;
 mod versions;
 
 use std::sync::Arc;
@@ -26,12 +28,14 @@ use modelyard_common::Timestamp;
 use modelyard_db::{Database, Migrations, Pools, PostgresPools, SqlitePools, Transaction, migrations};
 use serde_json::Value;
 
+pub(crate) use self::tracking::no_run;
 pub use self::{
     access::AccessStore,
     audit::AuditStore,
     datasets::{DatasetStore, Inserted, NewDatasetVersion},
     endpoints::{EndpointRecord, EndpointStore},
     events::EventStore,
+    experiments::ExperimentStore,
     first_admin::{FirstAdmin, FirstAdminStore},
     identities::IdentityStore,
     models::{AliasRequest, ModelStore},
@@ -40,11 +44,12 @@ pub use self::{
     runs::RunStore,
     secrets::{SealedSecret, SecretStore},
     tokens::{TokenMade, TokenRow, TokenStore},
+    tracking::TrackingStore,
 };
 use crate::{error::Result, model::event::EventKind};
 
 /// The registry's tables.
-pub const MIGRATIONS: Migrations = migrations!("registry", ["0001_registry", "0002_access"]);
+pub const MIGRATIONS: Migrations = migrations!("registry", ["0001_registry", "0002_access", "0003_tracking"]);
 
 /// The stores on an open database.
 #[derive(Clone)]
@@ -53,6 +58,10 @@ pub struct Stores {
     pub projects: Arc<dyn ProjectStore>,
     /// Experiments and runs.
     pub runs: Arc<dyn RunStore>,
+    /// What changes experiments.
+    pub experiments: Arc<dyn ExperimentStore>,
+    /// What changes runs.
+    pub tracking: Arc<dyn TrackingStore>,
     /// Datasets.
     pub datasets: Arc<dyn DatasetStore>,
     /// Models, versions and aliases.
@@ -102,11 +111,15 @@ impl Stores {
             + AccessStore
             + SecretStore
             + FirstAdminStore
+            + ExperimentStore
+            + TrackingStore
             + 'static,
     {
         Self {
             projects: Arc::clone(&store) as Arc<dyn ProjectStore>,
             runs: Arc::clone(&store) as Arc<dyn RunStore>,
+            experiments: Arc::clone(&store) as Arc<dyn ExperimentStore>,
+            tracking: Arc::clone(&store) as Arc<dyn TrackingStore>,
             datasets: Arc::clone(&store) as Arc<dyn DatasetStore>,
             models: Arc::clone(&store) as Arc<dyn ModelStore>,
             endpoints: Arc::clone(&store) as Arc<dyn EndpointStore>,

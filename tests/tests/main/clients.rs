@@ -69,12 +69,32 @@ async fn tritonclient_gets_the_same_answers_over_http_and_grpc_as_plain_json() -
     deployment.stop().await
 }
 
+/// Runs a script beside those of the other clients.
+pub fn run_client(name: &str, arguments: &[&str], variables: &[(&str, &str)]) -> Result<String> {
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("clients").join(name);
+    run_python_with(&script, arguments, variables)
+}
+
 fn run_python(script: &Path, arguments: &[&str]) -> Result<String> {
+    run_python_with(script, arguments, &[])
+}
+
+fn run_python_with(script: &Path, arguments: &[&str], variables: &[(&str, &str)]) -> Result<String> {
     let python = env::var_os(PYTHON).with_context(|| {
         format!("{PYTHON} is not set: run the tests by `cargo xtask test`, which makes that Python")
     })?;
-    let output = Command::new(python).arg(script).args(arguments).output()?;
-    ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let mut command = Command::new(python);
+    let output = command
+        .arg(script)
+        .args(arguments)
+        .envs(variables.iter().copied())
+        .output()?;
+    ensure!(
+        output.status.success(),
+        "{}\n{}",
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    );
     Ok(String::from_utf8(output.stdout)?)
 }
 

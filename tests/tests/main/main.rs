@@ -5,6 +5,7 @@ mod bad_input;
 mod clients;
 mod deployment;
 mod main_job;
+mod mlflow;
 mod observability;
 mod openid;
 mod permissions;

@@ -27,6 +27,7 @@ fn run_request(request: proto::CreateRunRequest) -> Result<RunRequest> {
         tags: tags(request.tags)?,
         inputs: inputs.collect(),
         idempotency_key: request.idempotency_key,
+        ..RunRequest::default()
     })
 }
 
@@ -44,6 +45,7 @@ fn batch(request: proto::LogBatchRequest) -> Result<Batch> {
         params: collect_texts("param", params, MAX_PARAM_BYTES)?,
         metrics: metrics.collect(),
         tags: tags(request.tags)?,
+        model_metrics: Vec::new(),
     })
 }
 

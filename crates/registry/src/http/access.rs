@@ -5,14 +5,14 @@ use std::sync::Arc;
 use axum::{Json, extract::State};
 use http::StatusCode;
 use modelyard_auth::{BUILT_IN_POLICIES, Caller, SCHEMA, token::TOKEN_PATTERN};
-use modelyard_common::error::Problem;
+use modelyard_common::{
+    error::Problem,
+    extract::{Body, Path, Query},
+};
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use super::{
-    Declared,
-    extract::{Body, PageQuery, Path, Query},
-};
+use super::{Declared, page::PageQuery};
 use crate::{
     model::{
         access::{

@@ -10,11 +10,13 @@ use axum::{
 };
 use http::{HeaderValue, StatusCode, header};
 use modelyard_auth::Caller;
-use modelyard_common::error::Problem;
+use modelyard_common::{
+    error::Problem,
+    extract::{Path, Query},
+};
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
-use super::extract::{Path, Query};
 use crate::service::Registry;
 
 /// What the content shall be.

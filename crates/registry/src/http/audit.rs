@@ -13,11 +13,10 @@ use modelyard_auth::{
     Caller,
     audit::{AuditEvent, Checkpoint, export::CONTENT_TYPE},
 };
-use modelyard_common::{Timestamp, error::Problem};
+use modelyard_common::{Timestamp, error::Problem, extract::Query};
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
-use super::extract::Query;
 use crate::{
     error::{Error, Result},
     model::{

@@ -9,9 +9,12 @@ use axum::{
 };
 use http::{HeaderValue, StatusCode, header};
 use modelyard_auth::Caller;
-use modelyard_common::error::Problem;
+use modelyard_common::{
+    error::Problem,
+    extract::{Body, Path, Query},
+};
 
-use super::extract::{Body, PageQuery, Path, Query};
+use super::page::PageQuery;
 use crate::{
     error::{Error, Result},
     model::{

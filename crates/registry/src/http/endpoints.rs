@@ -5,15 +5,15 @@ use std::sync::Arc;
 use axum::{Json, extract::State};
 use http::StatusCode;
 use modelyard_auth::Caller;
-use modelyard_common::error::Problem;
+use modelyard_common::{
+    error::Problem,
+    extract::{Body, Path, Query},
+};
 use serde::Deserialize;
 use serde_json::Value;
 use utoipa::IntoParams;
 
-use super::{
-    Declared,
-    extract::{Body, PageQuery, Path, Query},
-};
+use super::{Declared, page::PageQuery};
 use crate::{
     model::{
         endpoint::{EndpointResource, EndpointSpec},

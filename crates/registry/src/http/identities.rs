@@ -5,14 +5,14 @@ use std::sync::Arc;
 use axum::{Json, extract::State};
 use http::StatusCode;
 use modelyard_auth::{Caller, Principal};
-use modelyard_common::error::Problem;
+use modelyard_common::{
+    error::Problem,
+    extract::{Body, Path, Query, SecretBody},
+};
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
-use super::{
-    Declared,
-    extract::{Body, PageQuery, Path, Query, SecretBody},
-};
+use super::{Declared, page::PageQuery};
 use crate::{
     error::Error,
     model::{

@@ -5,11 +5,14 @@ use std::sync::Arc;
 use axum::{Json, extract::State};
 use http::StatusCode;
 use modelyard_auth::Caller;
-use modelyard_common::error::Problem;
+use modelyard_common::{
+    error::Problem,
+    extract::{Body, Path, Query},
+};
 use serde::Deserialize;
 use utoipa::ToSchema;
 
-use super::extract::{Body, PageQuery, Path, Query};
+use super::page::PageQuery;
 use crate::{
     error::{Error, Result},
     model::{

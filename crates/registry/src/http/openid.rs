@@ -10,12 +10,16 @@ use axum::{
 };
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header, request::Parts};
 use modelyard_auth::http::{SESSION_COOKIE, request_id};
-use modelyard_common::{ErrorKind, error::Problem, tls::Connection};
+use modelyard_common::{
+    ErrorKind,
+    error::Problem,
+    extract::{Path, Query},
+    tls::Connection,
+};
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 use utoipa_axum::{router::OpenApiRouter, routes};
 
-use super::extract::{Path, Query};
 use crate::{
     error::Error,
     openid::{COOKIE, COOKIE_PATH, Callback, MAX_AGE},

@@ -5,12 +5,12 @@ use std::sync::Arc;
 use axum::{Json, extract::State};
 use http::StatusCode;
 use modelyard_auth::Caller;
-use modelyard_common::error::Problem;
-
-use super::{
-    Declared,
-    extract::{Body, PageQuery, Path, Query, SecretBody},
+use modelyard_common::{
+    error::Problem,
+    extract::{Body, Path, Query, SecretBody},
 };
+
+use super::{Declared, page::PageQuery};
 use crate::{
     model::{
         page::Page,

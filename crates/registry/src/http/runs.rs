@@ -4,11 +4,14 @@ use std::sync::Arc;
 
 use axum::{Json, extract::State};
 use modelyard_auth::Caller;
-use modelyard_common::error::Problem;
+use modelyard_common::{
+    error::Problem,
+    extract::{Path, Query},
+};
 use serde::Deserialize;
 use utoipa::IntoParams;
 
-use super::extract::{PageQuery, Path, Query};
+use super::page::PageQuery;
 use crate::{
     model::{
         page::{Page, PageRequest},

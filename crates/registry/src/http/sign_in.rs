@@ -12,14 +12,11 @@ use modelyard_auth::{
     Caller, Via,
     http::{SESSION_COOKIE, is_same_site, refusal},
 };
-use modelyard_common::error::Problem;
+use modelyard_common::{error::Problem, extract::SecretBody};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::{
-    extract::SecretBody,
-    openid::{cookie, private},
-};
+use super::openid::{cookie, private};
 use crate::{
     error::Error,
     model::identity::IdentityKind,

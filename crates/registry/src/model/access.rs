@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use modelyard_auth::{Action, Grant, Kind, Subject, check_policy, check_role, is_built_in_role};
+use modelyard_auth::{ADMIN, Action, Grant, Kind, Subject, check_policy, check_role, is_built_in_role};
 use modelyard_common::{Timestamp, name::check_name};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -119,6 +119,11 @@ pub trait AccessSpec: Serialize + serde::de::DeserializeOwned + Send {
     fn subject(&self) -> Option<String> {
         None
     }
+
+    /// Whether who has it may do everything everywhere.
+    fn gives_admin_everywhere(&self) -> bool {
+        false
+    }
 }
 
 /// A role of an admin's making.
@@ -191,6 +196,10 @@ impl AccessSpec for RoleBindingSpec {
 
     fn subject(&self) -> Option<String> {
         Some(self.subject.to_string())
+    }
+
+    fn gives_admin_everywhere(&self) -> bool {
+        self.role == ADMIN && self.place == "*"
     }
 }
 

@@ -65,6 +65,11 @@ impl<K: Cursor> PageRequest<K> {
                 "limit is {limit}: ask for 1 to {MAX_PAGE} items at once"
             )));
         }
+        Self::up_to(limit, cursor)
+    }
+
+    /// A request for so many items, by a face with limits of its own.
+    pub(crate) fn up_to(limit: u32, cursor: Option<&str>) -> Result<Self> {
         let after = cursor.map(|text| {
             K::read(text).ok_or_else(|| {
                 Error::request("cursor is not one of this list: pass `next_cursor` of the page before it unchanged")

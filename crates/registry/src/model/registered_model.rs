@@ -14,6 +14,8 @@ use crate::{
 
 /// The only format of model files.
 pub const ONNX: &str = "onnx";
+/// The format of versions without a file that can be served, which clients of MLflow register.
+pub const NO_FILE: &str = "";
 /// The longest value of a tag of a version, in bytes.
 pub const MAX_TAG_BYTES: usize = 100_000;
 /// The most tags of a version.
@@ -55,9 +57,9 @@ pub struct ModelVersion {
     pub version: u32,
     /// What its maker said about it.
     pub description: String,
-    /// The format of its file: `onnx`.
+    /// The format of its file: `onnx`; empty: it has no file that can be served.
     pub format: String,
-    /// Its file: `sha256:` and 64 hexadecimal digits.
+    /// Its file: `sha256:` and 64 hexadecimal digits; empty: it has none.
     pub artifact_digest: String,
     /// The size of its file in bytes.
     pub artifact_size_bytes: u64,

@@ -10,7 +10,10 @@ use utoipa::ToSchema;
 
 use crate::{
     error::{Error, Result},
-    model::page::Cursor,
+    model::{
+        page::Cursor,
+        tracking::{Lifecycle, ModelMetric, PROXY_SCHEME, RunDataset, RunModel},
+    },
 };
 
 /// The longest name of an experiment or run, in bytes.
@@ -85,10 +88,28 @@ pub struct Experiment {
     pub project: String,
     /// Its name.
     pub name: String,
+    /// Whether it is there.
+    pub lifecycle: Lifecycle,
+    /// Where clients put its artifacts; empty: the server's own store.
+    pub artifact_location: String,
+    /// Notes.
+    pub tags: BTreeMap<String, String>,
     /// When it was created.
     pub created_at: Timestamp,
     /// When it was changed last.
     pub updated_at: Timestamp,
+}
+
+impl Experiment {
+    /// Where clients put artifacts of the experiment.
+    #[must_use]
+    pub fn artifact_root(&self) -> String {
+        if self.artifact_location.is_empty() {
+            format!("{PROXY_SCHEME}{}", self.experiment_id)
+        } else {
+            self.artifact_location.trim_end_matches('/').to_owned()
+        }
+    }
 }
 
 /// The value of a metric; NaN is written as the text `NaN`.
@@ -182,12 +203,18 @@ pub struct Run {
     pub experiment: String,
     /// Its name.
     pub name: String,
+    /// Who made it, as its client says; empty: that was not said.
+    pub user_id: String,
     /// Where it is in its life.
     pub status: RunStatus,
+    /// Whether it is there.
+    pub lifecycle: Lifecycle,
     /// When it started.
     pub start_time: Timestamp,
     /// When it ended; null while it goes on.
     pub end_time: Option<Timestamp>,
+    /// Where clients put its artifacts.
+    pub artifact_uri: String,
     /// What it was started with.
     pub params: BTreeMap<String, String>,
     /// The latest value of every metric.
@@ -196,6 +223,10 @@ pub struct Run {
     pub tags: BTreeMap<String, String>,
     /// The dataset versions that it has read.
     pub inputs: Vec<RunInput>,
+    /// The datasets that it has read and that are not on this server.
+    pub datasets: Vec<RunDataset>,
+    /// The logged models that it has read or made.
+    pub models: Vec<RunModel>,
 }
 
 /// A run's place in a list: newest first.
@@ -221,6 +252,15 @@ impl Cursor for RunPlace {
     }
 }
 
+/// The experiment of a new run.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ExperimentChoice {
+    /// The one with this name, which is created where it is missing.
+    Named(String),
+    /// The one with this number.
+    Numbered(i64),
+}
+
 /// A run to be created.
 #[derive(Debug, Clone)]
 pub struct NewRun {
@@ -228,10 +268,14 @@ pub struct NewRun {
     pub run_id: String,
     /// The project.
     pub project: String,
-    /// The name of its experiment, which is created where it is missing.
-    pub experiment: String,
+    /// Its experiment.
+    pub experiment: ExperimentChoice,
     /// Its name.
     pub name: String,
+    /// Who makes it, as the client says.
+    pub user_id: String,
+    /// When it started.
+    pub start_time: Timestamp,
     /// Notes.
     pub tags: BTreeMap<String, String>,
     /// What it reads; digests filled.
@@ -255,6 +299,8 @@ pub struct Batch {
     pub metrics: Vec<(String, MetricPoint)>,
     /// Tags, which replace those before them.
     pub tags: BTreeMap<String, String>,
+    /// Which of the metrics were measured on logged models.
+    pub model_metrics: Vec<ModelMetric>,
 }
 
 /// A digest over the parts of a request, to tell a repeated one from a changed one.

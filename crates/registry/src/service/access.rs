@@ -3,8 +3,10 @@
 use std::fmt::Write as _;
 
 use modelyard_auth::{
-    Action, BUILT_IN_ROLES, Caller, Kind, Principal, PrincipalKind, ProjectScope, Resource, ResourceKey, Via,
-    audit::clean_text,
+    ADMIN, Action, BUILT_IN_ROLES, Caller, Kind, Mode, Place, Principal, PrincipalKind, ProjectScope, Resource,
+    ResourceKey, Subject, Via, actions_of_built_in_role,
+    audit::{Operation, clean_text},
+    is_built_in_role,
 };
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -109,16 +111,16 @@ fn unknown(kind: AccessKind, name: &str) -> Error {
 }
 
 /// The roles that are always there.
-fn built_in_role(name: &str) -> Option<AccessResource<RoleSpec>> {
-    let name = BUILT_IN_ROLES.into_iter().find(|role| *role == name)?;
-    Some(AccessResource {
+fn built_in_role(name: &str) -> Result<AccessResource<RoleSpec>> {
+    let actions = actions_of_built_in_role(name).map_err(|error| Error::State(error.to_string()))?;
+    Ok(AccessResource {
         kind: AccessKind::Role.resource_kind(),
         name: name.to_owned(),
         project: None,
         built_in: true,
         spec: RoleSpec {
             description: "built in: `modelyard auth schema` prints its policy".to_owned(),
-            actions: [].into(),
+            actions: actions.iter().map(ToString::to_string).collect(),
         },
         created_at: None,
         updated_at: None,
@@ -136,6 +138,9 @@ impl Registry {
     ) -> Result<(Outcome, AccessResource<S>)> {
         caller.authorize(Action::AccessWrite, home(project))?;
         spec.check(project, name)?;
+        if S::KIND == AccessKind::RoleBinding && !spec.gives_admin_everywhere() {
+            self.keep_an_admin(project, name)?;
+        }
         let now = self.clock.now();
         let record = AccessRecord {
             kind: S::KIND,
@@ -146,7 +151,7 @@ impl Registry {
             created_at: now,
             updated_at: now,
         };
-        let mut event = event_of(caller, Action::AccessWrite.as_str(), S::KIND.as_str(), name);
+        let mut event = event_of(caller, Action::AccessWrite, Operation::Apply, S::KIND.as_str(), name);
         project.clone_into(&mut event.project);
         let outcome = self.stores.access.put_access(&record, &event).await?;
         if outcome != Outcome::Unchanged {
@@ -188,10 +193,13 @@ impl Registry {
     /// Removes a role binding, a policy or a role that nobody holds.
     pub async fn remove_access(&self, caller: &Caller, kind: AccessKind, project: &str, name: &str) -> Result<()> {
         caller.authorize(Action::AccessWrite, home(project))?;
-        if kind == AccessKind::Role && built_in_role(name).is_some() {
+        if kind == AccessKind::Role && is_built_in_role(name) {
             return Err(Error::State(format!("role `{name}` is built in and cannot be removed")));
         }
-        let mut event = event_of(caller, "access.delete", kind.as_str(), name);
+        if kind == AccessKind::RoleBinding {
+            self.keep_an_admin(project, name)?;
+        }
+        let mut event = event_of(caller, Action::AccessWrite, Operation::Delete, kind.as_str(), name);
         project.clone_into(&mut event.project);
         if !self.stores.access.remove_access(kind, project, name, &event).await? {
             return Err(unknown(kind, name));
@@ -200,13 +208,33 @@ impl Registry {
         self.know_change().await
     }
 
+    /// Refuses to take away the last binding that gives somebody `admin` everywhere, where people have to sign in. Who is in a
+    /// group only the provider knows.
+    fn keep_an_admin(&self, project: &str, name: &str) -> Result<()> {
+        let snapshot = self.access.snapshot();
+        let mut admins = snapshot
+            .state()
+            .bindings
+            .iter()
+            .filter(|binding| matches!(binding.subject, Subject::Principal(_)))
+            .filter(|binding| binding.grant.role == ADMIN && binding.grant.place == Place::Installation);
+        let (first, second) = (admins.next(), admins.next());
+        let is_last = project.is_empty() && first.is_some_and(|first| first.name == name) && second.is_none();
+        if is_last && self.access.mode() == Mode::SignIn {
+            return Err(Error::State(format!(
+                "role binding `{name}` is the last one that gives `{ADMIN}` at `*`: give it to somebody else first"
+            )));
+        }
+        Ok(())
+    }
+
     /// A role, also a built-in one.
     pub async fn get_role(&self, caller: &Caller, name: &str) -> Result<AccessResource<RoleSpec>> {
         caller.authorize(Action::AccessRead, Resource::INSTALLATION)?;
-        match built_in_role(name) {
-            Some(role) => Ok(role),
-            None => self.get_access(caller, "", name).await,
+        if is_built_in_role(name) {
+            return built_in_role(name);
         }
+        self.get_access(caller, "", name).await
     }
 
     /// The roles: on the first page the built-in ones, then those of an admin's making by name.
@@ -217,9 +245,8 @@ impl Registry {
     ) -> Result<Page<AccessResource<RoleSpec>>> {
         let mut listed = self.list_access(caller, "", page).await?;
         if page.after.is_none() {
-            listed
-                .items
-                .splice(0..0, BUILT_IN_ROLES.into_iter().filter_map(built_in_role));
+            let built_in = BUILT_IN_ROLES.into_iter().map(built_in_role);
+            listed.items.splice(0..0, built_in.collect::<Result<Vec<_>>>()?);
         }
         Ok(listed)
     }
@@ -241,12 +268,12 @@ impl Registry {
                 kind.word()
             )));
         }
-        let action = if is_sensitive {
-            "sensitive.mark"
+        let operation = if is_sensitive {
+            Operation::MarkSensitive
         } else {
-            "sensitive.unmark"
+            Operation::UnmarkSensitive
         };
-        let event = caller.event(action, &Resource::named(kind, project, name));
+        let event = caller.event(Action::AccessWrite, operation, &Resource::named(kind, project, name));
         let key = ResourceKey {
             kind,
             project: project.to_owned(),
@@ -353,6 +380,12 @@ fn reason(decision: &modelyard_auth::Decision) -> String {
         "it holds no role there".to_owned()
     } else {
         format!("it holds {}", decision.roles.join(", "))
+    };
+    // Writing to a string cannot fail.
+    let _ = match decision.scope_roles.as_deref() {
+        None => Ok(()),
+        Some([]) => write!(why, ", the token's scope gives no role there"),
+        Some(roles) => write!(why, ", the token's scope gives {}", roles.join(", ")),
     };
     // Writing to a string cannot fail.
     let _ = match (decision.allowed, decision.policies.is_empty()) {

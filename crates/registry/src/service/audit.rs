@@ -4,7 +4,10 @@ use std::{collections::BTreeMap, convert::Infallible, sync::Arc, time::Duration}
 
 use modelyard_auth::{
     Action, Caller, ProjectScope, Resource, TokenUse,
-    audit::{AuditEvent, Checkpoint, GENESIS, Hash, NewEvent, Problem, PublicKey, Report, SigningKey, Verifier, sign},
+    audit::{
+        AuditEvent, Checkpoint, GENESIS, Hash, NewEvent, Operation, Problem, PublicKey, Report, SigningKey, Verifier,
+        sign,
+    },
 };
 use modelyard_common::error::Chain;
 use serde::{Deserialize, Serialize};
@@ -28,7 +31,7 @@ const CHECKPOINT_EVENTS: u64 = 1000;
 /// How often is looked whether the head has to be signed.
 const CHECKPOINT_INTERVAL: Duration = Duration::from_secs(10);
 /// How many events are read at once to be verified or exported.
-const CHAIN_BATCH: u32 = 2000;
+const CHAIN_BATCH: u32 = 1000;
 /// The most parts of the chain that are verified at the same time.
 const MAX_PARTS: usize = 8;
 /// What a private key is sealed for.
@@ -52,7 +55,8 @@ pub struct Verification {
 impl Registry {
     /// Writes down that something sensitive is read, before it is.
     pub(super) async fn note_reading(&self, caller: &Caller, action: Action, resource: Resource<'_>) -> Result<()> {
-        self.append(vec![caller.event(action.as_str(), &resource)]).await
+        self.append(vec![caller.event(action, Operation::Read, &resource)])
+            .await
     }
 
     /// Adds events to the chain.
@@ -121,8 +125,8 @@ impl Registry {
     pub async fn sign_audit_chain(&self, caller: &Caller) -> Result<Checkpoint> {
         caller.authorize(Action::AuditSign, Resource::INSTALLATION)?;
         // Signing is an event, too: the signature covers it.
-        self.append(vec![caller.event(Action::AuditSign.as_str(), &Resource::INSTALLATION)])
-            .await?;
+        let event = caller.event(Action::AuditSign, Operation::Sign, &Resource::INSTALLATION);
+        self.append(vec![event]).await?;
         self.sign_head().await
     }
 
@@ -240,13 +244,13 @@ impl Registry {
         let mut part: Option<(Hash, Verifier)> = None;
         while after < end {
             let mut batch = self.stores.audit.chain_after(after, CHAIN_BATCH).await?;
-            batch.retain(|event| event.seq <= end);
-            let (Some(begin), Some(newest)) = (batch.first(), batch.last().map(|event| event.seq)) else {
+            batch.retain(|(seq, _)| *seq <= end);
+            let (Some((begin, event)), Some(newest)) = (batch.first(), batch.last().map(|(seq, _)| *seq)) else {
                 break;
             };
             let (prev, verifier) = part.take().unwrap_or_else(|| {
-                let verifier = Verifier::starting_at(keys.clone(), begin.seq, begin.prev_hash);
-                (begin.prev_hash, verifier)
+                let prev = event.as_ref().map_or(GENESIS, |event| event.prev_hash);
+                (prev, Verifier::starting_at(keys.clone(), *begin, prev))
             });
             let checkpoints = self.stores.audit.checkpoints(after + 1, newest).await?;
             let verifier = tokio::task::spawn_blocking(move || verify(verifier, &batch, &checkpoints)).await?;
@@ -287,11 +291,14 @@ fn unusable(error: &modelyard_auth::audit::Error) -> Error {
 }
 
 /// Verifies a piece of the chain with the signatures that belong to it.
-fn verify(mut verifier: Verifier, events: &[AuditEvent], checkpoints: &[Checkpoint]) -> Verifier {
+fn verify(mut verifier: Verifier, events: &[(u64, Result<AuditEvent>)], checkpoints: &[Checkpoint]) -> Verifier {
     let mut checkpoints = checkpoints.iter().peekable();
-    for event in events {
-        verifier.event(event);
-        while let Some(checkpoint) = checkpoints.next_if(|checkpoint| checkpoint.seq <= event.seq) {
+    for (seq, event) in events {
+        match event {
+            Ok(event) => verifier.event(event),
+            Err(error) => verifier.unreadable(*seq, error.to_string()),
+        }
+        while let Some(checkpoint) = checkpoints.next_if(|checkpoint| checkpoint.seq <= *seq) {
             verifier.checkpoint(checkpoint);
         }
     }

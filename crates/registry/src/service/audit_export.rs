@@ -6,7 +6,7 @@ use bytes::Bytes;
 use futures::{Stream, stream};
 use modelyard_auth::{
     Action, Caller, Resource,
-    audit::{AuditEvent, Checkpoint, GENESIS, export, ocsf::to_ocsf},
+    audit::{AuditEvent, Checkpoint, GENESIS, Operation, export, ocsf::to_ocsf},
 };
 use serde::Deserialize;
 use utoipa::ToSchema;
@@ -55,8 +55,12 @@ impl Exporter {
             return Ok(None);
         }
         let audit = &self.registry.stores.audit;
-        let mut events = audit.chain_after(self.seq, BATCH).await?;
-        events.retain(|event| event.seq <= self.end);
+        let mut events = Vec::new();
+        for (seq, event) in audit.chain_after(self.seq, BATCH).await? {
+            if seq <= self.end {
+                events.push(event?);
+            }
+        }
         let Some(last) = events.last().map(|event| event.seq) else {
             return Ok(None);
         };
@@ -107,8 +111,8 @@ impl Registry {
         format: ExportFormat,
     ) -> Result<impl Stream<Item = Result<Bytes>> + Send + 'static + use<>> {
         caller.authorize(Action::AuditRead, Resource::INSTALLATION)?;
-        self.append(vec![caller.event("audit.export", &Resource::INSTALLATION)])
-            .await?;
+        let event = caller.event(Action::AuditRead, Operation::Export, &Resource::INSTALLATION);
+        self.append(vec![event]).await?;
         let end = self.sign_head().await?.seq;
         let exporter = Exporter {
             registry: self,

@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use modelyard_artifacts::Digest;
-use modelyard_auth::{Action, Caller, Kind, Resource};
+use modelyard_auth::{Action, Caller, Kind, Resource, audit::Operation};
 use modelyard_common::name::check_name;
 use modelyard_stats::Profile;
 use serde::Deserialize;
@@ -176,7 +176,8 @@ impl Registry {
             files: draft.files,
             base: base_version,
             event: caller.event(
-                "dataset-version.create",
+                Action::DatasetWrite,
+                Operation::Create,
                 &Resource::named(Kind::Dataset, project, dataset),
             ),
             now: self.clock.now(),

@@ -1,31 +1,26 @@
 //! The desired state as it changes: read once for all who watch.
 
-use std::{convert::Infallible, sync::Arc, time::Duration};
+use std::{convert::Infallible, sync::Arc};
 
 use futures::{Stream, stream};
 use modelyard_auth::{Action, Caller, Resource};
-use modelyard_common::{error::Chain, readiness::Gate};
+use modelyard_common::readiness::Gate;
 use tokio::{
     sync::{Mutex, Notify, watch},
     time::Instant,
 };
 use tokio_util::sync::CancellationToken;
 
-use super::Registry;
+use super::{
+    Registry,
+    follow::{HEARTBEAT, check_node, follow},
+};
 use crate::{
-    error::{Error, Result},
+    error::Result,
     metrics,
-    model::{
-        desired::{DesiredState, Difference},
-        report::MAX_NODE_BYTES,
-    },
+    model::desired::{DesiredState, Difference},
     store::Stores,
 };
-
-/// How often those who watch hear something, at least.
-pub const HEARTBEAT: Duration = Duration::from_secs(5);
-/// How often the database is asked for changes that other processes made.
-pub const POLL: Duration = Duration::from_millis(500);
 
 /// The desired state, kept up to date.
 pub struct Desired {
@@ -52,22 +47,9 @@ impl Desired {
         self.changed.notify_one();
     }
 
-    /// Follows the database until `soft` is cancelled. `gate` is open as long as the database answers.
+    /// Follows the database until `soft` is cancelled. `gate` is open as long as it can be read.
     pub async fn run(self: Arc<Self>, gate: Gate, soft: CancellationToken) -> Result<(), Infallible> {
-        loop {
-            tokio::select! {
-                () = soft.cancelled() => return Ok(()),
-                () = self.changed.notified() => {}
-                () = tokio::time::sleep(POLL) => {}
-            }
-            match self.catch_up().await {
-                Ok(()) => gate.open(),
-                Err(error) => {
-                    tracing::warn!(error = %Chain(&error), "the desired state cannot be read: trying again");
-                    gate.close("the database does not answer");
-                }
-            }
-        }
+        follow("the desired state", &self.changed, || self.catch_up(), gate, soft).await
     }
 
     /// Reads the state if there is a newer one.
@@ -173,12 +155,7 @@ impl Registry {
     ) -> Result<impl Stream<Item = Update> + Send + 'static + use<>> {
         self.enter(caller, Action::EndpointWatch, Resource::INSTALLATION)
             .await?;
-        if node.len() > MAX_NODE_BYTES {
-            return Err(Error::request(format!(
-                "the name of the node has {} bytes: use at most {MAX_NODE_BYTES}",
-                node.len()
-            )));
-        }
+        check_node(node)?;
         // The caller may know a revision from another process that this one has not seen yet.
         self.desired.catch_up().await?;
         let mut states = self.desired.state.subscribe();

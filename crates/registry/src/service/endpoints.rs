@@ -1,6 +1,6 @@
 //! Endpoints as desired state, and what the gateways made of it.
 
-use modelyard_auth::{Action, Caller, Kind, Resource};
+use modelyard_auth::{Action, Caller, Kind, Resource, audit::Operation};
 use modelyard_common::name::check_name;
 use serde_json::Value;
 
@@ -35,7 +35,11 @@ impl Registry {
         .await?;
         let key = endpoint_key(project, name)?;
         let spec = EndpointSpec::read(name, spec)?;
-        let event = caller.event("endpoint.apply", &Resource::named(Kind::Endpoint, project, name));
+        let event = caller.event(
+            Action::EndpointWrite,
+            Operation::Apply,
+            &Resource::named(Kind::Endpoint, project, name),
+        );
         let outcome = self.stores.endpoints.put_endpoint(&key, &spec, &event).await?;
         if outcome != Outcome::Unchanged {
             self.desired.notify();
@@ -103,7 +107,11 @@ impl Registry {
         )
         .await?;
         let key = endpoint_key(project, name)?;
-        let event = caller.event("endpoint.delete", &Resource::named(Kind::Endpoint, project, name));
+        let event = caller.event(
+            Action::EndpointWrite,
+            Operation::Delete,
+            &Resource::named(Kind::Endpoint, project, name),
+        );
         if !self.stores.endpoints.delete_endpoint(&key, &event).await? {
             return Err(no_endpoint(name));
         }

@@ -2,7 +2,7 @@
 
 use modelyard_auth::{
     Action, Caller, Resource, Via,
-    audit::NewEvent,
+    audit::{NewEvent, Operation},
     password::{PasswordHash, check_password, hash},
 };
 
@@ -17,8 +17,8 @@ use crate::{
 };
 
 /// The event of something that was done to what belongs to the installation.
-pub(super) fn event_of(caller: &Caller, action: &str, kind: &str, name: &str) -> NewEvent {
-    let mut event = caller.event(action, &Resource::INSTALLATION);
+pub(super) fn event_of(caller: &Caller, action: Action, operation: Operation, kind: &str, name: &str) -> NewEvent {
+    let mut event = caller.event(action, operation, &Resource::INSTALLATION);
     kind.clone_into(&mut event.resource_kind);
     name.clone_into(&mut event.resource);
     event
@@ -40,7 +40,7 @@ impl Registry {
                 "you cannot disable yourself: let another admin do it".to_owned(),
             ));
         }
-        let event = event_of(caller, Action::IdentityWrite.as_str(), kind.as_str(), name);
+        let event = event_of(caller, Action::IdentityWrite, Operation::Apply, kind.as_str(), name);
         let outcome = self.stores.identities.put_identity(kind, name, spec, &event).await?;
         if outcome != Outcome::Unchanged {
             self.know_change().await?;
@@ -81,7 +81,7 @@ impl Registry {
                 "you cannot remove yourself: let another admin do it".to_owned(),
             ));
         }
-        let event = event_of(caller, "identity.delete", kind.as_str(), name);
+        let event = event_of(caller, Action::IdentityWrite, Operation::Delete, kind.as_str(), name);
         if !self.stores.identities.remove_identity(kind, name, &event).await? {
             return Err(no_identity(kind, name));
         }
@@ -115,7 +115,13 @@ impl Registry {
             }
         }
         let hash = self.hash_password(password.to_owned()).await?;
-        let event = event_of(caller, "password.change", IdentityKind::User.as_str(), name);
+        let event = event_of(
+            caller,
+            Action::IdentityWrite,
+            Operation::ChangePassword,
+            IdentityKind::User.as_str(),
+            name,
+        );
         if !self
             .stores
             .identities

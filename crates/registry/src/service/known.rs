@@ -9,7 +9,7 @@ use std::{
 use bytes::Bytes;
 use futures::{Stream, stream};
 use modelyard_auth::{Access, Action, Caller, Resource, State};
-use modelyard_common::{clock::SharedClock, error::Chain, readiness::Gate};
+use modelyard_common::{clock::SharedClock, readiness::Gate};
 use tokio::{
     sync::{Mutex, Notify, watch},
     time::Instant,
@@ -18,12 +18,11 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     Registry,
-    desired::{HEARTBEAT, POLL},
+    follow::{HEARTBEAT, check_node, follow},
 };
 use crate::{
     error::{Error, Result},
     metrics,
-    model::report::MAX_NODE_BYTES,
     store::Stores,
 };
 
@@ -82,22 +81,9 @@ impl Known {
         self.changed.notify_one();
     }
 
-    /// Follows the database until `soft` is cancelled. `gate` is open as long as the database answers.
+    /// Follows the database until `soft` is cancelled. `gate` is open as long as it can be read.
     pub(crate) async fn run(self: Arc<Self>, gate: Gate, soft: CancellationToken) -> Result<(), Infallible> {
-        loop {
-            tokio::select! {
-                () = soft.cancelled() => return Ok(()),
-                () = self.changed.notified() => {}
-                () = tokio::time::sleep(POLL) => {}
-            }
-            match self.catch_up().await {
-                Ok(()) => gate.open(),
-                Err(error) => {
-                    tracing::warn!(error = %Chain(&error), "who may do what cannot be read: the last state stays, trying again");
-                    gate.close("the identities cannot be read");
-                }
-            }
-        }
+        follow("who may do what", &self.changed, || self.catch_up(), gate, soft).await
     }
 
     /// Reads the state if there is a newer one.
@@ -190,12 +176,7 @@ impl Registry {
         since_revision: u64,
     ) -> Result<impl Stream<Item = AccessUpdate> + Send + 'static + use<>> {
         caller.authorize(Action::AccessWatch, Resource::INSTALLATION)?;
-        if node.len() > MAX_NODE_BYTES {
-            return Err(Error::request(format!(
-                "the name of the node has {} bytes: use at most {MAX_NODE_BYTES}",
-                node.len()
-            )));
-        }
+        check_node(node)?;
         self.known.catch_up().await?;
         let mut states = self.known.told.subscribe();
         let present = states.borrow_and_update().revision;

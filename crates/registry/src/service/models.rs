@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use modelyard_auth::{Action, Caller, Kind, Resource};
+use modelyard_auth::{Action, Caller, Kind, Resource, audit::Operation};
 use modelyard_common::name::check_name;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -157,7 +157,7 @@ impl Registry {
             idempotency_key: key,
             request_digest: digest,
             changed_by: caller.principal().to_string(),
-            event: caller.event("model-version.create", &resource),
+            event: caller.event(Action::ModelWrite, Operation::Create, &resource),
             now: self.clock.now(),
         };
         let (version, created) = self.stores.models.create_model_version(&version).await?;
@@ -265,12 +265,28 @@ impl Registry {
             .await?;
         check_name("a model", model)?;
         check_alias(alias)?;
+        self.point_alias(caller, project, model, alias, version).await
+    }
+
+    /// Points an alias at a version, for a caller that may do that and with names that were checked.
+    pub(super) async fn point_alias(
+        &self,
+        caller: &Caller,
+        project: &str,
+        model: &str,
+        alias: &str,
+        version: u32,
+    ) -> Result<Option<u32>> {
         let request = AliasRequest {
             project,
             model,
             alias,
             changed_by: &caller.principal().to_string(),
-            event: &caller.event("alias.set", &Resource::named(Kind::Model, project, model)),
+            event: &caller.event(
+                Action::AliasWrite,
+                Operation::Apply,
+                &Resource::named(Kind::Model, project, model),
+            ),
             now: self.clock.now(),
         };
         let previous = self.stores.models.set_alias(&request, version).await?;
@@ -287,21 +303,37 @@ impl Registry {
             .await?;
         check_name("a model", model)?;
         check_alias(alias)?;
+        match self.drop_alias(caller, project, model, alias).await? {
+            Some(_) => Ok(()),
+            None => Err(no_alias(model, &Selector::Alias(alias.to_owned()))),
+        }
+    }
+
+    /// Removes an alias, for a caller that may do that and with names that were checked; where it pointed.
+    pub(super) async fn drop_alias(
+        &self,
+        caller: &Caller,
+        project: &str,
+        model: &str,
+        alias: &str,
+    ) -> Result<Option<u32>> {
         let request = AliasRequest {
             project,
             model,
             alias,
             changed_by: &caller.principal().to_string(),
-            event: &caller.event("alias.remove", &Resource::named(Kind::Model, project, model)),
+            event: &caller.event(
+                Action::AliasWrite,
+                Operation::Delete,
+                &Resource::named(Kind::Model, project, model),
+            ),
             now: self.clock.now(),
         };
-        match self.stores.models.remove_alias(&request).await? {
-            Some(_) => {
-                self.alias_changed();
-                Ok(())
-            }
-            None => Err(no_alias(model, &Selector::Alias(alias.to_owned()))),
+        let previous = self.stores.models.remove_alias(&request).await?;
+        if previous.is_some() {
+            self.alias_changed();
         }
+        Ok(previous)
     }
 
     fn alias_changed(&self) {

@@ -297,7 +297,7 @@ impl Registry {
     async fn make_exchanged(
         &self,
         accepted: &Accepted,
-        mut details: Value,
+        details: Value,
         origin: &Origin,
     ) -> Result<(ExchangedAs, Exchanged)> {
         let now = self.clock.now();
@@ -308,10 +308,8 @@ impl Registry {
         event.actor = Principal::service_account(&accepted.service_account).to_string();
         "service-account".clone_into(&mut event.resource_kind);
         event.resource.clone_from(&accepted.service_account);
-        if let Some(details) = details.as_object_mut() {
-            details.insert("token".to_owned(), Value::from(row.id.as_str()));
-        }
         event.details = details;
+        event.add_detail("token", row.id.as_str());
         let new = NewExchange {
             service_account: &accepted.service_account,
             token: row,
@@ -355,11 +353,9 @@ impl Registry {
         event.outcome = Outcome::Failed;
         event.reason = Some(reason.to_owned());
         event.details = details;
-        if let Some(details) = event.details.as_object_mut() {
-            details.insert("problem".to_owned(), Value::from(problem));
-            if passed_over > 0 {
-                details.insert("passed_over".to_owned(), Value::from(passed_over));
-            }
+        event.add_detail("problem", problem);
+        if passed_over > 0 {
+            event.add_detail("passed_over", passed_over);
         }
         if let Err(error) = self.append(vec![event]).await {
             tracing::error!(error = %modelyard_common::error::Chain(&error), "a failure to sign in is not in the audit chain");

@@ -7,6 +7,7 @@ use std::{
 
 use modelyard_auth::{
     Action, Caller, Resource, Throttle,
+    audit::Operation,
     password::{PasswordHash, verify_nobody},
     token::{Token, TokenKind},
 };
@@ -26,6 +27,8 @@ use crate::{
 
 /// The action in the audit chain.
 pub(super) const SIGN_IN: &str = "sign-in";
+/// The action in the audit chain.
+const SIGN_OUT: &str = "sign-out";
 /// The longest name that is looked up, in bytes.
 const MAX_NAME_BYTES: usize = modelyard_auth::MAX_IDENTITY_BYTES;
 
@@ -112,12 +115,15 @@ impl Registry {
                 "there is no session to end: you did not come with one".to_owned(),
             ));
         };
-        let event = event_of(
+        let mut event = event_of(
             caller,
-            "sign-out",
+            Action::IdentityWrite,
+            Operation::Revoke,
             IdentityKind::User.as_str(),
             caller.principal().name(),
         );
+        // It takes no permission.
+        SIGN_OUT.clone_into(&mut event.action);
         if let Some(revision) = self.stores.tokens.revoke_token(id, &event).await? {
             self.know(revision).await;
         }

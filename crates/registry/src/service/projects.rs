@@ -1,6 +1,6 @@
 //! Projects.
 
-use modelyard_auth::{Action, Caller, Resource};
+use modelyard_auth::{Action, Caller, Resource, audit::Operation};
 
 use super::Registry;
 use crate::{
@@ -23,7 +23,7 @@ impl Registry {
         };
         caller.authorize(Action::ProjectWrite, place)?;
         spec.check(name)?;
-        let event = caller.event(Action::ProjectWrite.as_str(), &Resource::project(name));
+        let event = caller.event(Action::ProjectWrite, Operation::Apply, &Resource::project(name));
         let outcome = self.stores.projects.put_project(name, spec, &event).await?;
         if outcome != Outcome::Unchanged {
             self.know_change().await?;
@@ -56,7 +56,7 @@ impl Registry {
                 "project `{DEFAULT_PROJECT}` is always there and cannot be removed"
             )));
         }
-        let event = caller.event("project.delete", &Resource::project(name));
+        let event = caller.event(Action::ProjectWrite, Operation::Delete, &Resource::project(name));
         if !self.stores.projects.remove_project(name, &event).await? {
             return Err(modelyard_auth::Error::Project(name.to_owned()).into());
         }

@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use modelyard_auth::{Action, Caller, Kind, Resource};
-use modelyard_common::name::check_name;
+use modelyard_auth::{Action, Caller, Kind, Resource, audit::Operation};
+use modelyard_common::{Timestamp, name::check_name};
 use serde::Serialize;
 
 use super::Registry;
@@ -14,11 +14,12 @@ use crate::{
         page::{Page, PageRequest},
         registered_model::idempotency_key,
         run::{
-            Batch, Experiment, MAX_BATCH, MAX_BATCH_TEXTS, MAX_INPUTS, MAX_TAG_BYTES, MetricPlace, MetricPoint,
-            MetricValue, NewRun, Run, RunInput, RunPlace, RunStatus, check_key, check_text, check_title,
+            Batch, Experiment, ExperimentChoice, MAX_BATCH, MAX_BATCH_TEXTS, MAX_INPUTS, MAX_TAG_BYTES, MetricPlace,
+            MetricPoint, MetricValue, NewRun, Run, RunInput, RunPlace, RunStatus, check_key, check_text, check_title,
             request_digest,
         },
     },
+    store::no_run,
 };
 
 /// How many of the last digits of a run's id name it when the caller does not.
@@ -27,10 +28,19 @@ const NAMING_DIGITS: usize = 8;
 /// A run to be created.
 #[derive(Debug, Clone, Default, Serialize)]
 pub struct RunRequest {
-    /// The name of the experiment, which is created where it is missing.
+    /// The experiment: by name, which is created where it is missing.
     pub experiment: String,
+    /// The number of the experiment, instead of its name.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub experiment_number: Option<i64>,
     /// The name of the run; empty: one is made up.
     pub name: String,
+    /// Who makes it, as the client says.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub user_id: String,
+    /// When it started; none: now.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub start_time: Option<Timestamp>,
     /// Notes.
     pub tags: BTreeMap<String, String>,
     /// What it reads.
@@ -55,7 +65,13 @@ impl Registry {
     #[tracing::instrument(name = "registry.create_run", level = "debug", skip_all, fields(%project))]
     pub async fn create_run(&self, caller: &Caller, project: &str, request: RunRequest) -> Result<Run> {
         self.enter(caller, Action::RunWrite, Resource::project(project)).await?;
-        check_title("an experiment", &request.experiment)?;
+        let experiment = match request.experiment_number {
+            Some(number) => ExperimentChoice::Numbered(number),
+            None => {
+                check_title("an experiment", &request.experiment)?;
+                ExperimentChoice::Named(request.experiment.clone())
+            }
+        };
         if !request.name.is_empty() {
             check_title("a run", &request.name)?;
         }
@@ -70,6 +86,7 @@ impl Registry {
         let digest = request_digest(&request);
         let inputs = self.find_inputs(project, &request.inputs).await?;
         let run_id = self.ids.next().simple().to_string();
+        let now = self.clock.now();
         let name = if request.name.is_empty() {
             format!("run-{}", &run_id[run_id.len() - NAMING_DIGITS..])
         } else {
@@ -77,15 +94,21 @@ impl Registry {
         };
         let run = NewRun {
             project: project.to_owned(),
-            experiment: request.experiment,
+            experiment,
             name,
+            user_id: request.user_id,
+            start_time: request.start_time.unwrap_or(now),
             tags: request.tags,
             inputs,
-            event: caller.event("run.create", &Resource::named(Kind::Run, project, &run_id)),
+            event: caller.event(
+                Action::RunWrite,
+                Operation::Create,
+                &Resource::named(Kind::Run, project, &run_id),
+            ),
             run_id,
             idempotency_key: key,
             request_digest: digest,
-            now: self.clock.now(),
+            now,
         };
         let run = self.stores.runs.create_run(&run).await?;
         ::metrics::counter!(metrics::RUNS).increment(1);
@@ -125,6 +148,9 @@ impl Registry {
             // JSON has no infinity; NaN stays and is told apart when it is stored.
             point.value = MetricValue(point.value.0.clamp(f64::MIN, f64::MAX));
         }
+        for metric in &mut batch.model_metrics {
+            metric.point.value = MetricValue(metric.point.value.0.clamp(f64::MIN, f64::MAX));
+        }
         self.stores.runs.log_batch(project, run_id, &batch).await?;
         ::metrics::counter!(metrics::METRIC_POINTS).increment(metrics as u64);
         Ok(())
@@ -140,7 +166,11 @@ impl Registry {
                 status.as_str()
             )));
         }
-        let event = caller.event("run.finish", &Resource::named(Kind::Run, project, run_id));
+        let event = caller.event(
+            Action::RunWrite,
+            Operation::Finish,
+            &Resource::named(Kind::Run, project, run_id),
+        );
         self.stores.runs.finish_run(project, run_id, status, &event).await
     }
 
@@ -149,7 +179,7 @@ impl Registry {
         self.enter(caller, Action::RunRead, Resource::named(Kind::Run, project, run_id))
             .await?;
         let run = self.stores.runs.find_run(project, run_id).await?;
-        run.ok_or_else(|| Error::not_found("run", run_id, "check its id"))
+        run.ok_or_else(|| no_run(run_id))
     }
 
     /// The runs of a project or of one of its experiments, newest first.
@@ -176,7 +206,7 @@ impl Registry {
         self.enter(caller, Action::RunRead, Resource::named(Kind::Run, project, run_id))
             .await?;
         let history = self.stores.runs.metric_history(project, run_id, key, page).await?;
-        history.ok_or_else(|| Error::not_found("run", run_id, "check its id"))
+        history.ok_or_else(|| no_run(run_id))
     }
 
     /// The experiments by id.

@@ -1,6 +1,6 @@
 //! Secrets that pipelines and channels use: sealed at rest, told to nobody but the services that use them.
 
-use modelyard_auth::{Action, Caller, Kind, Resource, seal::SealError};
+use modelyard_auth::{Action, Caller, Kind, Resource, audit::Operation, seal::SealError};
 use modelyard_common::{error::Chain, name::check_name};
 
 use super::{Registry, audit::KEY_CONTEXT};
@@ -51,7 +51,7 @@ impl Registry {
                 .map_err(|error| sealed(&error))?,
         };
         // No digest of the value: a weak one could be guessed from it.
-        let event = caller.event(Action::SecretWrite.as_str(), &resource);
+        let event = caller.event(Action::SecretWrite, Operation::Apply, &resource);
         let outcome = self.stores.secrets.put_secret(&secret, &event).await?;
         tracing::info!(project, secret = name, ?outcome, "secret set");
         let entry = self.stores.secrets.find_secret(project, name).await?;
@@ -73,7 +73,7 @@ impl Registry {
     pub async fn remove_secret(&self, caller: &Caller, project: &str, name: &str) -> Result<()> {
         let resource = Resource::named(Kind::Secret, project, name);
         caller.authorize(Action::SecretWrite, resource)?;
-        let event = caller.event("secret.delete", &resource);
+        let event = caller.event(Action::SecretWrite, Operation::Delete, &resource);
         if !self.stores.secrets.remove_secret(project, name, &event).await? {
             return Err(no_secret(name));
         }
@@ -85,7 +85,7 @@ impl Registry {
     pub async fn open_secret(&self, caller: &Caller, project: &str, name: &str) -> Result<Vec<u8>> {
         let resource = Resource::named(Kind::Secret, project, name);
         caller.authorize(Action::SecretOpen, resource)?;
-        let event = caller.event(Action::SecretOpen.as_str(), &resource);
+        let event = caller.event(Action::SecretOpen, Operation::Read, &resource);
         let found = self.stores.secrets.open_secret(project, name, &event).await?;
         let found = found.ok_or_else(|| no_secret(name))?;
         self.keys

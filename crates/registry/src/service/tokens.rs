@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use modelyard_auth::{
     Action, Caller, Grant, Principal, PrincipalKind, Resource, Via,
+    audit::Operation,
+    is_built_in_role,
     token::{Token, TokenKind},
 };
 use modelyard_common::{Timestamp, name::check_name};
@@ -77,6 +79,20 @@ fn owner_kind(owner: &Principal) -> Option<IdentityKind> {
     }
 }
 
+/// Refuses what opens nothing because it is misspelled. Whether there is a project without a role for the caller is not told.
+fn check_grant(caller: &Caller, grant: &Grant) -> Result<()> {
+    let is_known = is_built_in_role(&grant.role) || caller.snapshot().state().roles.contains_key(&grant.role);
+    if !is_known {
+        return Err(Error::request(format!(
+            "the scope `{grant}` names a role that does not exist: list them with `modelyard get roles`"
+        )));
+    }
+    match grant.place.project() {
+        Some(project) if !caller.sees(project) => Err(modelyard_auth::Error::Project(project.to_owned()).into()),
+        _ => Ok(()),
+    }
+}
+
 impl Registry {
     /// Makes an API token. Everybody makes their own, as long as they came with all their rights; an admin makes those of
     /// service accounts.
@@ -111,17 +127,18 @@ impl Registry {
                 "a scope has 1 to {MAX_SCOPE} grants: leave it out for all rights"
             )));
         }
+        for grant in order.scope.iter().flatten() {
+            check_grant(caller, grant)?;
+        }
         let expires_at = order.expires_at(self.clock.now())?;
         let token = Token::generate(TokenKind::Api).map_err(|error| Error::State(error.to_string()))?;
         let row = self.token_row(&token, order.name.clone(), order.scope.clone(), expires_at);
-        let mut event = event_of(caller, "token.create", TOKEN, &row.id);
-        if let Some(details) = event.details.as_object_mut() {
-            details.insert("owner".to_owned(), owner.to_string().into());
-            details.insert("name".to_owned(), order.name.as_str().into());
-            if let Some(scope) = &order.scope {
-                let scope: Vec<String> = scope.iter().map(ToString::to_string).collect();
-                details.insert("scope".to_owned(), scope.join(" ").into());
-            }
+        let mut event = event_of(caller, Action::IdentityWrite, Operation::Create, TOKEN, &row.id);
+        event.add_detail("owner", owner.to_string());
+        event.add_detail("name", order.name.as_str());
+        if let Some(scope) = &order.scope {
+            let scope: Vec<String> = scope.iter().map(ToString::to_string).collect();
+            event.add_detail("scope", scope.join(" "));
         }
         let created_by = caller.principal().to_string();
         let made = self
@@ -175,10 +192,8 @@ impl Registry {
             return Err(unknown());
         }
         let token = token.ok_or_else(unknown)?;
-        let mut event = event_of(caller, "token.revoke", TOKEN, id);
-        if let Some(details) = event.details.as_object_mut() {
-            details.insert("owner".to_owned(), token.owner.to_string().into());
-        }
+        let mut event = event_of(caller, Action::IdentityWrite, Operation::Revoke, TOKEN, id);
+        event.add_detail("owner", token.owner.to_string());
         if let Some(revision) = self.stores.tokens.revoke_token(id, &event).await? {
             self.know(revision).await;
             tracing::info!(token = id, "token revoked");

@@ -5,15 +5,16 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use async_trait::async_trait;
 use conditional_trait_gen::trait_gen;
 use modelyard_auth::{
-    Binding, Identity as KnownIdentity, Kind, Principal, ResourceKey, State, TokenEntry,
+    Binding, Identity as KnownIdentity, Kind, Principal, PrincipalKind, ResourceKey, State, Subject, TokenEntry,
     audit::NewEvent,
+    is_built_in_role,
     token::{TokenHash, TokenKind},
 };
 use modelyard_common::Timestamp;
 use modelyard_db::{Pools, PostgresPools, SqlitePools, Transaction};
 use serde_json::Value;
 
-use super::{SqlStore, audit::change_of_json, json, number, to_json, word};
+use super::{SqlStore, json, number, to_json, word};
 use crate::{
     error::{Error, Result},
     model::{
@@ -51,6 +52,24 @@ pub trait AccessStore: Send + Sync {
     async fn mark_sensitive(&self, key: &ResourceKey, is_sensitive: bool, event: &NewEvent) -> Result<bool>;
     /// What is marked in a project.
     async fn list_sensitive(&self, project: &str) -> Result<Vec<SensitiveMark>>;
+}
+
+/// The event with who holds which role where, of a role binding; other kinds have none of these.
+fn told(event: &NewEvent, spec: &Value) -> NewEvent {
+    let mut event = event.clone();
+    for field in ["subject", "role", "place"] {
+        if let Some(text) = spec.get(field).and_then(Value::as_str) {
+            event.add_detail(field, text);
+        }
+    }
+    event
+}
+
+fn must_exist(known: i64, what: &str, name: &str, remedy: &str) -> Result<()> {
+    if known > 0 {
+        return Ok(());
+    }
+    Err(Error::request(format!("{what} `{name}` does not exist: {remedy}")))
 }
 
 #[derive(sqlx::FromRow)]
@@ -146,6 +165,42 @@ impl SqlStore<P> {
     pub(super) async fn raise_access(tx: &mut Transaction<<P as Pools>::Db>) -> Result<u64> {
         let query = sqlx::query_scalar("UPDATE counter SET value = value + 1 WHERE name = 'access' RETURNING value");
         number("revision of access", query.fetch_one(&mut **tx).await?)
+    }
+
+    /// Refuses to bind what does not exist: it would give nothing, and nobody would notice. Groups are the provider's.
+    async fn check_binding(tx: &mut Transaction<<P as Pools>::Db>, spec: &Value) -> Result<()> {
+        let binding: RoleBindingSpec = serde_json::from_value(spec.clone())
+            .map_err(|_| modelyard_db::Error::value("role binding", &spec.to_string()))?;
+        if !is_built_in_role(&binding.role) {
+            let known = sqlx::query_scalar("SELECT COUNT(*) FROM access_resource WHERE kind = $1 AND name = $2")
+                .bind(AccessKind::Role.as_str())
+                .bind(&binding.role);
+            let remedy = "declare it first, or give one of `modelyard get roles`";
+            must_exist(known.fetch_one(&mut **tx).await?, "role", &binding.role, remedy)?;
+        }
+        if let Subject::Principal(principal) = &binding.subject {
+            let kind = if principal.kind() == PrincipalKind::ServiceAccount {
+                IdentityKind::ServiceAccount.as_str()
+            } else {
+                IdentityKind::User.as_str()
+            };
+            let known = sqlx::query_scalar("SELECT COUNT(*) FROM identity WHERE kind = $1 AND name = $2")
+                .bind(kind)
+                .bind(principal.name());
+            let remedy = "create it first, or bind a group for those who sign in at a provider";
+            must_exist(
+                known.fetch_one(&mut **tx).await?,
+                "subject",
+                &binding.subject.to_string(),
+                remedy,
+            )?;
+        }
+        if let Some(project) = binding.grant()?.place.project() {
+            let known =
+                sqlx::query_scalar("SELECT COUNT(*) FROM project WHERE name = $1 AND removed_at IS NULL").bind(project);
+            must_exist(known.fetch_one(&mut **tx).await?, "project", project, "create it first")?;
+        }
+        Ok(())
     }
 
     async fn identities(tx: &mut Transaction<<P as Pools>::Db>) -> Result<BTreeMap<Principal, KnownIdentity>> {
@@ -250,6 +305,9 @@ impl AccessStore for SqlStore<P> {
                 )));
             }
         }
+        if record.kind == AccessKind::RoleBinding {
+            Self::check_binding(&mut tx, &record.spec).await?;
+        }
         sqlx::query(
             "INSERT INTO access_resource (kind, project, name, spec, subject, created_at, updated_at)
              VALUES ($1, $2, $3, $4, $5, $6, $7)
@@ -269,7 +327,8 @@ impl AccessStore for SqlStore<P> {
             .as_ref()
             .map(|present| to_json("spec", &present.spec))
             .transpose()?;
-        Self::append_audit(&mut tx, &change_of_json(event, before.as_deref(), Some(&spec))).await?;
+        let event = told(event, &record.spec).with_digests(before.as_deref(), Some(&spec));
+        Self::append_audit(&mut tx, &event).await?;
         tx.commit().await?;
         Ok(if present.is_some() {
             Outcome::Updated
@@ -340,7 +399,9 @@ impl AccessStore for SqlStore<P> {
         let Some(spec) = removed else {
             return Ok(false);
         };
-        Self::append_audit(&mut tx, &change_of_json(event, Some(&spec), None)).await?;
+        let removed: Value = json("spec", &spec)?;
+        let event = told(event, &removed);
+        Self::append_audit(&mut tx, &event.with_digests(Some(&spec), None)).await?;
         tx.commit().await?;
         Ok(true)
     }

@@ -5,11 +5,10 @@ use std::collections::HashSet;
 
 use async_trait::async_trait;
 use conditional_trait_gen::trait_gen;
-use modelyard_artifacts::Digest;
 use modelyard_auth::audit::{AuditEvent, Checkpoint, Hash, NewEvent, Outcome, link};
 use modelyard_common::Timestamp;
 use modelyard_db::{Pools, PostgresPools, SqlitePools, Transaction};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use sqlx::QueryBuilder;
 
@@ -34,8 +33,9 @@ pub trait AuditStore: Send + Sync {
     async fn append_events(&self, events: &[NewEvent]) -> Result<usize>;
     /// The events that a filter lets through, the newest first.
     async fn list_audit_events(&self, filter: &AuditFilter, page: &PageRequest<u64>) -> Result<Page<AuditEvent>>;
-    /// The events after a number, in their order; `limit` at most.
-    async fn chain_after(&self, seq: u64, limit: u32) -> Result<Vec<AuditEvent>>;
+    /// The numbers after a number, in their order, and their events, or what is wrong with those that were made unreadable;
+    /// `limit` at most.
+    async fn chain_after(&self, seq: u64, limit: u32) -> Result<Vec<(u64, Result<AuditEvent>)>>;
     /// The number and the hash of the last event.
     async fn chain_head(&self) -> Result<(u64, Hash)>;
     /// Keeps a signature.
@@ -52,7 +52,8 @@ pub trait AuditStore: Send + Sync {
     async fn reseal_audit_key(&self, id: &str, resealed: &str) -> Result<()>;
 }
 
-#[derive(sqlx::FromRow)]
+/// A row of the chain, from the database's columns or from a JSON array of them in this order.
+#[derive(sqlx::FromRow, Deserialize)]
 struct EventRow {
     seq: i64,
     id: String,
@@ -74,8 +75,14 @@ struct EventRow {
     hash: String,
 }
 
-const COLUMNS: &str = "seq, id, at, project, actor, on_behalf_of, action, resource_kind, resource, outcome, reason, \
-                       before_digest, after_digest, request_id, source_address, details, prev_hash, hash";
+macro_rules! columns {
+    () => {
+        "seq, id, at, project, actor, on_behalf_of, action, resource_kind, resource, outcome, reason, before_digest, \
+         after_digest, request_id, source_address, details, prev_hash, hash"
+    };
+}
+
+const COLUMNS: &str = columns!();
 
 fn hash(text: &str) -> Result<Hash> {
     text.parse()
@@ -108,6 +115,26 @@ impl EventRow {
     }
 }
 
+/// The events of rows that the database wrote as JSON arrays, one to a line, by their numbers.
+fn parse_rows(lines: &[u8]) -> Result<Vec<(u64, Result<AuditEvent>)>> {
+    // Bytes that are no text were not written by us: what stands in their place does not give the event's hash.
+    let mut events = String::from_utf8_lossy(lines)
+        .lines()
+        .map(|line| {
+            let row = json::<EventRow>("row of the audit chain", line);
+            let seq = line
+                .trim_start_matches('[')
+                .split(',')
+                .next()
+                .and_then(|seq| seq.parse().ok());
+            let seq = seq.ok_or_else(|| modelyard_db::Error::value("number of an audit event", line))?;
+            Ok((seq, row.and_then(EventRow::into_event)))
+        })
+        .collect::<Result<Vec<_>>>()?;
+    events.sort_by_key(|(seq, _)| *seq);
+    Ok(events)
+}
+
 #[derive(sqlx::FromRow)]
 struct CheckpointRow {
     seq: i64,
@@ -132,39 +159,54 @@ impl CheckpointRow {
 /// The event with one more detail.
 pub(super) fn with_detail(event: &NewEvent, key: &str, value: impl Into<Value>) -> NewEvent {
     let mut event = event.clone();
-    if let Some(details) = event.details.as_object_mut() {
-        details.insert(key.to_owned(), value.into());
-    }
+    event.add_detail(key, value);
     event
-}
-
-fn digest(text: &str) -> String {
-    Digest::of(text.as_bytes()).to_string()
-}
-
-/// The event with the digests of a resource's JSON before and after.
-pub(super) fn change_of_json(event: &NewEvent, before: Option<&str>, after: Option<&str>) -> NewEvent {
-    NewEvent {
-        before_digest: before.map(digest),
-        after_digest: after.map(digest),
-        ..event.clone()
-    }
 }
 
 /// The event with the digest of what has come into being.
 pub(super) fn after(event: &NewEvent, after: &impl Serialize) -> Result<NewEvent> {
     let after = to_json("resource", after)?;
-    Ok(change_of_json(event, None, Some(&after)))
+    Ok(event.with_digests(None, Some(&after)))
 }
 
 /// The event with the digests of what was before and what is now.
 pub(super) fn change(event: &NewEvent, before: &impl Serialize, after: &impl Serialize) -> Result<NewEvent> {
     let (before, after) = (to_json("resource", before)?, to_json("resource", after)?);
-    Ok(change_of_json(event, Some(&before), Some(&after)))
+    Ok(event.with_digests(Some(&before), Some(&after)))
 }
 
 fn linked(prev: &Hash, event: &NewEvent, seq: u64) -> Result<AuditEvent> {
     link(prev, event.clone(), seq).map_err(|error| Error::State(format!("the audit event cannot be written: {error}")))
+}
+
+/// How a database writes rows of the chain as lines.
+trait RowsAsLines {
+    /// The rows after the number `$1`, `$2` at most, as [`parse_rows`] reads them.
+    const CHAIN_AFTER: &str;
+}
+
+macro_rules! chain_after {
+    ($before:literal, $array:literal, $after:literal) => {
+        concat!(
+            "SELECT ",
+            $before,
+            "string_agg(",
+            $array,
+            "(",
+            columns!(),
+            ")",
+            $after,
+            " FROM (SELECT * FROM audit_event WHERE seq > $1 ORDER BY seq LIMIT $2) AS rows"
+        )
+    };
+}
+
+impl RowsAsLines for SqlitePools {
+    const CHAIN_AFTER: &str = chain_after!("CAST(", "json_array", ", char(10)) AS BLOB)");
+}
+
+impl RowsAsLines for PostgresPools {
+    const CHAIN_AFTER: &str = chain_after!("convert_to(", "json_build_array", "::text, chr(10)), 'UTF8')");
 }
 
 #[trait_gen(P -> SqlitePools, PostgresPools)]
@@ -303,13 +345,14 @@ impl AuditStore for SqlStore<P> {
         Ok(page.cut(events, |event| event.seq))
     }
 
-    async fn chain_after(&self, seq: u64, limit: u32) -> Result<Vec<AuditEvent>> {
-        let mut query = QueryBuilder::new("SELECT ");
-        query.push(COLUMNS).push(" FROM audit_event WHERE seq > ");
-        query.push_bind(stored("number of an audit event", seq)?);
-        query.push(" ORDER BY seq LIMIT ").push_bind(i64::from(limit));
-        let rows: Vec<EventRow> = query.build_query_as().fetch_all(self.pools.reader()).await?;
-        rows.into_iter().map(EventRow::into_event).collect()
+    async fn chain_after(&self, seq: u64, limit: u32) -> Result<Vec<(u64, Result<AuditEvent>)>> {
+        // One text for all rows: eighteen columns of a million rows take the driver several times as long as all the rest.
+        let lines: Option<Vec<u8>> = sqlx::query_scalar(<P as RowsAsLines>::CHAIN_AFTER)
+            .bind(stored("number of an audit event", seq)?)
+            .bind(i64::from(limit))
+            .fetch_one(self.pools.reader())
+            .await?;
+        parse_rows(&lines.unwrap_or_default())
     }
 
     async fn chain_head(&self) -> Result<(u64, Hash)> {

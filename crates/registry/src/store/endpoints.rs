@@ -10,7 +10,7 @@ use modelyard_db::{Pools, PostgresPools, SqlitePools, Transaction};
 use serde_json::json;
 use sqlx::QueryBuilder;
 
-use super::{SqlStore, audit::change_of_json, json, maybe, number, stored, to_json, word};
+use super::{SqlStore, json, maybe, number, stored, to_json, word};
 use crate::{
     error::Result,
     model::{
@@ -312,7 +312,7 @@ impl EndpointStore for SqlStore<P> {
         Self::insert_routes(&mut tx, key, spec).await?;
         let kind = EventKind::EndpointChanged;
         Self::record_event(&mut tx, revision, &key.project, kind, &event_subject(key), event.at).await?;
-        Self::append_audit(&mut tx, &change_of_json(event, before.as_deref(), Some(&text))).await?;
+        Self::append_audit(&mut tx, &event.with_digests(before.as_deref(), Some(&text))).await?;
         tx.commit().await?;
         Ok(outcome)
     }
@@ -331,7 +331,7 @@ impl EndpointStore for SqlStore<P> {
         }
         let kind = EventKind::EndpointDeleted;
         Self::record_event(&mut tx, revision, &key.project, kind, &event_subject(key), event.at).await?;
-        Self::append_audit(&mut tx, &change_of_json(event, deleted.as_deref(), None)).await?;
+        Self::append_audit(&mut tx, &event.with_digests(deleted.as_deref(), None)).await?;
         tx.commit().await?;
         Ok(true)
     }

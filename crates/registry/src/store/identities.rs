@@ -6,7 +6,7 @@ use modelyard_auth::{audit::NewEvent, password::PasswordHash};
 use modelyard_common::Timestamp;
 use modelyard_db::{Pools, PostgresPools, SqlitePools};
 
-use super::{SqlStore, audit::change_of_json, json, to_json, word};
+use super::{SqlStore, json, to_json, word};
 use crate::{
     error::{Error, Result},
     model::{
@@ -151,7 +151,7 @@ impl IdentityStore for SqlStore<P> {
         };
         let before = present.map(|present| to_json("identity", &present.spec)).transpose()?;
         let after = to_json("identity", spec)?;
-        Self::append_audit(&mut tx, &change_of_json(event, before.as_deref(), Some(&after))).await?;
+        Self::append_audit(&mut tx, &event.with_digests(before.as_deref(), Some(&after))).await?;
         tx.commit().await?;
         Ok(outcome)
     }
@@ -198,7 +198,7 @@ impl IdentityStore for SqlStore<P> {
             .execute(&mut *tx)
             .await?;
         let before = to_json("identity", &present.spec)?;
-        Self::append_audit(&mut tx, &change_of_json(event, Some(&before), None)).await?;
+        Self::append_audit(&mut tx, &event.with_digests(Some(&before), None)).await?;
         tx.commit().await?;
         Ok(true)
     }

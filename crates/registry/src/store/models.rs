@@ -22,7 +22,7 @@ use crate::{
         alias::{Alias, AliasChange, Selector},
         event::EventKind,
         page::{Page, PageRequest},
-        registered_model::{ModelVersion, NewModelVersion, ONNX, RegisteredModel},
+        registered_model::{ModelVersion, NO_FILE, NewModelVersion, ONNX, RegisteredModel},
     },
 };
 
@@ -224,7 +224,7 @@ impl SqlStore<P> {
     }
 
     /// The number of the next version of the model, which is created where it is missing.
-    async fn next_version(tx: &mut Transaction<<P as Pools>::Db>, new: &NewModelVersion) -> Result<i64> {
+    pub(super) async fn next_version(tx: &mut Transaction<<P as Pools>::Db>, new: &NewModelVersion) -> Result<i64> {
         let query = sqlx::query_scalar(
             "INSERT INTO registered_model (project, name, description, last_version, created_at, updated_at)
              VALUES ($1, $2, '', 1, $3, $3)
@@ -240,8 +240,13 @@ impl SqlStore<P> {
             .await?)
     }
 
-    async fn insert_version(tx: &mut Transaction<<P as Pools>::Db>, new: &NewModelVersion, version: i64) -> Result<()> {
+    pub(super) async fn insert_version(
+        tx: &mut Transaction<<P as Pools>::Db>,
+        new: &NewModelVersion,
+        version: i64,
+    ) -> Result<()> {
         let dataset = new.dataset.as_ref();
+        let format = if new.artifact_digest.is_empty() { NO_FILE } else { ONNX };
         sqlx::query(
             "INSERT INTO model_version (project, model, version, description, format, artifact_digest,
                                         artifact_size_bytes, signature, reference_profile_digest, metrics, run_id,
@@ -253,7 +258,7 @@ impl SqlStore<P> {
         .bind(&new.model)
         .bind(version)
         .bind(&new.description)
-        .bind(ONNX)
+        .bind(format)
         .bind(&new.artifact_digest)
         .bind(stored("size", new.artifact_size_bytes)?)
         .bind(&new.signature)
@@ -313,7 +318,7 @@ impl SqlStore<P> {
         Ok(previous)
     }
 
-    async fn record_alias(
+    pub(super) async fn record_alias(
         tx: &mut Transaction<<P as Pools>::Db>,
         request: &AliasRequest<'_>,
         revision: i64,
@@ -461,7 +466,9 @@ impl ModelStore for SqlStore<P> {
         .bind(page.rows())
         .fetch_all(&mut *tx)
         .await?;
-        if rows.is_empty() && page.after.is_none() {
+        // A model may have no versions yet.
+        let is_unknown = rows.is_empty() && Self::model_entry_in(&mut tx, project, model).await?.is_none();
+        if is_unknown {
             return Ok(None);
         }
         let versions = Self::complete_versions(&mut tx, rows).await?;

@@ -7,7 +7,7 @@ use modelyard_common::Timestamp;
 use modelyard_db::{Pools, PostgresPools, SqlitePools};
 use sqlx::QueryBuilder;
 
-use super::{SqlStore, audit::change_of_json, number};
+use super::{SqlStore, number};
 use crate::{
     error::{Error, Result},
     model::{
@@ -31,6 +31,8 @@ pub trait ProjectStore: Send + Sync {
     async fn find_project(&self, name: &str) -> Result<Option<Project>>;
     /// The projects in a scope by name.
     async fn list_projects(&self, scope: &ProjectScope, page: &PageRequest<String>) -> Result<Page<Project>>;
+    /// Dates what every database has from its migration, the project and the experiment `default`, if it is not dated yet.
+    async fn date_defaults(&self, now: Timestamp) -> Result<()>;
     /// Removes a project without endpoints; whether there was one. What is in it stays in the database, and its name is
     /// not given again.
     async fn remove_project(&self, name: &str, event: &NewEvent) -> Result<bool>;
@@ -98,7 +100,7 @@ impl ProjectStore for SqlStore<P> {
             }
         };
         let before = present.as_ref().map(|(description, _)| description.as_str());
-        let event = change_of_json(event, before, Some(&spec.description));
+        let event = event.with_digests(before, Some(&spec.description));
         Self::append_audit(&mut tx, &event).await?;
         tx.commit().await?;
         Ok(outcome)
@@ -111,6 +113,17 @@ impl ProjectStore for SqlStore<P> {
                 .fetch_optional(self.pools.reader())
                 .await?;
         Ok(row.map(project))
+    }
+
+    async fn date_defaults(&self, now: Timestamp) -> Result<()> {
+        let mut tx = self.pools.begin().await?;
+        for statement in [
+            "UPDATE project SET created_at = $1 WHERE created_at = 0",
+            "UPDATE experiment SET created_at = $1, updated_at = $1 WHERE created_at = 0",
+        ] {
+            sqlx::query(statement).bind(now.as_micros()).execute(&mut *tx).await?;
+        }
+        Ok(tx.commit().await?)
     }
 
     async fn list_projects(&self, scope: &ProjectScope, page: &PageRequest<String>) -> Result<Page<Project>> {
@@ -165,7 +178,7 @@ impl ProjectStore for SqlStore<P> {
             .bind(name)
             .execute(&mut *tx)
             .await?;
-        Self::append_audit(&mut tx, &change_of_json(event, Some(&description), None)).await?;
+        Self::append_audit(&mut tx, &event.with_digests(Some(&description), None)).await?;
         tx.commit().await?;
         Ok(true)
     }

@@ -4,21 +4,14 @@ use std::collections::BTreeMap;
 
 use modelyard_common::Timestamp;
 
-use super::word;
+use super::{json, word};
 use crate::{
     error::Result,
-    model::run::{MetricPoint, MetricValue, Run, RunStatus},
+    model::{
+        run::{MetricPoint, MetricValue, Run, RunStatus},
+        tracking::{Lifecycle, ModelRole, PROXY_SCHEME, RunDataset, RunModel},
+    },
 };
-
-#[derive(sqlx::FromRow)]
-pub(super) struct ExperimentRow {
-    pub(super) id: i64,
-    pub(super) project: String,
-    pub(super) name: String,
-    pub(super) lifecycle: String,
-    pub(super) created_at: i64,
-    pub(super) updated_at: i64,
-}
 
 #[derive(sqlx::FromRow)]
 pub(super) struct RunRow {
@@ -27,7 +20,10 @@ pub(super) struct RunRow {
     pub(super) experiment_id: i64,
     pub(super) experiment: String,
     pub(super) name: String,
+    pub(super) user_id: String,
     pub(super) status: String,
+    pub(super) lifecycle: String,
+    pub(super) artifact_location: String,
     pub(super) start_time: i64,
     pub(super) end_time: Option<i64>,
     pub(super) request_digest: String,
@@ -37,8 +33,8 @@ pub(super) struct RunRow {
 macro_rules! select_runs {
     ($rest:literal) => {
         concat!(
-            "SELECT r.id, r.project, r.experiment_id, e.name AS experiment, r.name, r.status, r.start_time, r.end_time,
-                    r.request_digest
+            "SELECT r.id, r.project, r.experiment_id, e.name AS experiment, r.name, r.user_id, r.status, r.lifecycle,
+                    e.artifact_location, r.start_time, r.end_time, r.request_digest
              FROM run r JOIN experiment e ON e.id = r.experiment_id ",
             $rest
         )
@@ -48,7 +44,17 @@ pub(super) use select_runs;
 
 impl RunRow {
     pub(super) fn into_run(self) -> Result<Run> {
+        let root = if self.artifact_location.is_empty() {
+            format!("{PROXY_SCHEME}{}", self.experiment_id)
+        } else {
+            self.artifact_location.trim_end_matches('/').to_owned()
+        };
         Ok(Run {
+            artifact_uri: format!("{root}/{}/artifacts", self.id),
+            user_id: self.user_id,
+            lifecycle: word("lifecycle of a run", &self.lifecycle, Lifecycle::parse)?,
+            datasets: Vec::new(),
+            models: Vec::new(),
             run_id: self.id,
             project: self.project,
             experiment_id: self.experiment_id.to_string(),
@@ -99,6 +105,52 @@ pub(super) struct InputRow {
     pub(super) version: i64,
     pub(super) digest: String,
     pub(super) context: String,
+}
+
+#[derive(sqlx::FromRow)]
+pub(super) struct DatasetRow {
+    pub(super) run_id: String,
+    name: String,
+    digest: String,
+    context: String,
+    source_type: String,
+    source: String,
+    schema: Option<String>,
+    profile: Option<String>,
+    tags: String,
+}
+
+impl DatasetRow {
+    pub(super) fn into_dataset(self) -> Result<RunDataset> {
+        Ok(RunDataset {
+            name: self.name,
+            digest: self.digest,
+            context: self.context,
+            source_type: self.source_type,
+            source: self.source,
+            schema: self.schema,
+            profile: self.profile,
+            tags: json("tags of a dataset", &self.tags)?,
+        })
+    }
+}
+
+#[derive(sqlx::FromRow)]
+pub(super) struct ModelRow {
+    pub(super) run_id: String,
+    role: String,
+    model_id: String,
+    step: i64,
+}
+
+impl ModelRow {
+    pub(super) fn into_model(self) -> Result<RunModel> {
+        Ok(RunModel {
+            model_id: self.model_id,
+            role: word("role of a model", &self.role, ModelRole::parse)?,
+            step: self.step,
+        })
+    }
 }
 
 /// A point as it is stored: the value, and whether it is NaN.

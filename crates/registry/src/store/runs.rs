@@ -12,21 +12,24 @@ use sqlx::QueryBuilder;
 use super::{
     SqlStore,
     audit::{after, change},
+    experiments::{ExperimentRow, no_experiment, select_experiments},
     number,
-    run_rows::{ExperimentRow, InputRow, LatestRow, PointRow, RunRow, latest_points, select_runs, stored_value},
+    run_rows::{DatasetRow, InputRow, LatestRow, ModelRow, PointRow, RunRow, latest_points, select_runs, stored_value},
+    tracking::no_run,
 };
 use crate::{
     error::{Error, Result},
     model::{
         page::{Page, PageRequest},
-        run::{Batch, Experiment, MetricPlace, MetricPoint, NewRun, Run, RunInput, RunPlace, RunStatus},
+        run::{
+            Batch, Experiment, ExperimentChoice, MetricPlace, MetricPoint, NewRun, Run, RunInput, RunPlace, RunStatus,
+        },
+        tracking::{Lifecycle, RUN_NAME_TAG},
     },
 };
 
 /// How many rows are inserted with one statement.
 const INSERTED_ROWS: usize = 500;
-/// What a run that is not there is answered with.
-const NO_RUN: &str = "check its id, or create it first";
 
 /// Experiments and runs.
 #[async_trait]
@@ -60,21 +63,29 @@ pub trait RunStore: Send + Sync {
 
 #[trait_gen(P -> SqlitePools, PostgresPools)]
 impl SqlStore<P> {
-    /// The id of an experiment, which is created where it is missing.
-    async fn experiment_id(
-        tx: &mut Transaction<<P as Pools>::Db>,
-        project: &str,
-        name: &str,
-        now: Timestamp,
-    ) -> Result<i64> {
-        if let Some(id) = Self::find_experiment(tx, project, name).await? {
+    /// The id of the experiment of a new run. One that is named and missing is created.
+    async fn experiment_id(tx: &mut Transaction<<P as Pools>::Db>, new: &NewRun) -> Result<i64> {
+        let name = match &new.experiment {
+            ExperimentChoice::Numbered(id) => {
+                let found = Self::experiment_in(tx, &new.project, *id).await?;
+                return match found.map(|experiment| experiment.lifecycle) {
+                    None => Err(no_experiment(*id)),
+                    Some(Lifecycle::Active) => Ok(*id),
+                    Some(Lifecycle::Deleted) => Err(Error::State(format!(
+                        "The experiment {id} must be in the 'active' state. Current state is deleted."
+                    ))),
+                };
+            }
+            ExperimentChoice::Named(name) => name,
+        };
+        if let Some(id) = Self::find_active_experiment(tx, &new.project, name).await? {
             return Ok(id);
         }
         // Raising the counter keeps others from creating the same experiment meanwhile.
         let query =
             sqlx::query_scalar("UPDATE counter SET value = value + 1 WHERE name = 'experiment' RETURNING value");
         let id: i64 = query.fetch_one(&mut **tx).await?;
-        if let Some(id) = Self::find_experiment(tx, project, name).await? {
+        if let Some(id) = Self::find_active_experiment(tx, &new.project, name).await? {
             return Ok(id);
         }
         sqlx::query(
@@ -82,26 +93,28 @@ impl SqlStore<P> {
              VALUES ($1, $2, $3, 'active', $4, $4)",
         )
         .bind(id)
-        .bind(project)
+        .bind(&new.project)
         .bind(name)
-        .bind(now.as_micros())
+        .bind(new.now.as_micros())
         .execute(&mut **tx)
         .await?;
         Ok(id)
     }
 
-    async fn find_experiment(tx: &mut Transaction<<P as Pools>::Db>, project: &str, name: &str) -> Result<Option<i64>> {
-        let row: Option<ExperimentRow> = sqlx::query_as(
-            "SELECT id, project, name, lifecycle, created_at, updated_at FROM experiment
-             WHERE project = $1 AND name = $2",
-        )
-        .bind(project)
-        .bind(name)
-        .fetch_optional(&mut **tx)
-        .await?;
+    async fn find_active_experiment(
+        tx: &mut Transaction<<P as Pools>::Db>,
+        project: &str,
+        name: &str,
+    ) -> Result<Option<i64>> {
+        let row: Option<(i64, String)> =
+            sqlx::query_as("SELECT id, lifecycle FROM experiment WHERE project = $1 AND name = $2")
+                .bind(project)
+                .bind(name)
+                .fetch_optional(&mut **tx)
+                .await?;
         match row {
             None => Ok(None),
-            Some(row) if row.lifecycle == "active" => Ok(Some(row.id)),
+            Some((id, lifecycle)) if lifecycle == "active" => Ok(Some(id)),
             Some(_) => Err(Error::State(format!(
                 "experiment `{name}` is deleted: restore it, or use another name"
             ))),
@@ -127,7 +140,7 @@ impl SqlStore<P> {
         Ok(())
     }
 
-    async fn upsert_tags(
+    pub(super) async fn upsert_tags(
         tx: &mut Transaction<<P as Pools>::Db>,
         run_id: &str,
         tags: &BTreeMap<String, String>,
@@ -188,6 +201,7 @@ impl SqlStore<P> {
         tx: &mut Transaction<<P as Pools>::Db>,
         run_id: &str,
         metrics: &[(String, MetricPoint)],
+        experiment_id: i64,
     ) -> Result<()> {
         for chunk in metrics.chunks(INSERTED_ROWS) {
             let mut query = QueryBuilder::new("INSERT INTO run_metric (run_id, key, timestamp, step, value, is_nan) ");
@@ -204,8 +218,9 @@ impl SqlStore<P> {
             query.build().execute(&mut **tx).await?;
         }
         for chunk in latest_points(metrics).chunks(INSERTED_ROWS) {
-            let mut query =
-                QueryBuilder::new("INSERT INTO run_metric_latest (run_id, key, timestamp, step, value, is_nan) ");
+            let mut query = QueryBuilder::new(
+                "INSERT INTO run_metric_latest (run_id, key, timestamp, step, value, is_nan, experiment_id) ",
+            );
             query.push_values(chunk, |mut row, (key, point)| {
                 let (value, is_nan) = stored_value(point);
                 row.push_bind(run_id.to_owned())
@@ -213,7 +228,8 @@ impl SqlStore<P> {
                     .push_bind(point.timestamp.as_micros())
                     .push_bind(point.step)
                     .push_bind(value)
-                    .push_bind(is_nan);
+                    .push_bind(is_nan)
+                    .push_bind(experiment_id);
             });
             query.push(
                 " ON CONFLICT (run_id, key)
@@ -228,7 +244,7 @@ impl SqlStore<P> {
     }
 
     /// Runs with what they recorded.
-    async fn complete_runs(tx: &mut Transaction<<P as Pools>::Db>, rows: Vec<RunRow>) -> Result<Vec<Run>> {
+    pub(super) async fn complete_runs(tx: &mut Transaction<<P as Pools>::Db>, rows: Vec<RunRow>) -> Result<Vec<Run>> {
         let mut runs = Vec::with_capacity(rows.len());
         for row in rows {
             runs.push(row.into_run()?);
@@ -259,6 +275,13 @@ impl SqlStore<P> {
             "run_id, position",
         );
         let inputs: Vec<InputRow> = query.build_query_as().fetch_all(&mut **tx).await?;
+        let mut query = chosen(
+            "run_id, name, digest, context, source_type, source, schema, profile, tags FROM run_dataset",
+            "run_id, position",
+        );
+        let datasets: Vec<DatasetRow> = query.build_query_as().fetch_all(&mut **tx).await?;
+        let mut query = chosen("run_id, role, model_id, step FROM run_model", "run_id, step, model_id");
+        let models: Vec<ModelRow> = query.build_query_as().fetch_all(&mut **tx).await?;
         let places: BTreeMap<String, usize> = runs
             .iter()
             .enumerate()
@@ -284,10 +307,22 @@ impl SqlStore<P> {
             };
             runs[places[&row.run_id]].inputs.push(input);
         }
+        for row in datasets {
+            let place = places[&row.run_id];
+            runs[place].datasets.push(row.into_dataset()?);
+        }
+        for row in models {
+            let place = places[&row.run_id];
+            runs[place].models.push(row.into_model()?);
+        }
         Ok(runs)
     }
 
-    async fn run_in(tx: &mut Transaction<<P as Pools>::Db>, project: &str, run_id: &str) -> Result<Option<Run>> {
+    pub(super) async fn run_in(
+        tx: &mut Transaction<<P as Pools>::Db>,
+        project: &str,
+        run_id: &str,
+    ) -> Result<Option<Run>> {
         let rows: Vec<RunRow> = sqlx::query_as(select_runs!("WHERE r.project = $1 AND r.id = $2"))
             .bind(project)
             .bind(run_id)
@@ -324,20 +359,21 @@ impl RunStore for SqlStore<P> {
         if let Some(run) = Self::repeated_run(&mut tx, new).await? {
             return Ok(run);
         }
-        let experiment_id = Self::experiment_id(&mut tx, &new.project, &new.experiment, new.now).await?;
+        let experiment_id = Self::experiment_id(&mut tx, new).await?;
         let inserted = sqlx::query(
             "INSERT INTO run (id, project, experiment_id, name, status, lifecycle, start_time, end_time,
-                              idempotency_key, request_digest)
-             VALUES ($1, $2, $3, $4, 'RUNNING', 'active', $5, NULL, $6, $7)
+                              idempotency_key, request_digest, user_id)
+             VALUES ($1, $2, $3, $4, 'RUNNING', 'active', $5, NULL, $6, $7, $8)
              ON CONFLICT (project, idempotency_key) DO NOTHING",
         )
         .bind(&new.run_id)
         .bind(&new.project)
         .bind(experiment_id)
         .bind(&new.name)
-        .bind(new.now.as_micros())
+        .bind(new.start_time.as_micros())
         .bind(new.idempotency_key.as_deref())
         .bind(&new.request_digest)
+        .bind(&new.user_id)
         .execute(&mut *tx)
         .await?;
         if inserted.rows_affected() == 0 {
@@ -350,7 +386,7 @@ impl RunStore for SqlStore<P> {
         }
         Self::insert_run_details(&mut tx, new).await?;
         let created = Self::run_in(&mut tx, &new.project, &new.run_id).await?;
-        let created = created.ok_or_else(|| Error::not_found("run", &new.run_id, NO_RUN))?;
+        let created = created.ok_or_else(|| no_run(&new.run_id))?;
         Self::append_audit(&mut tx, &after(&new.event, &created)?).await?;
         tx.commit().await?;
         Ok(created)
@@ -358,30 +394,21 @@ impl RunStore for SqlStore<P> {
 
     async fn log_batch(&self, project: &str, run_id: &str, batch: &Batch) -> Result<()> {
         let mut tx = self.pools.begin().await?;
-        let lifecycle: Option<String> = sqlx::query_scalar("SELECT lifecycle FROM run WHERE project = $1 AND id = $2")
-            .bind(project)
-            .bind(run_id)
-            .fetch_optional(&mut *tx)
-            .await?;
-        match lifecycle.as_deref() {
-            None => return Err(Error::not_found("run", run_id, NO_RUN)),
-            Some("active") => {}
-            Some(_) => {
-                return Err(Error::State(format!(
-                    "run `{run_id}` is deleted and takes nothing: restore it first"
-                )));
-            }
-        }
+        let experiment_id = Self::active_run(&mut tx, project, run_id).await?;
         Self::insert_params(&mut tx, run_id, &batch.params).await?;
-        Self::insert_metrics(&mut tx, run_id, &batch.metrics).await?;
+        Self::insert_metrics(&mut tx, run_id, &batch.metrics, experiment_id).await?;
+        Self::insert_model_metrics(&mut tx, project, run_id, &batch.model_metrics).await?;
         Self::upsert_tags(&mut tx, run_id, &batch.tags).await?;
+        if let Some(name) = batch.tags.get(RUN_NAME_TAG) {
+            Self::rename_run(&mut tx, run_id, name).await?;
+        }
         Ok(tx.commit().await?)
     }
 
     async fn finish_run(&self, project: &str, run_id: &str, status: RunStatus, event: &NewEvent) -> Result<Run> {
         let mut tx = self.pools.begin().await?;
         let before = Self::run_in(&mut tx, project, run_id).await?;
-        let before = before.ok_or_else(|| Error::not_found("run", run_id, NO_RUN))?;
+        let before = before.ok_or_else(|| no_run(run_id))?;
         if before.status == status {
             return Ok(before);
         }
@@ -396,7 +423,7 @@ impl RunStore for SqlStore<P> {
         .execute(&mut *tx)
         .await?;
         let run = Self::run_in(&mut tx, project, run_id).await?;
-        let run = run.ok_or_else(|| Error::not_found("run", run_id, NO_RUN))?;
+        let run = run.ok_or_else(|| no_run(run_id))?;
         Self::append_audit(&mut tx, &change(event, &before, &run)?).await?;
         tx.commit().await?;
         Ok(run)
@@ -481,25 +508,17 @@ impl RunStore for SqlStore<P> {
 
     async fn list_experiments(&self, project: &str, page: &PageRequest<u64>) -> Result<Page<Experiment>> {
         let after = page.after.map_or(-1, |after| i64::try_from(after).unwrap_or(i64::MAX));
-        let rows: Vec<ExperimentRow> = sqlx::query_as(
-            "SELECT id, project, name, lifecycle, created_at, updated_at FROM experiment
-             WHERE project = $1 AND id > $2 AND lifecycle = 'active' ORDER BY id LIMIT $3",
-        )
+        let mut tx = self.pools.snapshot().await?;
+        let rows: Vec<ExperimentRow> = sqlx::query_as(select_experiments!(
+            "WHERE e.project = $1 AND e.id > $2 AND e.lifecycle = 'active' ORDER BY e.id LIMIT $3"
+        ))
         .bind(project)
         .bind(after)
         .bind(page.rows())
-        .fetch_all(self.pools.reader())
+        .fetch_all(&mut *tx)
         .await?;
-        let mut experiments = Vec::with_capacity(rows.len());
-        for row in rows {
-            experiments.push(Experiment {
-                experiment_id: row.id.to_string(),
-                project: row.project,
-                name: row.name,
-                created_at: Timestamp::from_micros(row.created_at),
-                updated_at: Timestamp::from_micros(row.updated_at),
-            });
-        }
+        let experiments = Self::complete_experiments(&mut tx, rows).await?;
+        tx.rollback().await?;
         Ok(page.cut(experiments, |experiment| experiment.experiment_id.parse().unwrap_or(0)))
     }
 }

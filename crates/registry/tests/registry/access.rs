@@ -18,7 +18,7 @@ use tower::ServiceExt as _;
 
 use crate::{
     openid::database,
-    support::{TestRegistry, start_in},
+    support::{TestRegistry, start_in, try_start_in},
 };
 
 const PASSWORD: &str = "correct horse battery staple";
@@ -165,6 +165,106 @@ async fn tokens_are_told_once_and_end_when_they_are_revoked_or_their_owner_is() 
 }
 
 #[tokio::test]
+async fn what_would_give_nothing_is_refused() {
+    for (_place, registry, admin) in guarded().await {
+        done(&registry, &admin, Method::PUT, "users/bob", json!({})).await;
+        let binding = |subject, role, place| json!({"subject": subject, "role": role, "place": place});
+        for (spec, named) in [
+            (binding("user:bbo", "viewer", "*"), "subject `user:bbo`"),
+            (
+                binding("service-account:bob", "viewer", "*"),
+                "subject `service-account:bob`",
+            ),
+            (binding("user:bob", "vewer", "*"), "role `vewer`"),
+            (binding("user:bob", "viewer", "defualt"), "project `defualt`"),
+            (
+                binding("group:nobody-yet", "viewer", "defualt/endpoints/x"),
+                "project `defualt`",
+            ),
+        ] {
+            let (status, problem) = send(&registry, &admin, Method::PUT, "role-bindings/b", Some(&spec)).await;
+            assert_eq!(status, StatusCode::BAD_REQUEST, "{problem}");
+            assert!(problem["detail"].as_str().unwrap().contains(named), "{problem}");
+        }
+        let late = binding("group:nobody-yet", "caller", "default/endpoints/no-yet");
+        done(&registry, &admin, Method::PUT, "role-bindings/b", late).await;
+        for (scope, expected) in [
+            ("vewer@default", StatusCode::BAD_REQUEST),
+            ("viewer@defualt", StatusCode::NOT_FOUND),
+            ("viewer@default", StatusCode::CREATED),
+        ] {
+            let order = json!({"name": "t", "scope": [scope]});
+            let (status, problem) = send(&registry, &admin, Method::POST, "tokens", Some(&order)).await;
+            assert_eq!(status, expected, "{scope}: {problem}");
+        }
+        registry.stop().await;
+    }
+}
+
+#[tokio::test]
+async fn the_last_admin_stays() {
+    for (_place, registry, admin) in guarded().await {
+        done(&registry, &admin, Method::PUT, "users/bob", json!({})).await;
+        let path = "role-bindings/admin";
+        let less = json!({"subject": "user:admin", "role": "viewer", "place": "*"});
+        let bob = json!({"subject": "user:bob", "role": "admin", "place": "*"});
+        // A group is known to its provider alone, and may have nobody in it.
+        let group = json!({"subject": "group:admins", "role": "admin", "place": "*"});
+        done(&registry, &admin, Method::PUT, "role-bindings/group", group).await;
+        for (method, spec) in [(Method::DELETE, None), (Method::PUT, Some(&less))] {
+            let (status, problem) = send(&registry, &admin, method, path, spec).await;
+            assert_eq!(status, StatusCode::BAD_REQUEST, "{problem}");
+            assert!(problem["detail"].as_str().unwrap().contains("last one"), "{problem}");
+        }
+        done(&registry, &admin, Method::PUT, "role-bindings/bob", bob).await;
+        done(&registry, &admin, Method::DELETE, path, Value::Null).await;
+        registry.stop().await;
+    }
+}
+
+#[tokio::test]
+async fn built_in_roles_tell_what_they_may_do() {
+    for (_place, registry, admin) in guarded().await {
+        let roles = done(&registry, &admin, Method::GET, "roles", Value::Null).await;
+        let caller = roles["items"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .find(|role| role["name"] == "caller");
+        assert_eq!(
+            caller.unwrap()["spec"]["actions"],
+            json!(["endpoint.predict", "endpoint.read"])
+        );
+        let auditor = done(&registry, &admin, Method::GET, "roles/auditor", Value::Null).await;
+        assert_eq!(auditor["spec"]["actions"], json!(["audit.read", "audit.sign"]));
+        registry.stop().await;
+    }
+}
+
+#[tokio::test]
+async fn a_lost_file_of_keys_is_not_made_anew() {
+    for (place, registry, admin) in guarded().await {
+        let secret = json!({"value": "hunter2"});
+        done(&registry, &admin, Method::PUT, "projects/default/secrets/s", secret).await;
+        let project = done(&registry, &admin, Method::GET, "projects/default", Value::Null).await;
+        assert!(project["created_at"].as_str().unwrap() > "2000", "{project}");
+        registry.stop().await;
+        let keys = place.data_dir().join("registry.keys");
+        std::fs::remove_file(&keys).unwrap();
+        let problem = try_start_in(&place, Mode::SignIn, |_| {})
+            .await
+            .err()
+            .unwrap()
+            .to_string();
+        assert!(
+            problem.contains("registry.keys") && problem.contains("backup"),
+            "{problem}"
+        );
+        assert!(!keys.exists());
+    }
+}
+
+#[tokio::test]
 async fn who_is_narrow_or_held_in_a_project_gives_no_more_than_it_has() {
     for (_place, registry, admin) in guarded().await {
         done(
@@ -176,6 +276,7 @@ async fn who_is_narrow_or_held_in_a_project_gives_no_more_than_it_has() {
         )
         .await;
         let lead = account(&registry, &admin, "lead", &[("admin", "team")]).await;
+        done(&registry, &admin, Method::PUT, "users/bob", json!({})).await;
         let binding = |place: &str| json!({"subject": "user:bob", "role": "viewer", "place": place});
         let path = "projects/team/role-bindings/bob";
         let made = done(&registry, &lead, Method::PUT, path, binding("")).await;
@@ -363,6 +464,27 @@ async fn the_chain_is_only_added_to_and_shows_what_was_changed_under_it() {
         let report = verify().await;
         assert_eq!(report["intact"], false);
         assert!(report["problems"][0].as_str().unwrap().contains('3'), "{report}");
+        // What cannot even be read is named, too, and does not hide the rest.
+        execute(
+            &database,
+            "UPDATE audit_event SET details = '{', hash = '' WHERE seq = 5",
+        )
+        .await
+        .unwrap();
+        execute(&database, "UPDATE audit_event SET outcome = 'fine' WHERE seq = 7")
+            .await
+            .unwrap();
+        let report = verify().await;
+        let problems = report["problems"].as_array().unwrap();
+        for seq in [3, 5, 7] {
+            let named = format!("event {seq} was changed");
+            assert!(
+                problems
+                    .iter()
+                    .any(|problem| problem.as_str().unwrap().starts_with(&named)),
+                "{report}"
+            );
+        }
         registry.stop().await;
     }
 }

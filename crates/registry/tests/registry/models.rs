@@ -316,7 +316,7 @@ async fn bad_versions_and_aliases_are_refused_and_nothing_is_stored() {
             .await;
         assert_eq!(
             status,
-            StatusCode::TOO_MANY_REQUESTS,
+            StatusCode::PAYLOAD_TOO_LARGE,
             "{}",
             String::from_utf8_lossy(&body)
         );

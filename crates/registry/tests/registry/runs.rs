@@ -257,7 +257,7 @@ async fn a_refused_batch_leaves_nothing_behind() {
             (
                 batch(&run, vec![param("depth", "6"), param("trees", "151")], point()),
                 ErrorKind::AlreadyExists,
-                "param `trees`",
+                "Param `trees`",
             ),
             (
                 batch(&run, vec![param("depth", "6"), param("depth", "7")], point()),
@@ -279,7 +279,7 @@ async fn a_refused_batch_leaves_nothing_behind() {
                 ErrorKind::InvalidArgument,
                 "too many for one batch",
             ),
-            (unknown, ErrorKind::NotFound, "run `ffff"),
+            (unknown, ErrorKind::NotFound, "Run with id=ffff"),
         ];
         for (request, kind, named) in cases {
             let error = RemoteError::from(registry.runs().log_batch(request).await.unwrap_err());

@@ -74,6 +74,15 @@ pub async fn start_with(place: &TestDatabase, change: impl FnOnce(&mut Config)) 
 
 /// The same, where callers sign in or need not.
 pub async fn start_in(place: &TestDatabase, mode: Mode, change: impl FnOnce(&mut Config)) -> TestRegistry {
+    try_start_in(place, mode, change).await.unwrap()
+}
+
+/// The same, where that may fail.
+pub async fn try_start_in(
+    place: &TestDatabase,
+    mode: Mode,
+    change: impl FnOnce(&mut Config),
+) -> Result<TestRegistry, modelyard_registry::Error> {
     let clock = ManualClock::at(START.parse::<Timestamp>().unwrap());
     let data_dir = place.data_dir().to_owned();
     let context = Context {
@@ -94,12 +103,10 @@ pub async fn start_in(place: &TestDatabase, mode: Mode, change: impl FnOnce(&mut
     change(&mut config);
     let storage = Storage::open(&StorageConfig::folder(&data_dir.join("objects"))).unwrap();
     let access = Access::new(mode, None, context.clock.clone(), context.ids.clone()).unwrap();
-    let service = modelyard_registry::start(config, &context, storage, access.clone())
-        .await
-        .unwrap();
+    let service = modelyard_registry::start(config, &context, storage, access.clone()).await?;
     let (router, _) = service.http.split_for_parts();
     let services = rpc::local(service.grpc).as_service("orchestrator");
-    TestRegistry {
+    Ok(TestRegistry {
         channel: services.acting_for("user:local"),
         services,
         access,
@@ -109,7 +116,7 @@ pub async fn start_in(place: &TestDatabase, mode: Mode, change: impl FnOnce(&mut
         lifecycle: context.lifecycle,
         readiness: context.readiness,
         data_dir,
-    }
+    })
 }
 
 impl TestRegistry {

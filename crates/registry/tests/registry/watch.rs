@@ -290,7 +290,7 @@ async fn a_database_that_is_away_shows_in_readiness() {
     let readiness = registry.readiness.clone();
     let missing = async || readiness.missing().pop();
     let why = wait::until("the gate closes", PATIENCE, missing).await;
-    assert_eq!(why, "registry.database: the database does not answer");
+    assert_eq!(why, "registry.database: the desired state cannot be read");
     sqlx::query("ALTER TABLE hidden RENAME TO counter")
         .execute(&pool)
         .await

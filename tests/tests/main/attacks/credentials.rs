@@ -330,7 +330,7 @@ pub async fn guessing_is_slowed_down(scene: &mut Scene) -> Result<()> {
         let wait = wait.and_then(|wait| wait.to_str().ok()?.parse::<u64>().ok());
         let status = answer.status().as_u16();
         scene.findings.check(
-            status == 429 && wait.is_some_and(|seconds| seconds > 0),
+            status == 429 && wait.is_some_and(|seconds| (1..60).contains(&seconds)),
             format!(
                 "{what} after many wrong ones: {status}, Retry-After {wait:?}, {}",
                 answer.text().await?

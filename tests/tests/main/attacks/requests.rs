@@ -1,6 +1,6 @@
 //! Ids, paths, headers, origins and bodies.
 
-use std::io::Write as _;
+use std::{io::Write as _, ops::RangeInclusive};
 
 use anyhow::{Context, Result};
 use flate2::{Compression, write::GzEncoder};
@@ -333,6 +333,11 @@ pub async fn other_origins_are_refused(open: &mut Open) -> Result<()> {
                 !is_answered,
                 format!("the internal listener answers a page with {headers:?}: {answer:?}"),
             );
+            for start in ["GET /metrics", "GET /readyz"] {
+                let (status, answer) = raw::send(&internal, &raw::request(start, &headers, "")).await?;
+                open.findings
+                    .check(status == 403, format!("{start}, internal, with {headers:?}: {answer}"));
+            }
         }
     }
     Ok(())
@@ -348,12 +353,17 @@ fn bomb() -> Result<Vec<u8>> {
     Ok(encoder.finish()?)
 }
 
-async fn refused(findings: &mut Findings, what: &str, request: RequestBuilder) -> Result<()> {
+async fn refused(
+    findings: &mut Findings,
+    statuses: RangeInclusive<u16>,
+    what: &str,
+    request: RequestBuilder,
+) -> Result<()> {
     match request.send().await {
         Ok(answer) => {
             let status = answer.status().as_u16();
             let body = answer.text().await?;
-            findings.check((400..500).contains(&status), format!("{what}: {status} {body}"));
+            findings.check(statuses.contains(&status), format!("{what}: {status} {body}"));
         }
         // The server may close before it has read all.
         Err(error) => findings.check(error.is_request() || error.is_body(), format!("{what}: {error:?}")),
@@ -381,7 +391,7 @@ pub async fn large_bodies_are_refused(open: &mut Open) -> Result<()> {
     let bomb = bomb()?;
     for path in INFERENCE {
         let request = json(Method::POST, path, bomb.clone()).header(header::CONTENT_ENCODING, "gzip");
-        refused(&mut open.findings, &format!("a bomb at {path}"), request).await?;
+        refused(&mut open.findings, 400..=499, &format!("a bomb at {path}"), request).await?;
     }
     let grown = raw::memory(&data_dir, "VmHWM")?.saturating_sub(before);
     open.findings.check(
@@ -405,14 +415,26 @@ pub async fn large_bodies_are_refused(open: &mut Open) -> Result<()> {
     for (method, path) in writes.iter().chain(&inference) {
         for (what, body) in [("nested lists", &deep), ("nested objects", &objects)] {
             let request = json(method.clone(), path, body.clone());
-            refused(&mut open.findings, &format!("{what} at {method} {path}"), request).await?;
+            refused(
+                &mut open.findings,
+                400..=499,
+                &format!("{what} at {method} {path}"),
+                request,
+            )
+            .await?;
         }
     }
     let long: Value = json!({"value": "x".repeat(JSON_BYTES)});
     let long = serde_json::to_vec(&long)?;
     for (method, path) in writes.iter().filter(|(_, path)| !path.ends_with("/labels")) {
         let request = json(method.clone(), path, long.clone());
-        refused(&mut open.findings, &format!("a long body at {method} {path}"), request).await?;
+        refused(
+            &mut open.findings,
+            413..=413,
+            &format!("a long body at {method} {path}"),
+            request,
+        )
+        .await?;
     }
     Ok(())
 }

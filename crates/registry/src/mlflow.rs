@@ -1,0 +1,73 @@
+//! MLflow's protocol, so that its clients work unchanged: reading a message, one operation of [`Registry`], the answer in MLflow's
+//! words. An MLflow workspace is a project.
+
+mod answers;
+mod error;
+mod experiments;
+mod meta;
+mod metrics;
+mod read;
+mod runs;
+
+use std::sync::Arc;
+
+use axum::{Router, extract::DefaultBodyLimit, middleware::from_fn_with_state};
+use modelyard_auth::http::authenticate;
+
+use crate::service::Registry;
+
+/// The version of MLflow whose protocol this is; its clients decide by it what they use.
+pub const MLFLOW_VERSION: &str = "3.17.2";
+/// The largest message, in bytes: a batch of the largest texts.
+const MESSAGE_LIMIT_BYTES: usize = 32 << 20;
+/// Clients of programs and of pages use different beginnings for the same.
+const PREFIXES: [&str; 2] = ["/api", "/ajax-api"];
+
+/// The routes of a group, and a list of them with their methods.
+macro_rules! routes {
+    ($($method:ident $path:literal => $handler:ident),* $(,)?) => {
+        /// Methods and paths.
+        pub(super) const ROUTES: &[(&str, &str)] = &[$((stringify!($method), $path)),*];
+
+        /// The routes.
+        pub(super) fn routes() -> axum::Router<std::sync::Arc<$crate::service::Registry>> {
+            axum::Router::new()$(.route($path, axum::routing::$method($handler)))*
+        }
+    };
+}
+use routes;
+
+/// The groups of routes, each with what follows `/api` in its paths.
+const GROUPS: [(&str, &[(&str, &str)]); 4] = [
+    ("/2.0/mlflow", experiments::ROUTES),
+    ("/2.0/mlflow", runs::ROUTES),
+    ("/2.0/mlflow", metrics::ROUTES),
+    ("/3.0/mlflow", meta::ROUTES),
+];
+
+/// All methods and paths, for whoever checks that each has its permission.
+pub fn paths() -> impl Iterator<Item = (String, String)> {
+    PREFIXES.into_iter().flat_map(|prefix| {
+        GROUPS.into_iter().flat_map(move |(group, routes)| {
+            routes
+                .iter()
+                .map(move |(method, path)| (method.to_uppercase(), format!("{prefix}{group}{path}")))
+        })
+    })
+}
+
+/// The routes.
+pub(crate) fn router(registry: Arc<Registry>) -> Router {
+    let second = experiments::routes().merge(runs::routes()).merge(metrics::routes());
+    let known = PREFIXES.into_iter().fold(Router::new(), |router, prefix| {
+        router.nest(&format!("{prefix}/2.0/mlflow"), second.clone())
+    });
+    let open = PREFIXES.into_iter().fold(Router::new(), |router, prefix| {
+        router.nest(&format!("{prefix}/3.0/mlflow"), meta::routes())
+    });
+    known
+        .layer(from_fn_with_state(registry.access().clone(), authenticate))
+        .merge(open)
+        .layer(DefaultBodyLimit::max(MESSAGE_LIMIT_BYTES))
+        .with_state(registry)
+}

@@ -1,0 +1,122 @@
+//! Refusals in MLflow's words. Its clients branch on the code and the status, and people search for the message.
+
+use axum::{
+    Json,
+    response::{IntoResponse, Response},
+};
+use http::StatusCode;
+use modelyard_common::error::{ErrorKind, Fault as _, Problem};
+use serde::Serialize;
+
+use crate::error::Error;
+
+/// The code of a request that can never be right.
+pub(crate) const INVALID_PARAMETER_VALUE: &str = "INVALID_PARAMETER_VALUE";
+/// The code of something that is there already.
+pub(crate) const RESOURCE_ALREADY_EXISTS: &str = "RESOURCE_ALREADY_EXISTS";
+/// The code of something that is not there.
+pub(crate) const RESOURCE_DOES_NOT_EXIST: &str = "RESOURCE_DOES_NOT_EXIST";
+
+/// A refusal.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Refusal {
+    status: StatusCode,
+    code: &'static str,
+    message: String,
+}
+
+#[derive(Serialize)]
+struct RefusalBody<'a> {
+    error_code: &'a str,
+    message: &'a str,
+}
+
+impl Refusal {
+    /// 400: the request can never be right.
+    pub(crate) fn invalid(message: impl Into<String>) -> Self {
+        Self {
+            status: StatusCode::BAD_REQUEST,
+            code: INVALID_PARAMETER_VALUE,
+            message: message.into(),
+        }
+    }
+
+    /// 404: there is no such thing.
+    pub(crate) fn missing(message: impl Into<String>) -> Self {
+        Self {
+            status: StatusCode::NOT_FOUND,
+            code: RESOURCE_DOES_NOT_EXIST,
+            message: message.into(),
+        }
+    }
+
+    /// 400, as MLflow has it: the name is taken.
+    pub(crate) fn exists(message: impl Into<String>) -> Self {
+        Self {
+            status: StatusCode::BAD_REQUEST,
+            code: RESOURCE_ALREADY_EXISTS,
+            message: message.into(),
+        }
+    }
+
+    /// 501: MLflow has it, and this server has not.
+    pub(crate) fn not_implemented(message: impl Into<String>) -> Self {
+        Self {
+            status: StatusCode::NOT_IMPLEMENTED,
+            code: "NOT_IMPLEMENTED",
+            message: message.into(),
+        }
+    }
+}
+
+/// The status and the code of a kind of errors.
+const fn codes(kind: ErrorKind) -> (StatusCode, &'static str) {
+    match kind {
+        ErrorKind::InvalidArgument | ErrorKind::FailedPrecondition => {
+            (StatusCode::BAD_REQUEST, INVALID_PARAMETER_VALUE)
+        }
+        ErrorKind::Unauthenticated => (StatusCode::UNAUTHORIZED, "UNAUTHENTICATED"),
+        ErrorKind::PermissionDenied => (StatusCode::FORBIDDEN, "PERMISSION_DENIED"),
+        ErrorKind::NotFound => (StatusCode::NOT_FOUND, RESOURCE_DOES_NOT_EXIST),
+        ErrorKind::AlreadyExists => (StatusCode::BAD_REQUEST, RESOURCE_ALREADY_EXISTS),
+        ErrorKind::Aborted => (StatusCode::CONFLICT, "ABORTED"),
+        ErrorKind::TooLarge => (StatusCode::PAYLOAD_TOO_LARGE, INVALID_PARAMETER_VALUE),
+        ErrorKind::ResourceExhausted => (StatusCode::TOO_MANY_REQUESTS, "RESOURCE_EXHAUSTED"),
+        ErrorKind::DeadlineExceeded | ErrorKind::Unavailable => {
+            (StatusCode::SERVICE_UNAVAILABLE, "TEMPORARILY_UNAVAILABLE")
+        }
+        ErrorKind::Internal => (StatusCode::INTERNAL_SERVER_ERROR, "INTERNAL_ERROR"),
+    }
+}
+
+impl From<Error> for Refusal {
+    fn from(error: Error) -> Self {
+        // The params of a run never change; MLflow has no other word for it.
+        let (status, code) = match error {
+            Error::ParamChanged { .. } => (StatusCode::BAD_REQUEST, INVALID_PARAMETER_VALUE),
+            _ => codes(error.kind()),
+        };
+        Self {
+            status,
+            code,
+            // As everywhere: an internal error is logged, and its details stay here.
+            message: Problem::from(error).detail,
+        }
+    }
+}
+
+impl From<modelyard_auth::Error> for Refusal {
+    fn from(error: modelyard_auth::Error) -> Self {
+        Error::from(error).into()
+    }
+}
+
+impl IntoResponse for Refusal {
+    fn into_response(self) -> Response {
+        let body = RefusalBody {
+            error_code: self.code,
+            message: &self.message,
+        };
+        (self.status, Json(body)).into_response()
+    }
+}

@@ -1,0 +1,34 @@
+//! What clients ask about the server itself. Everybody may know.
+
+use axum::Json;
+use serde::Serialize;
+
+use super::routes;
+
+#[derive(Serialize)]
+struct ServerInfo {
+    store_type: &'static str,
+    workspaces_enabled: bool,
+    multipart_uploads_enabled: bool,
+    multipart_downloads_enabled: bool,
+    presigned_uploads_enabled: bool,
+    presigned_downloads_enabled: bool,
+    trace_archival_enabled: bool,
+}
+
+async fn server_info() -> Json<ServerInfo> {
+    Json(ServerInfo {
+        // The kind of store that clients take for one that can search.
+        store_type: "SqlStore",
+        workspaces_enabled: true,
+        multipart_uploads_enabled: true,
+        multipart_downloads_enabled: false,
+        presigned_uploads_enabled: false,
+        presigned_downloads_enabled: false,
+        trace_archival_enabled: false,
+    })
+}
+
+routes! {
+    get "/server-info" => server_info,
+}
