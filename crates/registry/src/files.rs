@@ -1,6 +1,7 @@
 //! Reading the files that users upload: tables and models. Everything here blocks and runs on threads for that.
 
 pub mod folder;
+pub mod mlmodel;
 pub mod onnx;
 pub mod table;
 mod wire;

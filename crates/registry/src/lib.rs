@@ -6,13 +6,14 @@
 //!
 //! - What is acknowledged is on the disk, and what failed left nothing behind: one operation is one transaction, blobs come
 //!   before the rows that name them.
-//! - Versions of models and datasets never change and count 1, 2, 3 without gaps, also when many are made at once.
+//! - Versions of models and datasets never change and count 1, 2, 3, also when many are made at once. A number is not given
+//!   again.
 //! - Every change that others follow has a revision, taken inside its transaction; whoever sees revision 7 can see all up to
 //!   7.
 //! - Creating with an idempotency key twice creates once.
 //! - What is done and its audit event are one transaction; the chain is only added to.
-//! - A model version can be served: its file is an ONNX model with a signature. A dataset version can be read: its files are
-//!   Parquet or CSV with one set of columns.
+//! - A model version whose file is an ONNX model with a signature can be served; MLflow's clients register others, too. A
+//!   dataset version can be read: its files are Parquet or CSV with one set of columns.
 //!
 //! It refuses to train, to serve and to look at predictions, and to take a file by its name: content comes first, under its
 //! digest.
@@ -29,6 +30,7 @@ pub mod metrics;
 pub mod mlflow;
 pub mod model;
 mod openid;
+pub mod search;
 mod service;
 mod store;
 

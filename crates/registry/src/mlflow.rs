@@ -4,10 +4,14 @@
 mod answers;
 mod error;
 mod experiments;
+mod logged_models;
 mod meta;
 mod metrics;
+mod model_versions;
+mod models;
 mod read;
 mod runs;
+mod search;
 
 use std::sync::Arc;
 
@@ -38,10 +42,14 @@ macro_rules! routes {
 use routes;
 
 /// The groups of routes, each with what follows `/api` in its paths.
-const GROUPS: [(&str, &[(&str, &str)]); 4] = [
+const GROUPS: [(&str, &[(&str, &str)]); 8] = [
     ("/2.0/mlflow", experiments::ROUTES),
     ("/2.0/mlflow", runs::ROUTES),
     ("/2.0/mlflow", metrics::ROUTES),
+    ("/2.0/mlflow", search::ROUTES),
+    ("/2.0/mlflow", logged_models::ROUTES),
+    ("/2.0/mlflow", models::ROUTES),
+    ("/2.0/mlflow", model_versions::ROUTES),
     ("/3.0/mlflow", meta::ROUTES),
 ];
 
@@ -58,7 +66,13 @@ pub fn paths() -> impl Iterator<Item = (String, String)> {
 
 /// The routes.
 pub(crate) fn router(registry: Arc<Registry>) -> Router {
-    let second = experiments::routes().merge(runs::routes()).merge(metrics::routes());
+    let second = experiments::routes()
+        .merge(runs::routes())
+        .merge(metrics::routes())
+        .merge(search::routes())
+        .merge(logged_models::routes())
+        .merge(models::routes())
+        .merge(model_versions::routes());
     let known = PREFIXES.into_iter().fold(Router::new(), |router, prefix| {
         router.nest(&format!("{prefix}/2.0/mlflow"), second.clone())
     });

@@ -2,13 +2,18 @@
 
 pub mod access;
 pub mod alias;
+pub mod artifact_file;
 pub mod audit;
 pub mod column;
 pub mod dataset;
 pub mod desired;
 pub mod endpoint;
+pub mod entry_search;
 pub mod event;
 pub mod identity;
+pub mod logged_model;
+pub mod mlflow_registry;
+pub mod model_source;
 pub mod page;
 pub mod project;
 pub mod registered_model;

@@ -13,6 +13,9 @@ mod first_admin;
 mod follow;
 mod identities;
 mod known;
+mod logged_models;
+mod model_registry;
+mod model_versions;
 mod models;
 mod openid;
 mod passwords;
@@ -40,6 +43,9 @@ pub use self::{
     datasets::{DatasetVersionRequest, MAX_PROFILE_BYTES},
     desired::Update,
     follow::{HEARTBEAT, POLL},
+    logged_models::LoggedModelOrderForm,
+    model_registry::EntryQuery,
+    model_versions::VersionOrder,
     models::ModelVersionRequest,
     openid::{ExchangeError, Origin, SESSION_LIFETIME},
     runs::{InputRequest, RunRequest},

@@ -4,21 +4,27 @@
 //! changes happen one after the other, and nobody sees a revision whose predecessor is not there yet.
 
 mod access;
+mod artifact_files;
 mod audit;
 mod datasets;
 mod endpoints;
+mod entry_search;
 mod events;
 mod experiments;
 mod first_admin;
 mod identities;
+mod logged_models;
+mod model_registry;
 mod models;
 mod openid;
 mod projects;
 mod run_rows;
 mod runs;
+mod search;
 mod secrets;
 mod tokens;
 mod tracking;
+mod version_registry;
 mod versions;
 
 use std::sync::Arc;
@@ -28,28 +34,46 @@ use modelyard_common::Timestamp;
 use modelyard_db::{Database, Migrations, Pools, PostgresPools, SqlitePools, Transaction, migrations};
 use serde_json::Value;
 
-pub(crate) use self::tracking::no_run;
 pub use self::{
     access::AccessStore,
+    artifact_files::{ArtifactFileStore, ArtifactUploadStore},
     audit::AuditStore,
     datasets::{DatasetStore, Inserted, NewDatasetVersion},
     endpoints::{EndpointRecord, EndpointStore},
+    entry_search::EntrySearchStore,
     events::EventStore,
     experiments::ExperimentStore,
     first_admin::{FirstAdmin, FirstAdminStore},
     identities::IdentityStore,
+    logged_models::LoggedModelStore,
+    model_registry::ModelRegistryStore,
     models::{AliasRequest, ModelStore},
     openid::{ExchangedAs, NewExchange, NewSignIn, SignInStore, SignedIn},
     projects::ProjectStore,
     runs::RunStore,
+    search::{
+        ExperimentPage, ExperimentSearch, MAX_EXPERIMENTS as MAX_FOUND_EXPERIMENTS, MAX_RUNS as MAX_FOUND_RUNS,
+        RunPage, RunSearch, SearchStore,
+    },
     secrets::{SealedSecret, SecretStore},
     tokens::{TokenMade, TokenRow, TokenStore},
     tracking::TrackingStore,
+    version_registry::VersionRegistryStore,
 };
+pub(crate) use self::{logged_models::no_logged_model, tracking::no_run};
 use crate::{error::Result, model::event::EventKind};
 
 /// The registry's tables.
-pub const MIGRATIONS: Migrations = migrations!("registry", ["0001_registry", "0002_access", "0003_tracking"]);
+pub const MIGRATIONS: Migrations = migrations!(
+    "registry",
+    [
+        "0001_registry",
+        "0002_access",
+        "0003_tracking",
+        "0004_artifact_file",
+        "0005_model_registry"
+    ]
+);
 
 /// The stores on an open database.
 #[derive(Clone)]
@@ -62,6 +86,20 @@ pub struct Stores {
     pub experiments: Arc<dyn ExperimentStore>,
     /// What changes runs.
     pub tracking: Arc<dyn TrackingStore>,
+    /// Searches of runs and experiments.
+    pub search: Arc<dyn SearchStore>,
+    /// Logged models.
+    pub logged_models: Arc<dyn LoggedModelStore>,
+    /// Artifacts by their paths.
+    pub artifact_files: Arc<dyn ArtifactFileStore>,
+    /// Uploads of artifacts in parts.
+    pub artifact_uploads: Arc<dyn ArtifactUploadStore>,
+    /// What MLflow's registry tells of models.
+    pub model_registry: Arc<dyn ModelRegistryStore>,
+    /// What MLflow's registry tells of versions.
+    pub version_registry: Arc<dyn VersionRegistryStore>,
+    /// Searches of models and versions.
+    pub entry_search: Arc<dyn EntrySearchStore>,
     /// Datasets.
     pub datasets: Arc<dyn DatasetStore>,
     /// Models, versions and aliases.
@@ -113,6 +151,13 @@ impl Stores {
             + FirstAdminStore
             + ExperimentStore
             + TrackingStore
+            + SearchStore
+            + LoggedModelStore
+            + ArtifactFileStore
+            + ArtifactUploadStore
+            + ModelRegistryStore
+            + VersionRegistryStore
+            + EntrySearchStore
             + 'static,
     {
         Self {
@@ -120,6 +165,13 @@ impl Stores {
             runs: Arc::clone(&store) as Arc<dyn RunStore>,
             experiments: Arc::clone(&store) as Arc<dyn ExperimentStore>,
             tracking: Arc::clone(&store) as Arc<dyn TrackingStore>,
+            search: Arc::clone(&store) as Arc<dyn SearchStore>,
+            logged_models: Arc::clone(&store) as Arc<dyn LoggedModelStore>,
+            artifact_files: Arc::clone(&store) as Arc<dyn ArtifactFileStore>,
+            artifact_uploads: Arc::clone(&store) as Arc<dyn ArtifactUploadStore>,
+            model_registry: Arc::clone(&store) as Arc<dyn ModelRegistryStore>,
+            version_registry: Arc::clone(&store) as Arc<dyn VersionRegistryStore>,
+            entry_search: Arc::clone(&store) as Arc<dyn EntrySearchStore>,
             datasets: Arc::clone(&store) as Arc<dyn DatasetStore>,
             models: Arc::clone(&store) as Arc<dyn ModelStore>,
             endpoints: Arc::clone(&store) as Arc<dyn EndpointStore>,

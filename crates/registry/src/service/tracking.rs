@@ -9,6 +9,7 @@ use crate::{
         run::{MAX_INPUTS, MetricPoint, Run, check_key, check_title},
         tracking::{Lifecycle, MetricSampling, PROXY_SCHEME, RunChange, RunDataset, RunModel},
     },
+    store::{ExperimentPage, ExperimentSearch, RunPage, RunSearch},
 };
 
 /// The most runs of one chart.
@@ -134,5 +135,24 @@ impl Registry {
             )));
         };
         Ok(path.trim_start_matches('/').to_owned())
+    }
+}
+
+impl Registry {
+    /// A page of the runs that are found.
+    pub async fn search_runs(&self, caller: &Caller, project: &str, search: &RunSearch) -> Result<RunPage> {
+        self.enter(caller, Action::RunRead, Resource::project(project)).await?;
+        self.stores.search.search_runs(project, search).await
+    }
+
+    /// A page of the experiments that are found.
+    pub async fn search_experiments(
+        &self,
+        caller: &Caller,
+        project: &str,
+        search: &ExperimentSearch,
+    ) -> Result<ExperimentPage> {
+        self.enter(caller, Action::RunRead, Resource::project(project)).await?;
+        self.stores.search.search_experiments(project, search).await
     }
 }

@@ -19,6 +19,7 @@ use crate::{
         endpoint::{EndpointKey, EndpointSpec, Outcome},
         event::EventKind,
         page::{Page, PageRequest},
+        registered_model::NO_FILE,
         report::{NodeReport, NodeStatus},
     },
 };
@@ -116,6 +117,9 @@ impl RouteRow {
     fn unresolved(&self) -> Option<String> {
         let model = &self.model;
         match (self.found_version, &self.alias, self.wanted_version) {
+            (Some(version), ..) if self.artifact_digest.as_deref() == Some(NO_FILE) => Some(format!(
+                "version {version} of model {model} has no ONNX file and cannot be served: log the model as ONNX"
+            )),
             (Some(_), ..) => None,
             _ if self.model_exists == 0 => Some(format!("model {model} does not exist")),
             (None, Some(alias), None) => Some(format!("alias {alias} of model {model} is not set")),
@@ -128,15 +132,16 @@ impl RouteRow {
 
     fn into_route(self) -> Result<Route> {
         let unresolved = self.unresolved();
+        let is_served = unresolved.is_none();
         Ok(Route {
             role: word("role of a route", &self.role, RouteRole::parse)?,
             reference: self.reference,
             weight: self.weight,
             sample: self.sample,
-            model: self.found_version.map(|_| self.model),
-            version: maybe("version", self.found_version)?,
-            artifact_digest: self.artifact_digest,
-            artifact_size_bytes: maybe("size", self.artifact_size_bytes)?,
+            model: is_served.then_some(self.model),
+            version: maybe("version", self.found_version.filter(|_| is_served))?,
+            artifact_digest: self.artifact_digest.filter(|_| is_served),
+            artifact_size_bytes: maybe("size", self.artifact_size_bytes.filter(|_| is_served))?,
             unresolved,
         })
     }

@@ -1,0 +1,587 @@
+//! Model versions as MLflow's clients change them.
+
+use std::collections::BTreeMap;
+
+use async_trait::async_trait;
+use conditional_trait_gen::trait_gen;
+use modelyard_auth::audit::NewEvent;
+use modelyard_common::Timestamp;
+use modelyard_db::{Pools, PostgresPools, SqlitePools, Transaction};
+use serde_json::{Value, json};
+use sqlx::QueryBuilder;
+
+use super::{
+    AliasRequest, SqlStore,
+    audit::{after, change, with_detail},
+    number, to_json, word,
+};
+use crate::{
+    error::{Error, Result},
+    model::{
+        event::EventKind,
+        mlflow_registry::{
+            LoggedSource, MODEL_VERSIONS_TAG, NewVersionEntry, Stage, VersionEntry, VersionStatus, no_version,
+        },
+        tracking::PROXY_SCHEME,
+    },
+};
+
+/// How many versions are completed by one statement.
+const BATCH: usize = 500;
+/// The most versions that a logged model's tag lists.
+const MAX_LISTED_VERSIONS: usize = 1000;
+
+/// Model versions as MLflow's clients change them.
+#[async_trait]
+pub trait VersionRegistryStore: Send + Sync {
+    /// Adds a version to a model that exists.
+    async fn create_version_entry(&self, new: &NewVersionEntry) -> Result<VersionEntry>;
+    /// A version.
+    async fn find_version_entry(&self, project: &str, model: &str, version: u32) -> Result<Option<VersionEntry>>;
+    /// Says what a version is.
+    async fn describe_version(
+        &self,
+        project: &str,
+        model: &str,
+        version: u32,
+        description: &str,
+        event: &NewEvent,
+    ) -> Result<VersionEntry>;
+    /// Moves a version to a stage; with `archive`, those that were there become archived.
+    async fn stage_version(
+        &self,
+        project: &str,
+        model: &str,
+        version: u32,
+        stage: Stage,
+        archive: bool,
+        event: &NewEvent,
+    ) -> Result<VersionEntry>;
+    /// Removes a version with the aliases that point at it. Its number is not given again.
+    async fn delete_version(
+        &self,
+        project: &str,
+        model: &str,
+        version: u32,
+        changed_by: &str,
+        event: &NewEvent,
+    ) -> Result<()>;
+    /// Sets a tag of a version, or removes it.
+    async fn tag_version(
+        &self,
+        project: &str,
+        model: &str,
+        version: u32,
+        key: &str,
+        value: Option<&str>,
+        event: &NewEvent,
+    ) -> Result<()>;
+    /// A logged model that is there.
+    async fn find_logged_source(&self, project: &str, model_id: &str) -> Result<Option<LoggedSource>>;
+}
+
+#[derive(sqlx::FromRow)]
+pub(super) struct EntryRow {
+    project: String,
+    model: String,
+    version: i64,
+    description: String,
+    user_id: String,
+    stage: String,
+    source: String,
+    storage_location: String,
+    artifact_digest: String,
+    run_id: Option<String>,
+    run_link: String,
+    status: String,
+    status_message: String,
+    model_id: Option<String>,
+    created_at: i64,
+    updated_at: i64,
+}
+
+/// The columns of [`EntryRow`], from `model_version v`.
+macro_rules! select_entries {
+    ($rest:literal) => {
+        concat!(
+            "SELECT v.project, v.model, v.version, v.description, v.user_id, v.stage, v.source, v.storage_location,
+                    v.artifact_digest, COALESCE(v.source_run_id, v.run_id) AS run_id, v.run_link, v.status,
+                    v.status_message, v.model_id, v.created_at, COALESCE(v.updated_at, v.created_at) AS updated_at
+             FROM model_version v ",
+            $rest
+        )
+    };
+}
+pub(super) use select_entries;
+
+/// A version's place: the model and the number.
+type Place = (String, i64);
+
+impl EntryRow {
+    fn place(&self) -> Place {
+        (self.model.clone(), self.version)
+    }
+
+    fn into_entry(self, aliases: Vec<String>, tags: BTreeMap<String, String>) -> Result<VersionEntry> {
+        Ok(VersionEntry {
+            project: self.project,
+            model: self.model,
+            version: number("version", self.version)?,
+            description: self.description,
+            user_id: self.user_id,
+            stage: word("stage", &self.stage, Stage::parse)?,
+            source: self.source,
+            storage_location: self.storage_location,
+            artifact_digest: self.artifact_digest,
+            run_id: self.run_id,
+            run_link: self.run_link,
+            status: word("status of a version", &self.status, VersionStatus::parse)?,
+            status_message: self.status_message,
+            model_id: self.model_id,
+            aliases,
+            tags,
+            created_at: Timestamp::from_micros(self.created_at),
+            updated_at: Timestamp::from_micros(self.updated_at),
+        })
+    }
+}
+
+/// The list of a logged model's versions with one more.
+fn list_version(listed: Option<&str>, model: &str, version: i64) -> String {
+    let listed = listed.and_then(|text| serde_json::from_str::<Vec<Value>>(text).ok());
+    let mut listed = listed.unwrap_or_default();
+    let added = json!({"name": model, "version": version.to_string()});
+    if !listed.contains(&added) {
+        listed.push(added);
+    }
+    let too_many = listed.len().saturating_sub(MAX_LISTED_VERSIONS);
+    listed.drain(..too_many);
+    Value::from(listed).to_string()
+}
+
+#[trait_gen(P -> SqlitePools, PostgresPools)]
+impl SqlStore<P> {
+    /// Versions of one project with their aliases and tags, in their order.
+    pub(super) async fn complete_entries(
+        tx: &mut Transaction<<P as Pools>::Db>,
+        rows: Vec<EntryRow>,
+    ) -> Result<Vec<VersionEntry>> {
+        let mut entries = Vec::with_capacity(rows.len());
+        let mut rows = rows.into_iter().peekable();
+        while rows.peek().is_some() {
+            let batch: Vec<EntryRow> = rows.by_ref().take(BATCH).collect();
+            let mut aliases: BTreeMap<Place, Vec<String>> = BTreeMap::new();
+            let query = "SELECT t.model, t.version, t.alias, '' AS value FROM wanted w CROSS JOIN model_alias";
+            for (model, version, alias, _) in Self::texts_of(tx, query, &batch).await? {
+                aliases.entry((model, version)).or_default().push(alias);
+            }
+            let mut tags: BTreeMap<Place, BTreeMap<String, String>> = BTreeMap::new();
+            let query = "SELECT t.model, t.version, t.key, t.value FROM wanted w CROSS JOIN model_version_tag";
+            for (model, version, key, value) in Self::texts_of(tx, query, &batch).await? {
+                tags.entry((model, version)).or_default().insert(key, value);
+            }
+            for row in batch {
+                let mut aliases = aliases.remove(&row.place()).unwrap_or_default();
+                aliases.sort();
+                let tags = tags.remove(&row.place()).unwrap_or_default();
+                entries.push(row.into_entry(aliases, tags)?);
+            }
+        }
+        Ok(entries)
+    }
+
+    /// What a table, which `select` names `t`, says of some versions.
+    async fn texts_of(
+        tx: &mut Transaction<<P as Pools>::Db>,
+        select: &'static str,
+        rows: &[EntryRow],
+    ) -> Result<Vec<(String, i64, String, String)>> {
+        let project = match rows.first() {
+            Some(first) => first.project.clone(),
+            None => return Ok(Vec::new()),
+        };
+        // The cross join keeps SQLite from reading the table first, which has rows of all versions.
+        let mut query = QueryBuilder::new("WITH wanted (model, version) AS (VALUES ");
+        for (position, row) in rows.iter().enumerate() {
+            query.push(if position == 0 { "(" } else { ", (" });
+            query.push_bind(row.model.clone());
+            query.push(", ").push_bind(row.version).push(")");
+        }
+        query.push(") ").push(select);
+        query.push(" t WHERE t.model = w.model AND t.version = w.version AND t.project = ");
+        query.push_bind(project);
+        Ok(query.build_query_as().fetch_all(&mut **tx).await?)
+    }
+
+    async fn entry_in(
+        tx: &mut Transaction<<P as Pools>::Db>,
+        project: &str,
+        model: &str,
+        version: i64,
+    ) -> Result<Option<VersionEntry>> {
+        let rows: Vec<EntryRow> = sqlx::query_as(select_entries!(
+            "WHERE v.project = $1 AND v.model = $2 AND v.version = $3"
+        ))
+        .bind(project)
+        .bind(model)
+        .bind(version)
+        .fetch_all(&mut **tx)
+        .await?;
+        Ok(Self::complete_entries(tx, rows).await?.pop())
+    }
+
+    async fn required_entry(
+        tx: &mut Transaction<<P as Pools>::Db>,
+        project: &str,
+        model: &str,
+        version: i64,
+    ) -> Result<VersionEntry> {
+        let found = Self::entry_in(tx, project, model, version).await?;
+        found.ok_or_else(|| no_version(model, version))
+    }
+
+    /// Holds a version to the end of the transaction, and says when it was changed.
+    async fn hold_version(
+        tx: &mut Transaction<<P as Pools>::Db>,
+        project: &str,
+        model: &str,
+        version: i64,
+        updated_at: Option<Timestamp>,
+    ) -> Result<()> {
+        let held = sqlx::query(
+            "UPDATE model_version SET updated_at = COALESCE($4, updated_at)
+             WHERE project = $1 AND model = $2 AND version = $3",
+        )
+        .bind(project)
+        .bind(model)
+        .bind(version)
+        .bind(updated_at.map(Timestamp::as_micros))
+        .execute(&mut **tx)
+        .await?;
+        if held.rows_affected() == 0 {
+            return Err(no_version(model, version));
+        }
+        Ok(())
+    }
+
+    /// Adds what MLflow's protocol tells of a version to what every version has.
+    async fn insert_source(tx: &mut Transaction<<P as Pools>::Db>, new: &NewVersionEntry, version: i64) -> Result<()> {
+        sqlx::query(
+            "UPDATE model_version
+             SET source = $4, storage_location = $5, source_run_id = $6, run_link = $7, status_message = $8,
+                 model_id = $9, updated_at = $10
+             WHERE project = $1 AND model = $2 AND version = $3",
+        )
+        .bind(&new.version.project)
+        .bind(&new.version.model)
+        .bind(version)
+        .bind(&new.source)
+        .bind(&new.storage_location)
+        .bind(new.run_id.as_deref())
+        .bind(&new.run_link)
+        .bind(&new.status_message)
+        .bind(new.model_id.as_deref())
+        .bind(new.version.now.as_micros())
+        .execute(&mut **tx)
+        .await?;
+        Ok(())
+    }
+
+    /// Lists a version in the tags of the logged model that it was made of.
+    async fn list_in_logged_model(
+        tx: &mut Transaction<<P as Pools>::Db>,
+        new: &NewVersionEntry,
+        model_id: &str,
+        version: i64,
+    ) -> Result<()> {
+        // Held, so that no two add to the same list at once.
+        let held = sqlx::query("UPDATE logged_model SET updated_at = $3 WHERE project = $1 AND id = $2")
+            .bind(&new.version.project)
+            .bind(model_id)
+            .bind(new.version.now.as_micros())
+            .execute(&mut **tx)
+            .await?;
+        if held.rows_affected() == 0 {
+            return Ok(());
+        }
+        let listed: Option<String> =
+            sqlx::query_scalar("SELECT value FROM logged_model_tag WHERE model_id = $1 AND key = $2")
+                .bind(model_id)
+                .bind(MODEL_VERSIONS_TAG)
+                .fetch_optional(&mut **tx)
+                .await?;
+        sqlx::query(
+            "INSERT INTO logged_model_tag (model_id, key, value) VALUES ($1, $2, $3)
+             ON CONFLICT (model_id, key) DO UPDATE SET value = excluded.value",
+        )
+        .bind(model_id)
+        .bind(MODEL_VERSIONS_TAG)
+        .bind(list_version(listed.as_deref(), &new.version.model, version))
+        .execute(&mut **tx)
+        .await?;
+        Ok(())
+    }
+
+    /// Refuses to take a version away from an endpoint.
+    async fn check_version_unserved(
+        tx: &mut Transaction<<P as Pools>::Db>,
+        project: &str,
+        model: &str,
+        version: i64,
+    ) -> Result<()> {
+        let endpoint: Option<String> = sqlx::query_scalar(
+            "SELECT r.endpoint FROM endpoint_route r
+             LEFT JOIN model_alias a ON a.project = r.project AND a.model = r.model AND a.alias = r.alias
+             WHERE r.project = $1 AND r.model = $2 AND COALESCE(r.version, a.version) = $3
+             ORDER BY r.endpoint LIMIT 1",
+        )
+        .bind(project)
+        .bind(model)
+        .bind(version)
+        .fetch_optional(&mut **tx)
+        .await?;
+        match endpoint {
+            None => Ok(()),
+            Some(endpoint) => Err(Error::State(format!(
+                "endpoint `{endpoint}` serves version {version} of model `{model}`: point it, or the alias that it \
+                 follows, at another version first"
+            ))),
+        }
+    }
+}
+
+#[trait_gen(P -> SqlitePools, PostgresPools)]
+#[async_trait]
+impl VersionRegistryStore for SqlStore<P> {
+    async fn create_version_entry(&self, new: &NewVersionEntry) -> Result<VersionEntry> {
+        let mut tx = self.pools.begin().await?;
+        let revision = Self::next_revision(&mut tx).await?;
+        let common = &new.version;
+        Self::hold_model(&mut tx, &common.project, &common.model, Some(common.now)).await?;
+        let version = Self::next_version(&mut tx, common).await?;
+        Self::insert_version(&mut tx, common, version).await?;
+        Self::insert_source(&mut tx, new, version).await?;
+        if let Some(model_id) = &new.model_id {
+            Self::list_in_logged_model(&mut tx, new, model_id, version).await?;
+        }
+        let subject = json!({"model": common.model, "version": version});
+        let kind = EventKind::ModelVersionCreated;
+        Self::record_event(&mut tx, revision, &common.project, kind, &subject, common.now).await?;
+        let created = Self::required_entry(&mut tx, &common.project, &common.model, version).await?;
+        let event = with_detail(&common.event, "version", version);
+        Self::append_audit(&mut tx, &after(&event, &created)?).await?;
+        tx.commit().await?;
+        Ok(created)
+    }
+
+    async fn find_version_entry(&self, project: &str, model: &str, version: u32) -> Result<Option<VersionEntry>> {
+        let mut tx = self.pools.snapshot().await?;
+        let found = Self::entry_in(&mut tx, project, model, i64::from(version)).await?;
+        tx.rollback().await?;
+        Ok(found)
+    }
+
+    async fn describe_version(
+        &self,
+        project: &str,
+        model: &str,
+        version: u32,
+        description: &str,
+        event: &NewEvent,
+    ) -> Result<VersionEntry> {
+        let mut tx = self.pools.begin().await?;
+        let number = i64::from(version);
+        Self::hold_version(&mut tx, project, model, number, None).await?;
+        let before = Self::required_entry(&mut tx, project, model, number).await?;
+        sqlx::query(
+            "UPDATE model_version SET description = $4, updated_at = $5
+             WHERE project = $1 AND model = $2 AND version = $3",
+        )
+        .bind(project)
+        .bind(model)
+        .bind(number)
+        .bind(description)
+        .bind(event.at.as_micros())
+        .execute(&mut *tx)
+        .await?;
+        let now = Self::required_entry(&mut tx, project, model, number).await?;
+        let event = with_detail(event, "version", version);
+        Self::append_audit(&mut tx, &change(&event, &before, &now)?).await?;
+        tx.commit().await?;
+        Ok(now)
+    }
+
+    async fn stage_version(
+        &self,
+        project: &str,
+        model: &str,
+        version: u32,
+        stage: Stage,
+        archive: bool,
+        event: &NewEvent,
+    ) -> Result<VersionEntry> {
+        let mut tx = self.pools.begin().await?;
+        let number = i64::from(version);
+        Self::required_entry(&mut tx, project, model, number).await?;
+        // Held, so that no two become the only one of the stage at once.
+        Self::hold_model(&mut tx, project, model, Some(event.at)).await?;
+        let before = Self::required_entry(&mut tx, project, model, number).await?;
+        if archive {
+            sqlx::query(
+                "UPDATE model_version SET stage = $5, updated_at = $6
+                 WHERE project = $1 AND model = $2 AND version <> $3 AND stage = $4",
+            )
+            .bind(project)
+            .bind(model)
+            .bind(number)
+            .bind(stage.as_str())
+            .bind(Stage::Archived.as_str())
+            .bind(event.at.as_micros())
+            .execute(&mut *tx)
+            .await?;
+        }
+        sqlx::query(
+            "UPDATE model_version SET stage = $4, updated_at = $5
+             WHERE project = $1 AND model = $2 AND version = $3",
+        )
+        .bind(project)
+        .bind(model)
+        .bind(number)
+        .bind(stage.as_str())
+        .bind(event.at.as_micros())
+        .execute(&mut *tx)
+        .await?;
+        let now = Self::required_entry(&mut tx, project, model, number).await?;
+        let mut event = with_detail(event, "version", version);
+        event.add_detail("stage", stage.as_str());
+        event.add_detail("archived_others", archive);
+        Self::append_audit(&mut tx, &change(&event, &before, &now)?).await?;
+        tx.commit().await?;
+        Ok(now)
+    }
+
+    async fn delete_version(
+        &self,
+        project: &str,
+        model: &str,
+        version: u32,
+        changed_by: &str,
+        event: &NewEvent,
+    ) -> Result<()> {
+        let mut tx = self.pools.begin().await?;
+        // Neither an alias nor an endpoint comes to point at it meanwhile.
+        Self::next_revision(&mut tx).await?;
+        let number = i64::from(version);
+        let before = Self::required_entry(&mut tx, project, model, number).await?;
+        Self::check_version_unserved(&mut tx, project, model, number).await?;
+        Self::hold_model(&mut tx, project, model, Some(event.at)).await?;
+        let request = AliasRequest {
+            project,
+            model,
+            alias: "",
+            changed_by,
+            event,
+            now: event.at,
+        };
+        let aliases = Self::remove_aliases(&mut tx, &request, Some(number)).await?;
+        sqlx::query("DELETE FROM model_version WHERE project = $1 AND model = $2 AND version = $3")
+            .bind(project)
+            .bind(model)
+            .bind(number)
+            .execute(&mut *tx)
+            .await?;
+        let mut event = with_detail(event, "version", version);
+        event.add_detail("aliases", aliases);
+        let before = to_json("version", &before)?;
+        Self::append_audit(&mut tx, &event.with_digests(Some(&before), None)).await?;
+        Ok(tx.commit().await?)
+    }
+
+    async fn tag_version(
+        &self,
+        project: &str,
+        model: &str,
+        version: u32,
+        key: &str,
+        value: Option<&str>,
+        event: &NewEvent,
+    ) -> Result<()> {
+        let mut tx = self.pools.begin().await?;
+        let number = i64::from(version);
+        Self::hold_version(&mut tx, project, model, number, None).await?;
+        let before: Option<String> = sqlx::query_scalar(
+            "SELECT value FROM model_version_tag WHERE project = $1 AND model = $2 AND version = $3 AND key = $4",
+        )
+        .bind(project)
+        .bind(model)
+        .bind(number)
+        .bind(key)
+        .fetch_optional(&mut *tx)
+        .await?;
+        if before.as_deref() == value {
+            return Ok(());
+        }
+        let query = match value {
+            Some(value) => sqlx::query(
+                "INSERT INTO model_version_tag (project, model, version, key, value) VALUES ($1, $2, $3, $4, $5)
+                 ON CONFLICT (project, model, version, key) DO UPDATE SET value = excluded.value",
+            )
+            .bind(project)
+            .bind(model)
+            .bind(number)
+            .bind(key)
+            .bind(value),
+            None => sqlx::query(
+                "DELETE FROM model_version_tag WHERE project = $1 AND model = $2 AND version = $3 AND key = $4",
+            )
+            .bind(project)
+            .bind(model)
+            .bind(number)
+            .bind(key),
+        };
+        query.execute(&mut *tx).await?;
+        let mut event = with_detail(event, "version", version);
+        event.add_detail("tag", key);
+        Self::append_audit(&mut tx, &event.with_digests(before.as_deref(), value)).await?;
+        Ok(tx.commit().await?)
+    }
+
+    async fn find_logged_source(&self, project: &str, model_id: &str) -> Result<Option<LoggedSource>> {
+        let row: Option<(Option<String>, i64, String)> = sqlx::query_as(
+            "SELECT l.source_run_id, e.id, e.artifact_location FROM logged_model l
+             JOIN experiment e ON e.id = l.experiment_id
+             WHERE l.project = $1 AND l.id = $2 AND l.lifecycle = 'active'",
+        )
+        .bind(project)
+        .bind(model_id)
+        .fetch_optional(self.pools.reader())
+        .await?;
+        let found = row.map(|(run_id, experiment, location)| {
+            let root = if location.is_empty() {
+                format!("{PROXY_SCHEME}{experiment}")
+            } else {
+                location.trim_end_matches('/').to_owned()
+            };
+            LoggedSource {
+                artifact_location: format!("{root}/models/{model_id}/artifacts"),
+                run_id,
+            }
+        });
+        Ok(found)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_logged_model_lists_its_versions_once() {
+        let one = list_version(None, "m", 1);
+        assert_eq!(one, r#"[{"name":"m","version":"1"}]"#);
+        assert_eq!(list_version(Some(&one), "m", 1), one);
+        let two = list_version(Some(&one), "m", 2);
+        assert_eq!(two, r#"[{"name":"m","version":"1"},{"name":"m","version":"2"}]"#);
+        assert_eq!(list_version(Some("no list"), "m", 1), one);
+    }
+}
