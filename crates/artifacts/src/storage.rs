@@ -202,7 +202,8 @@ impl Storage {
     }
 
     /// Whether a rename is one step, however large the object is.
-    pub(crate) const fn renames(&self) -> bool {
+    #[must_use]
+    pub const fn renames(&self) -> bool {
         self.folder.is_some()
     }
 

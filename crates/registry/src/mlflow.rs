@@ -2,6 +2,7 @@
 //! words. An MLflow workspace is a project.
 
 mod answers;
+mod artifacts;
 mod error;
 mod experiments;
 mod logged_models;
@@ -10,12 +11,13 @@ mod metrics;
 mod model_versions;
 mod models;
 mod read;
+mod run_artifacts;
 mod runs;
 mod search;
 
 use std::sync::Arc;
 
-use axum::{Router, extract::DefaultBodyLimit, middleware::from_fn_with_state};
+use axum::{Router, extract::DefaultBodyLimit, middleware::from_fn_with_state, routing::get};
 use modelyard_auth::http::authenticate;
 
 use crate::service::Registry;
@@ -42,7 +44,7 @@ macro_rules! routes {
 use routes;
 
 /// The groups of routes, each with what follows `/api` in its paths.
-const GROUPS: [(&str, &[(&str, &str)]); 8] = [
+const GROUPS: [(&str, &[(&str, &str)]); 10] = [
     ("/2.0/mlflow", experiments::ROUTES),
     ("/2.0/mlflow", runs::ROUTES),
     ("/2.0/mlflow", metrics::ROUTES),
@@ -50,6 +52,8 @@ const GROUPS: [(&str, &[(&str, &str)]); 8] = [
     ("/2.0/mlflow", logged_models::ROUTES),
     ("/2.0/mlflow", models::ROUTES),
     ("/2.0/mlflow", model_versions::ROUTES),
+    ("/2.0/mlflow", run_artifacts::ROUTES),
+    ("/2.0/mlflow-artifacts", artifacts::ROUTES),
     ("/3.0/mlflow", meta::ROUTES),
 ];
 
@@ -72,14 +76,20 @@ pub(crate) fn router(registry: Arc<Registry>) -> Router {
         .merge(search::routes())
         .merge(logged_models::routes())
         .merge(models::routes())
-        .merge(model_versions::routes());
+        .merge(model_versions::routes())
+        .merge(run_artifacts::routes());
     let known = PREFIXES.into_iter().fold(Router::new(), |router, prefix| {
-        router.nest(&format!("{prefix}/2.0/mlflow"), second.clone())
+        router
+            .nest(&format!("{prefix}/2.0/mlflow"), second.clone())
+            .nest(&format!("{prefix}/2.0/mlflow-artifacts"), artifacts::routes())
     });
     let open = PREFIXES.into_iter().fold(Router::new(), |router, prefix| {
         router.nest(&format!("{prefix}/3.0/mlflow"), meta::routes())
     });
+    // MLflow's client sends no token with the parts of an upload: each upload has a secret of its own.
+    let open = open.nest("/api/2.0/mlflow-artifacts", artifacts::open_routes());
     known
+        .route("/get-artifact", get(artifacts::get_of_run))
         .layer(from_fn_with_state(registry.access().clone(), authenticate))
         .merge(open)
         .layer(DefaultBodyLimit::max(MESSAGE_LIMIT_BYTES))

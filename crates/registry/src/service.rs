@@ -2,6 +2,7 @@
 
 mod access;
 mod append;
+mod artifact_files;
 mod artifacts;
 mod audit;
 mod audit_export;
@@ -37,6 +38,7 @@ use tokio_util::sync::CancellationToken;
 use self::passwords::Guessing;
 pub use self::{
     access::{AccessAnswer, AccessQuestion, Me},
+    artifact_files::{FileContent, MAX_LISTED, NewUpload},
     artifacts::ARTIFACT_LIMIT_BYTES,
     audit::Verification,
     audit_export::ExportFormat,

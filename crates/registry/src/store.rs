@@ -60,7 +60,7 @@ pub use self::{
     tracking::TrackingStore,
     version_registry::VersionRegistryStore,
 };
-pub(crate) use self::{logged_models::no_logged_model, tracking::no_run};
+pub(crate) use self::{artifact_files::no_upload, logged_models::no_logged_model, tracking::no_run};
 use crate::{error::Result, model::event::EventKind};
 
 /// The registry's tables.

@@ -3,6 +3,7 @@
 pub mod installation;
 
 mod contracts;
+mod mlflow;
 mod operations;
 mod roles;
 
@@ -21,6 +22,7 @@ use serde_json::{Value, json};
 use crate::deployment::Topology;
 use contracts::{Call, message};
 use installation::{ADMIN_PASSWORD, Installation, accepted, call, grpc_refusal, text};
+use mlflow::MLFLOW;
 use operations::{API, Body, INFERENCE, Operation};
 use roles::{A_SERVICE, COLUMNS, Column, Entrance, NOWHERE, OTHER, SERVED, TARGET, TUNE, TUNER, Verdict};
 
@@ -104,6 +106,7 @@ impl Matrix {
             "{id}",
             "{request_id}",
             "{provider}",
+            "{model_id}",
         ]
         .iter()
         .fold(filled, |filled, part| filled.replace(part, "absent"))
@@ -121,7 +124,9 @@ impl Matrix {
         let url = format!("{front}{}", self.fill(&format!("{prefix}{path}"), column, project));
         let mut request = self.at.http.request(method.parse()?, url);
         if prefix.is_empty() {
-            request = request.header("modelyard-project", project);
+            request = request
+                .header("modelyard-project", project)
+                .header("x-mlflow-workspace", project);
         }
         request = match operation.body {
             Body::None => request,
@@ -404,6 +409,37 @@ fn inference_routes() -> Result<BTreeSet<String>> {
     Ok(routes)
 }
 
+/// The routes of MLflow's protocol, as the source has them: those for pages are the same below another beginning.
+fn mlflow_routes() -> Result<BTreeSet<String>> {
+    let folder = repository().join("crates/registry/src");
+    let source = fs::read_to_string(folder.join("mlflow.rs"))?;
+    let mut routes: BTreeSet<String> = source
+        .split(".route(\"")
+        .skip(1)
+        .filter_map(|rest| rest.split_once('"'))
+        .map(|(path, _)| format!("GET {path}"))
+        .collect();
+    // `("/2.0/mlflow", runs::ROUTES),`
+    for line in source.lines().filter(|line| line.contains("::ROUTES)")) {
+        let mut words = line
+            .split(['"', ',', ' ', ':'])
+            .filter(|word| !word.is_empty() && *word != "(");
+        let (group, module) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
+        let module = fs::read_to_string(folder.join("mlflow").join(format!("{module}.rs")))?;
+        let (_, table) = module
+            .split_once("routes! {")
+            .with_context(|| format!("{line} has no table"))?;
+        for entry in table.lines().take_while(|line| *line != "}") {
+            // `post "/runs/create" => create,`
+            let mut parts = entry.trim().splitn(3, '"');
+            if let (Some(method), Some(path)) = (parts.next(), parts.next()) {
+                routes.insert(format!("{} /api{group}{path}", method.trim().to_uppercase()));
+            }
+        }
+    }
+    Ok(routes)
+}
+
 /// The methods of all contracts below a folder.
 fn methods(folder: &Path, found: &mut BTreeSet<String>) -> Result<()> {
     for entry in fs::read_dir(folder)? {
@@ -434,6 +470,9 @@ fn every_route_and_every_method_is_in_the_table() -> Result<()> {
     let routes = inference_routes()?;
     let table = INFERENCE.iter().map(|operation| operation.route.to_owned());
     check_complete("inference routes", &routes, table)?;
+    let routes = mlflow_routes()?;
+    let table = MLFLOW.iter().map(|operation| operation.route.to_owned());
+    check_complete("routes of MLflow's protocol", &routes, table)?;
     for (folder, table) in [("inference", contracts::INFERENCE), ("modelyard", contracts::INTERNAL)] {
         let mut found = BTreeSet::new();
         methods(&repository().join("proto").join(folder), &mut found)?;
@@ -482,6 +521,9 @@ async fn everybody_may_do_what_the_table_says_and_no_more() -> Result<()> {
                 .check_operation((&front, "/projects/{project}"), operation)
                 .await?;
         }
+    }
+    for operation in MLFLOW {
+        matrix.check_operation((&front, ""), operation).await?;
     }
     // Last: it ends with what ends the tokens.
     for operation in API {

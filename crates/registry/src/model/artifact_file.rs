@@ -162,6 +162,12 @@ impl ArtifactFolder {
         }
     }
 
+    /// Its name where decisions and messages name it.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        self.0.as_ref().map_or("/", ArtifactPath::as_str)
+    }
+
     /// What the paths below it begin with.
     pub(crate) fn prefix(&self) -> String {
         self.0.as_ref().map_or_else(String::new, |path| format!("{path}/"))
@@ -219,12 +225,6 @@ impl FilePlace {
     }
 }
 
-impl From<&ArtifactFile> for FilePlace {
-    fn from(file: &ArtifactFile) -> Self {
-        Self(file.path.clone())
-    }
-}
-
 impl Cursor for FilePlace {
     fn read(text: &str) -> Option<Self> {
         ArtifactPath::parse(text).ok().map(Self)
@@ -248,6 +248,13 @@ pub struct ArtifactFile {
     pub size_bytes: u64,
     /// When it was written last.
     pub created_at: Timestamp,
+}
+
+impl ArtifactFile {
+    /// Its place in the list of all files.
+    pub(crate) fn place(&self) -> FilePlace {
+        FilePlace(self.path.clone())
+    }
 }
 
 /// Something in a folder.

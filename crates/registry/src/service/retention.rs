@@ -41,7 +41,8 @@ async fn forget(stores: &Stores, blobs: &Artifacts, clock: &SharedClock) -> Resu
     let events = stores.events.prune_events(now - EVENT_RETENTION).await?;
     let reports = stores.endpoints.prune_reports(now - REPORT_RETENTION).await?;
     let tokens = stores.tokens.prune_tokens(now - TOKEN_RETENTION).await?;
+    let unfinished = stores.artifact_uploads.prune_uploads(now - UPLOAD_LIFETIME).await?;
     let uploads = blobs.sweep_uploads((now - UPLOAD_LIFETIME).to_datetime()).await?;
-    tracing::debug!(events, reports, tokens, uploads, "old entries removed");
+    tracing::debug!(events, reports, tokens, unfinished, uploads, "old entries removed");
     Ok(())
 }

@@ -162,7 +162,7 @@ pub(crate) fn no_upload(upload_id: &str) -> Error {
 
 fn entries(folder: &ArtifactFolder, rows: Vec<(String, i64)>) -> Result<Vec<FolderEntry>> {
     let prefix = folder.prefix();
-    let entry = |(path, size): (String, i64)| {
+    let entry = |(path, size): (String, i64)| -> Result<FolderEntry> {
         let size_bytes = number("size of a file", size)?;
         Ok(FolderEntry::of_path(&prefix, &path, size_bytes))
     };
@@ -308,7 +308,7 @@ impl ArtifactFileStore for SqlStore<P> {
         .fetch_all(self.pools.reader())
         .await?;
         let files = rows.into_iter().map(FileRow::into_file).collect::<Result<_>>()?;
-        Ok(page.cut(files, |file| FilePlace::from(file)))
+        Ok(page.cut(files, ArtifactFile::place))
     }
 
     async fn delete_artifact_file(&self, project: &str, path: &ArtifactPath) -> Result<bool> {
@@ -436,7 +436,7 @@ impl ArtifactUploadStore for SqlStore<P> {
                 .bind(upload_id)
                 .fetch_all(self.pools.reader())
                 .await?;
-        let part = |(part_number, digest, size): (i64, String, i64)| {
+        let part = |(part_number, digest, size): (i64, String, i64)| -> Result<UploadPart> {
             Ok(UploadPart {
                 number: number("number of a part", part_number)?,
                 digest: word("digest", &digest, |digest| digest.parse().ok())?,

@@ -22,7 +22,7 @@ pub enum Body {
     Bytes(&'static str),
 }
 
-const fn op(route: &'static str, need: Need) -> Operation {
+pub(super) const fn op(route: &'static str, need: Need) -> Operation {
     Operation {
         route,
         path: None,
@@ -32,12 +32,12 @@ const fn op(route: &'static str, need: Need) -> Operation {
 }
 
 impl Operation {
-    const fn at(mut self, path: &'static str) -> Self {
+    pub(super) const fn at(mut self, path: &'static str) -> Self {
         self.path = Some(path);
         self
     }
 
-    const fn json(mut self, body: &'static str) -> Self {
+    pub(super) const fn json(mut self, body: &'static str) -> Self {
         self.body = Body::Json(body);
         self
     }
