@@ -20,6 +20,7 @@ use http::{
     request::Parts,
     uri::{Authority, Scheme},
 };
+use modelyard_auth::{Action, Kind, Resource};
 use serde::Serialize;
 
 pub(super) use self::sending::send;
@@ -304,11 +305,16 @@ async fn abort_upload(
 }
 
 /// No address is given out by which a client could pass this server by: what it reads would not be verified.
-fn presigned(_: Tenant, Rest(path): Rest) -> Ready<Refusal> {
-    ready(match ArtifactPath::parse(&path) {
-        Ok(_) => Refusal::not_implemented(NO_PRESIGNED),
+fn presigned(tenant: Tenant, Rest(path): Rest) -> Ready<Refusal> {
+    let file = Resource::named(Kind::Artifact, &tenant.project, &path);
+    let refusal = match tenant.caller.authorize(Action::ArtifactRead, file) {
+        Ok(()) => match ArtifactPath::parse(&path) {
+            Ok(_) => Refusal::not_implemented(NO_PRESIGNED),
+            Err(error) => error.into(),
+        },
         Err(error) => error.into(),
-    })
+    };
+    ready(refusal)
 }
 
 async fn list_below(

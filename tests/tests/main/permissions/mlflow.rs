@@ -18,7 +18,7 @@ const EXPERIMENT: &str = r#"{"experiment_id": "4711", "new_name": "absent", "key
 const MODEL: &str = r#"{"name": "absent", "new_name": "gone", "key": "k", "value": "v", "alias": "a", "version": "1"}"#;
 const VERSION: &str = r#"{"name": "absent", "version": "1", "key": "k", "value": "v", "stage": "Staging"}"#;
 
-/// Everything in the `routes!` of the protocol. What is named is absent, so that nothing changes whoever asks.
+/// Everything in the `routes!` of the protocol. What is named is absent, or it does not matter that it comes into being.
 pub const MLFLOW: &[Operation] = &[
     op("GET /api/3.0/mlflow/server-info", Need::Public),
     // --- experiments
@@ -73,15 +73,15 @@ pub const MLFLOW: &[Operation] = &[
     op("GET /api/2.0/mlflow-artifacts/artifacts/{*path}", READ_ARTIFACTS)
         .at("/api/2.0/mlflow-artifacts/artifacts/absent"),
     op("PUT /api/2.0/mlflow-artifacts/artifacts/{*path}", WRITE_ARTIFACTS)
-        .at("/api/2.0/mlflow-artifacts/artifacts/folder/"),
+        .at("/api/2.0/mlflow-artifacts/artifacts/matrix"),
     op("DELETE /api/2.0/mlflow-artifacts/artifacts/{*path}", WRITE_ARTIFACTS)
         .at("/api/2.0/mlflow-artifacts/artifacts/absent"),
     op("POST /api/2.0/mlflow-artifacts/mpu/create/{*path}", WRITE_ARTIFACTS)
         .at("/api/2.0/mlflow-artifacts/mpu/create/absent")
-        .json(r#"{"path": "absent", "num_parts": 0}"#),
+        .json(r#"{"path": "absent", "num_parts": 1}"#),
     op("POST /api/2.0/mlflow-artifacts/mpu/complete/{*path}", WRITE_ARTIFACTS)
         .at("/api/2.0/mlflow-artifacts/mpu/complete/absent")
-        .json(r#"{"path": "absent", "upload_id": "absent", "parts": []}"#),
+        .json(r#"{"path": "absent", "upload_id": "absent", "parts": [{"part_number": 1}]}"#),
     op("POST /api/2.0/mlflow-artifacts/mpu/abort/{*path}", WRITE_ARTIFACTS)
         .at("/api/2.0/mlflow-artifacts/mpu/abort/absent")
         .json(r#"{"path": "absent", "upload_id": "absent"}"#),
