@@ -51,7 +51,7 @@ pub use self::{
 };
 use self::{
     files::folder::ImportFolders,
-    service::{Desired, Known, OpenId, Parts, appender, run_checkpoints, run_retention, set_group_roles},
+    service::{Chain, Desired, Known, OpenId, Parts, RunLog, group, run_checkpoints, run_retention, set_group_roles},
     store::Stores,
 };
 
@@ -87,7 +87,8 @@ pub async fn start(config: Config, context: &Context, storage: Storage, access: 
     let blobs = Artifacts::new(storage);
     let soft = context.lifecycle.soft();
     let known = Known::open(stores.clone(), access.clone(), Arc::clone(&context.clock)).await?;
-    let (appender, appending) = appender(Arc::clone(&stores.audit), soft.clone());
+    let (appender, appending) = group(Chain(Arc::clone(&stores.audit)), soft.clone());
+    let (run_log, logging) = group(RunLog(Arc::clone(&stores.run_log)), soft.clone());
     let lifecycle = &context.lifecycle;
     gate.open();
     lifecycle.spawn("registry desired state", Arc::clone(&desired).run(gate, soft.clone()));
@@ -95,6 +96,7 @@ pub async fn start(config: Config, context: &Context, storage: Storage, access: 
     gate.open();
     lifecycle.spawn("registry access", Arc::clone(&known).run(gate, soft.clone()));
     lifecycle.spawn("registry audit chain", appending);
+    lifecycle.spawn("registry run log", logging);
     let retention = run_retention(stores.clone(), blobs.clone(), Arc::clone(&context.clock), soft.clone());
     lifecycle.spawn("registry retention", retention);
     let is_open = access.mode() == Mode::Open;
@@ -110,6 +112,7 @@ pub async fn start(config: Config, context: &Context, storage: Storage, access: 
         openid,
         known,
         appender,
+        run_log,
         soft: soft.clone(),
     }));
     registry.reseal().await;

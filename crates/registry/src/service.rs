@@ -1,7 +1,6 @@
 //! The registry's operations: check, store, tell those who watch.
 
 mod access;
-mod append;
 mod artifact_files;
 mod artifacts;
 mod audit;
@@ -12,6 +11,7 @@ mod endpoints;
 mod experiments;
 mod first_admin;
 mod follow;
+mod group;
 mod identities;
 mod known;
 mod logged_models;
@@ -30,7 +30,7 @@ mod tracking;
 use std::{path::Path, sync::Arc, time::Instant};
 
 use modelyard_artifacts::{Artifacts, Digest};
-use modelyard_auth::{Access, Action, Caller, Resource, seal::KeyRing};
+use modelyard_auth::{Access, Action, Caller, Resource, audit::NewEvent, seal::KeyRing};
 use modelyard_common::{clock::SharedClock, id::SharedIds};
 use tokio::{sync::Semaphore, task::spawn_blocking};
 use tokio_util::sync::CancellationToken;
@@ -38,7 +38,7 @@ use tokio_util::sync::CancellationToken;
 use self::passwords::Guessing;
 pub use self::{
     access::{AccessAnswer, AccessQuestion, Me},
-    artifact_files::{FileContent, MAX_LISTED, NewUpload},
+    artifact_files::MAX_LISTED,
     artifacts::ARTIFACT_LIMIT_BYTES,
     audit::Verification,
     audit_export::ExportFormat,
@@ -54,10 +54,10 @@ pub use self::{
     tokens::TokenOrder,
 };
 pub(crate) use self::{
-    append::{Appender, appender},
     audit::run_checkpoints,
     desired::Desired,
     first_admin::NAME as FIRST_ADMIN,
+    group::{Chain, Group, RunLog, group},
     known::{AccessUpdate, Known},
     openid::{OpenId, set_group_roles},
     retention::run_retention,
@@ -66,6 +66,7 @@ use crate::{
     error::{Error, Result},
     files::folder::ImportFolders,
     metrics,
+    model::run::RunBatch,
     store::Stores,
 };
 
@@ -87,7 +88,8 @@ pub struct Registry {
     keys: Arc<KeyRing>,
     openid: OpenId,
     known: Arc<Known>,
-    appender: Appender,
+    appender: Group<Vec<NewEvent>>,
+    run_log: Group<RunBatch>,
     guessing: Guessing,
     hashing: Semaphore,
     soft: CancellationToken,
@@ -105,7 +107,8 @@ pub(crate) struct Parts {
     pub(crate) keys: Arc<KeyRing>,
     pub(crate) openid: OpenId,
     pub(crate) known: Arc<Known>,
-    pub(crate) appender: Appender,
+    pub(crate) appender: Group<Vec<NewEvent>>,
+    pub(crate) run_log: Group<RunBatch>,
     pub(crate) soft: CancellationToken,
 }
 
@@ -124,6 +127,7 @@ impl Registry {
             openid: parts.openid,
             known: parts.known,
             appender: parts.appender,
+            run_log: parts.run_log,
             guessing: Guessing::default(),
             hashing: Semaphore::new(HASHINGS),
             soft: parts.soft,

@@ -18,6 +18,7 @@ mod model_registry;
 mod models;
 mod openid;
 mod projects;
+mod run_log;
 mod run_rows;
 mod runs;
 mod search;
@@ -50,6 +51,7 @@ pub use self::{
     models::{AliasRequest, ModelStore},
     openid::{ExchangedAs, NewExchange, NewSignIn, SignInStore, SignedIn},
     projects::ProjectStore,
+    run_log::RunLogStore,
     runs::RunStore,
     search::{
         ExperimentPage, ExperimentSearch, MAX_EXPERIMENTS as MAX_FOUND_EXPERIMENTS, MAX_RUNS as MAX_FOUND_RUNS,
@@ -84,6 +86,8 @@ pub struct Stores {
     pub runs: Arc<dyn RunStore>,
     /// What changes experiments.
     pub experiments: Arc<dyn ExperimentStore>,
+    /// What runs log.
+    pub run_log: Arc<dyn RunLogStore>,
     /// What changes runs.
     pub tracking: Arc<dyn TrackingStore>,
     /// Searches of runs and experiments.
@@ -151,6 +155,7 @@ impl Stores {
             + FirstAdminStore
             + ExperimentStore
             + TrackingStore
+            + RunLogStore
             + SearchStore
             + LoggedModelStore
             + ArtifactFileStore
@@ -164,6 +169,7 @@ impl Stores {
             projects: Arc::clone(&store) as Arc<dyn ProjectStore>,
             runs: Arc::clone(&store) as Arc<dyn RunStore>,
             experiments: Arc::clone(&store) as Arc<dyn ExperimentStore>,
+            run_log: Arc::clone(&store) as Arc<dyn RunLogStore>,
             tracking: Arc::clone(&store) as Arc<dyn TrackingStore>,
             search: Arc::clone(&store) as Arc<dyn SearchStore>,
             logged_models: Arc::clone(&store) as Arc<dyn LoggedModelStore>,

@@ -5,7 +5,54 @@ use anyhow::Result;
 use crate::{
     clients::run_client,
     deployment::{Deployment, Engine, Topology},
+    permissions::installation::{ADMIN_PASSWORD, Installation},
 };
+
+/// What its client asks of a server where people sign in, with the variables that say who asks.
+fn sees_experiments(url: &str, who: &[(&str, &str)]) -> Result<String> {
+    let mut variables = vec![("MLFLOW_TRACKING_URI", url)];
+    variables.extend_from_slice(who);
+    run_client("mlflow_sign_in.py", &[], &variables)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn its_client_signs_in_by_token_and_by_name_and_password() -> Result<()> {
+    let at = Installation::start(Topology::AllInOne, "", "").await?;
+    at.make_project("theirs").await?;
+    at.make_user("alice", ADMIN_PASSWORD).await?;
+    at.make_service_account("trainer", &[]).await?;
+    at.bind("alice", "user:alice", "contributor", "default").await?;
+    at.bind("trainer", "service-account:trainer", "contributor", "theirs")
+        .await?;
+    let token = at.make_token("trainer", None).await?.text;
+    at.wait_status(&at.url, &at.admin, 200).await;
+    let url = at.url.clone();
+    tokio::task::spawn_blocking(move || {
+        let password = [
+            ("MLFLOW_TRACKING_USERNAME", "alice"),
+            ("MLFLOW_TRACKING_PASSWORD", ADMIN_PASSWORD),
+        ];
+        let said = sees_experiments(&url, &password)?;
+        anyhow::ensure!(said.contains("logged"), "{said}");
+        let wrong = [
+            ("MLFLOW_TRACKING_USERNAME", "alice"),
+            ("MLFLOW_TRACKING_PASSWORD", "another"),
+        ];
+        let said = sees_experiments(&url, &wrong)?;
+        anyhow::ensure!(said.contains("refused 401"), "{said}");
+        // The token's role is in another project than the one that is asked without a workspace.
+        let token = ("MLFLOW_TRACKING_TOKEN", token.as_str());
+        let said = sees_experiments(&url, &[token])?;
+        anyhow::ensure!(said.contains("refused 404"), "{said}");
+        let said = sees_experiments(&url, &[token, ("MLFLOW_WORKSPACE", "theirs")])?;
+        anyhow::ensure!(said.contains("logged"), "{said}");
+        let said = sees_experiments(&url, &[])?;
+        anyhow::ensure!(said.contains("refused 401"), "{said}");
+        Ok(())
+    })
+    .await??;
+    at.deployment.stop().await
+}
 
 /// Runs a script of the client against a fresh server.
 async fn run(script: &str, topology: Topology, engine: Engine) -> Result<()> {

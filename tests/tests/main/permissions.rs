@@ -580,9 +580,15 @@ async fn every_process_decides_alike_and_forgets_a_revoked_token_soon() -> Resul
         .collect();
     for (listener, service) in listeners.iter().zip(["registry", "orchestrator", "monitoring"]) {
         let prefix = format!("modelyard.{service}.");
-        if let Some(row) = contracts::INTERNAL.iter().find(|row| row.0.starts_with(&prefix)) {
+        for row in contracts::INTERNAL.iter().filter(|row| row.0.starts_with(&prefix)) {
             matrix.check_contract(listener, row).await?;
         }
+    }
+    // The whole table at the process that has none of the other roles.
+    let signs_out = |operation: &&Operation| operation.route.ends_with("sign-out");
+    let all = MLFLOW.iter().chain(INFERENCE).chain(API);
+    for operation in all.filter(|operation| !signs_out(operation)) {
+        matrix.check_operation((&front, ""), operation).await?;
     }
 
     let revoked = Instant::now();

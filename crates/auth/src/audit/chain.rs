@@ -2,7 +2,7 @@
 
 use std::{fmt, str::FromStr};
 
-use ring::digest::{Context, SHA256, digest};
+use ring::digest::{Context, SHA256};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use utoipa::ToSchema;
 
@@ -128,6 +128,7 @@ pub fn link(prev: &Hash, event: NewEvent, seq: u64) -> Result<AuditEvent> {
 
 #[cfg(test)]
 mod tests {
+    use ring::digest::digest;
     use serde_json::json;
 
     use super::{super::fixture, *};

@@ -5,7 +5,7 @@ use serde::{Serialize, Serializer};
 
 use crate::model::{
     run::{Experiment, MetricPoint, MetricValue, Run, RunInput},
-    tracking::{CONTEXT_TAG, Lifecycle, ModelRole, RUN_NAME_TAG, RunDataset},
+    tracking::{CONTEXT_TAG, ModelRole, RUN_NAME_TAG, RunDataset},
 };
 
 /// An answer without content.
@@ -264,14 +264,5 @@ impl From<Run> for RunAnswer {
             })
             .filter(|outputs| !outputs.model_outputs.is_empty()),
         }
-    }
-}
-
-/// Which of what was deleted is wanted, as MLflow names it.
-pub(super) fn wanted_lifecycles(view: Option<&str>) -> Option<Lifecycle> {
-    match view {
-        Some("ALL") => None,
-        Some("DELETED_ONLY") => Some(Lifecycle::Deleted),
-        _ => Some(Lifecycle::Active),
     }
 }

@@ -41,24 +41,6 @@ impl Refusal {
         }
     }
 
-    /// 404: there is no such thing.
-    pub(crate) fn missing(message: impl Into<String>) -> Self {
-        Self {
-            status: StatusCode::NOT_FOUND,
-            code: RESOURCE_DOES_NOT_EXIST,
-            message: message.into(),
-        }
-    }
-
-    /// 400, as MLflow has it: the name is taken.
-    pub(crate) fn exists(message: impl Into<String>) -> Self {
-        Self {
-            status: StatusCode::BAD_REQUEST,
-            code: RESOURCE_ALREADY_EXISTS,
-            message: message.into(),
-        }
-    }
-
     /// 501: MLflow has it, and this server has not.
     pub(crate) fn not_implemented(message: impl Into<String>) -> Self {
         Self {

@@ -144,11 +144,6 @@ impl Fields {
         self.0.get(name).filter(|value| !value.is_null())
     }
 
-    /// Whether the field is there.
-    pub(crate) fn has(&self, name: &str) -> bool {
-        self.get(name).is_some()
-    }
-
     /// A text.
     pub(crate) fn text(&self, name: &str) -> Result<Option<String>, Refusal> {
         match self.get(name) {
@@ -325,7 +320,7 @@ mod tests {
         assert_eq!(read.texts("experiment_id").unwrap(), ["1"]);
         assert_eq!(read.boolean("flag").unwrap(), Some(true));
         assert_eq!(read.integer("count").unwrap(), Some(5));
-        assert!(!read.has("other"));
+        assert_eq!(read.text("other").unwrap(), None);
     }
 
     #[test]

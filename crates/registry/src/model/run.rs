@@ -303,6 +303,17 @@ pub struct Batch {
     pub model_metrics: Vec<ModelMetric>,
 }
 
+/// What is added to a run, and to which.
+#[derive(Debug, Clone)]
+pub struct RunBatch {
+    /// The project.
+    pub project: String,
+    /// The run.
+    pub run_id: String,
+    /// What is added.
+    pub batch: Batch,
+}
+
 /// A digest over the parts of a request, to tell a repeated one from a changed one.
 pub fn request_digest(request: &impl Serialize) -> String {
     // Requests have text keys and finite numbers, so that they can always be written.

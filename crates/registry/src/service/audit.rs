@@ -61,7 +61,7 @@ impl Registry {
 
     /// Adds events to the chain.
     pub(super) async fn append(&self, events: Vec<NewEvent>) -> Result<()> {
-        self.appender.append(events).await
+        self.appender.put(events).await
     }
 
     /// Adds what a service with its own database did, in its order. Repeating it adds nothing.

@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 
-use modelyard_artifacts::Digest;
 use modelyard_auth::{Action, Caller, Kind, Resource, audit::Operation};
 use serde_json::{Value, json};
 

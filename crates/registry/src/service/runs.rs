@@ -15,8 +15,8 @@ use crate::{
         registered_model::idempotency_key,
         run::{
             Batch, Experiment, ExperimentChoice, MAX_BATCH, MAX_BATCH_TEXTS, MAX_INPUTS, MAX_TAG_BYTES, MetricPlace,
-            MetricPoint, MetricValue, NewRun, Run, RunInput, RunPlace, RunStatus, check_key, check_text, check_title,
-            request_digest,
+            MetricPoint, MetricValue, NewRun, Run, RunBatch, RunInput, RunPlace, RunStatus, check_key, check_text,
+            check_title, request_digest,
         },
     },
     store::no_run,
@@ -151,7 +151,12 @@ impl Registry {
         for metric in &mut batch.model_metrics {
             metric.point.value = MetricValue(metric.point.value.0.clamp(f64::MIN, f64::MAX));
         }
-        self.stores.runs.log_batch(project, run_id, &batch).await?;
+        let batch = RunBatch {
+            project: project.to_owned(),
+            run_id: run_id.to_owned(),
+            batch,
+        };
+        self.run_log.put(batch).await?;
         ::metrics::counter!(metrics::METRIC_POINTS).increment(metrics as u64);
         Ok(())
     }

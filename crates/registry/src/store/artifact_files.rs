@@ -46,8 +46,6 @@ pub trait ArtifactFileStore: Send + Sync {
     async fn delete_artifact_file(&self, project: &str, path: &ArtifactPath) -> Result<bool>;
     /// Forgets the first `limit` files below a folder; how many.
     async fn delete_artifact_files(&self, project: &str, folder: &ArtifactFolder, limit: u32) -> Result<u64>;
-    /// Whether any file of a project, or part of one, has this content.
-    async fn refers_to_blob(&self, project: &str, digest: &str) -> Result<bool>;
 }
 
 /// Files that arrive in parts.
@@ -338,24 +336,6 @@ impl ArtifactFileStore for SqlStore<P> {
         .await?;
         tx.commit().await?;
         Ok(deleted.rows_affected())
-    }
-
-    async fn refers_to_blob(&self, project: &str, digest: &str) -> Result<bool> {
-        let count: i64 = sqlx::query_scalar(
-            "SELECT COUNT(*) FROM (
-                SELECT digest FROM artifact_file WHERE project = $1 AND digest = $2
-                UNION ALL
-                SELECT part.digest FROM artifact_part AS part
-                JOIN artifact_upload AS upload ON upload.id = part.upload_id
-                WHERE upload.project = $1 AND part.digest = $2
-                LIMIT 1
-             ) AS reference",
-        )
-        .bind(project)
-        .bind(digest)
-        .fetch_one(self.pools.reader())
-        .await?;
-        Ok(count > 0)
     }
 }
 

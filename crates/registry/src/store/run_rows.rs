@@ -42,15 +42,19 @@ macro_rules! select_runs {
 }
 pub(super) use select_runs;
 
+/// Where clients put the artifacts of a run.
+pub(super) fn artifact_uri(location: &str, experiment_id: i64, run_id: &str) -> String {
+    if location.is_empty() {
+        format!("{PROXY_SCHEME}{experiment_id}/{run_id}/artifacts")
+    } else {
+        format!("{}/{run_id}/artifacts", location.trim_end_matches('/'))
+    }
+}
+
 impl RunRow {
     pub(super) fn into_run(self) -> Result<Run> {
-        let root = if self.artifact_location.is_empty() {
-            format!("{PROXY_SCHEME}{}", self.experiment_id)
-        } else {
-            self.artifact_location.trim_end_matches('/').to_owned()
-        };
         Ok(Run {
-            artifact_uri: format!("{root}/{}/artifacts", self.id),
+            artifact_uri: artifact_uri(&self.artifact_location, self.experiment_id, &self.id),
             user_id: self.user_id,
             lifecycle: word("lifecycle of a run", &self.lifecycle, Lifecycle::parse)?,
             datasets: Vec::new(),
@@ -161,20 +165,4 @@ pub(super) fn stored_value(point: &MetricPoint) -> (f64, i64) {
         // The two zeros are one value, and one row.
         (point.value.0 + 0.0, 0)
     }
-}
-
-/// The latest point of each metric of a batch, by key: the order in which every batch takes its locks.
-pub(super) fn latest_points(metrics: &[(String, MetricPoint)]) -> Vec<(&str, MetricPoint)> {
-    let mut latest: BTreeMap<&str, MetricPoint> = BTreeMap::new();
-    for (key, point) in metrics {
-        latest
-            .entry(key)
-            .and_modify(|present| {
-                if point.is_after(present) {
-                    *present = *point;
-                }
-            })
-            .or_insert(*point);
-    }
-    latest.into_iter().collect()
 }

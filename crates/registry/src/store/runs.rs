@@ -5,7 +5,6 @@ use std::collections::BTreeMap;
 use async_trait::async_trait;
 use conditional_trait_gen::trait_gen;
 use modelyard_auth::audit::NewEvent;
-use modelyard_common::Timestamp;
 use modelyard_db::{Pools, PostgresPools, SqlitePools, Transaction};
 use sqlx::QueryBuilder;
 
@@ -14,30 +13,74 @@ use super::{
     audit::{after, change},
     experiments::{ExperimentRow, no_experiment, select_experiments},
     number,
-    run_rows::{DatasetRow, InputRow, LatestRow, ModelRow, PointRow, RunRow, latest_points, select_runs, stored_value},
+    run_rows::{DatasetRow, InputRow, LatestRow, ModelRow, PointRow, RunRow, artifact_uri, select_runs, stored_value},
     tracking::no_run,
 };
 use crate::{
     error::{Error, Result},
     model::{
         page::{Page, PageRequest},
-        run::{
-            Batch, Experiment, ExperimentChoice, MetricPlace, MetricPoint, NewRun, Run, RunInput, RunPlace, RunStatus,
-        },
-        tracking::{Lifecycle, RUN_NAME_TAG},
+        run::{Experiment, ExperimentChoice, MetricPlace, MetricPoint, NewRun, Run, RunInput, RunPlace, RunStatus},
+        tracking::Lifecycle,
     },
 };
 
-/// How many rows are inserted with one statement.
-const INSERTED_ROWS: usize = 500;
+/// What a new run needs to know of its experiment.
+#[derive(sqlx::FromRow)]
+struct Home {
+    id: i64,
+    name: String,
+    lifecycle: String,
+    artifact_location: String,
+}
+
+/// The columns of [`Home`].
+macro_rules! select_homes {
+    ($rest:literal) => {
+        concat!("SELECT id, name, lifecycle, artifact_location FROM experiment ", $rest)
+    };
+}
+
+impl Home {
+    fn active(self) -> Result<Self> {
+        if self.lifecycle == Lifecycle::Active.as_str() {
+            return Ok(self);
+        }
+        Err(Error::State(format!(
+            "The experiment {} must be in the 'active' state. Current state is deleted. Restore it, or use another.",
+            self.id
+        )))
+    }
+}
+
+/// The run that comes into being.
+fn created(new: &NewRun, home: Home) -> Run {
+    Run {
+        artifact_uri: artifact_uri(&home.artifact_location, home.id, &new.run_id),
+        run_id: new.run_id.clone(),
+        project: new.project.clone(),
+        experiment_id: home.id.to_string(),
+        experiment: home.name,
+        name: new.name.clone(),
+        user_id: new.user_id.clone(),
+        status: RunStatus::Running,
+        lifecycle: Lifecycle::Active,
+        start_time: new.start_time,
+        end_time: None,
+        params: BTreeMap::new(),
+        metrics: BTreeMap::new(),
+        tags: new.tags.clone(),
+        inputs: new.inputs.clone(),
+        datasets: Vec::new(),
+        models: Vec::new(),
+    }
+}
 
 /// Experiments and runs.
 #[async_trait]
 pub trait RunStore: Send + Sync {
     /// Adds a run, or finds the one that was added with the same idempotency key.
     async fn create_run(&self, run: &NewRun) -> Result<Run>;
-    /// Adds params, metrics and tags to a run, all or none of them.
-    async fn log_batch(&self, project: &str, run_id: &str, batch: &Batch) -> Result<()>;
     /// Ends a run. Ending it the same way again changes nothing.
     async fn finish_run(&self, project: &str, run_id: &str, status: RunStatus, event: &NewEvent) -> Result<Run>;
     /// A run.
@@ -63,30 +106,28 @@ pub trait RunStore: Send + Sync {
 
 #[trait_gen(P -> SqlitePools, PostgresPools)]
 impl SqlStore<P> {
-    /// The id of the experiment of a new run. One that is named and missing is created.
-    async fn experiment_id(tx: &mut Transaction<<P as Pools>::Db>, new: &NewRun) -> Result<i64> {
+    /// The experiment of a new run. One that is named and missing is created.
+    async fn experiment_of(tx: &mut Transaction<<P as Pools>::Db>, new: &NewRun) -> Result<Home> {
         let name = match &new.experiment {
             ExperimentChoice::Numbered(id) => {
-                let found = Self::experiment_in(tx, &new.project, *id).await?;
-                return match found.map(|experiment| experiment.lifecycle) {
-                    None => Err(no_experiment(*id)),
-                    Some(Lifecycle::Active) => Ok(*id),
-                    Some(Lifecycle::Deleted) => Err(Error::State(format!(
-                        "The experiment {id} must be in the 'active' state. Current state is deleted."
-                    ))),
-                };
+                let found: Option<Home> = sqlx::query_as(select_homes!("WHERE project = $1 AND id = $2"))
+                    .bind(&new.project)
+                    .bind(id)
+                    .fetch_optional(&mut **tx)
+                    .await?;
+                return found.ok_or_else(|| no_experiment(*id))?.active();
             }
             ExperimentChoice::Named(name) => name,
         };
-        if let Some(id) = Self::find_active_experiment(tx, &new.project, name).await? {
-            return Ok(id);
+        if let Some(found) = Self::find_home(tx, &new.project, name).await? {
+            return found.active();
         }
         // Raising the counter keeps others from creating the same experiment meanwhile.
         let query =
             sqlx::query_scalar("UPDATE counter SET value = value + 1 WHERE name = 'experiment' RETURNING value");
         let id: i64 = query.fetch_one(&mut **tx).await?;
-        if let Some(id) = Self::find_active_experiment(tx, &new.project, name).await? {
-            return Ok(id);
+        if let Some(found) = Self::find_home(tx, &new.project, name).await? {
+            return found.active();
         }
         sqlx::query(
             "INSERT INTO experiment (id, project, name, lifecycle, created_at, updated_at)
@@ -98,31 +139,27 @@ impl SqlStore<P> {
         .bind(new.now.as_micros())
         .execute(&mut **tx)
         .await?;
-        Ok(id)
+        Ok(Home {
+            id,
+            name: name.clone(),
+            lifecycle: Lifecycle::Active.as_str().to_owned(),
+            artifact_location: String::new(),
+        })
     }
 
-    async fn find_active_experiment(
-        tx: &mut Transaction<<P as Pools>::Db>,
-        project: &str,
-        name: &str,
-    ) -> Result<Option<i64>> {
-        let row: Option<(i64, String)> =
-            sqlx::query_as("SELECT id, lifecycle FROM experiment WHERE project = $1 AND name = $2")
-                .bind(project)
-                .bind(name)
-                .fetch_optional(&mut **tx)
-                .await?;
-        match row {
-            None => Ok(None),
-            Some((id, lifecycle)) if lifecycle == "active" => Ok(Some(id)),
-            Some(_) => Err(Error::State(format!(
-                "experiment `{name}` is deleted: restore it, or use another name"
-            ))),
-        }
+    async fn find_home(tx: &mut Transaction<<P as Pools>::Db>, project: &str, name: &str) -> Result<Option<Home>> {
+        let found = sqlx::query_as(select_homes!("WHERE project = $1 AND name = $2"))
+            .bind(project)
+            .bind(name)
+            .fetch_optional(&mut **tx)
+            .await?;
+        Ok(found)
     }
 
     async fn insert_run_details(tx: &mut Transaction<<P as Pools>::Db>, new: &NewRun) -> Result<()> {
-        Self::upsert_tags(tx, &new.run_id, &new.tags).await?;
+        let tags = new.tags.iter();
+        let tags = tags.map(|(key, value)| ((new.run_id.as_str(), key.as_str()), value.as_str()));
+        Self::upsert_tags(tx, &tags.collect()).await?;
         for (position, input) in new.inputs.iter().enumerate() {
             sqlx::query(
                 "INSERT INTO run_input (run_id, position, dataset, version, digest, context)
@@ -136,109 +173,6 @@ impl SqlStore<P> {
             .bind(&input.context)
             .execute(&mut **tx)
             .await?;
-        }
-        Ok(())
-    }
-
-    pub(super) async fn upsert_tags(
-        tx: &mut Transaction<<P as Pools>::Db>,
-        run_id: &str,
-        tags: &BTreeMap<String, String>,
-    ) -> Result<()> {
-        if tags.is_empty() {
-            return Ok(());
-        }
-        let mut query = QueryBuilder::new("INSERT INTO run_tag (run_id, key, value) ");
-        query.push_values(tags, |mut row, (key, value)| {
-            row.push_bind(run_id.to_owned())
-                .push_bind(key.clone())
-                .push_bind(value.clone());
-        });
-        query.push(" ON CONFLICT (run_id, key) DO UPDATE SET value = excluded.value");
-        query.build().execute(&mut **tx).await?;
-        Ok(())
-    }
-
-    /// Adds params. One that is there with another value is an error.
-    async fn insert_params(
-        tx: &mut Transaction<<P as Pools>::Db>,
-        run_id: &str,
-        params: &BTreeMap<String, String>,
-    ) -> Result<()> {
-        if params.is_empty() {
-            return Ok(());
-        }
-        let mut query = QueryBuilder::new("INSERT INTO run_param (run_id, key, value) ");
-        query.push_values(params, |mut row, (key, value)| {
-            row.push_bind(run_id.to_owned())
-                .push_bind(key.clone())
-                .push_bind(value.clone());
-        });
-        query.push(" ON CONFLICT (run_id, key) DO NOTHING");
-        let inserted = query.build().execute(&mut **tx).await?.rows_affected();
-        if inserted == params.len() as u64 {
-            return Ok(());
-        }
-        let present: Vec<(String, String)> = sqlx::query_as("SELECT key, value FROM run_param WHERE run_id = $1")
-            .bind(run_id)
-            .fetch_all(&mut **tx)
-            .await?;
-        let changed = present
-            .into_iter()
-            .find_map(|(key, old)| params.get(&key).filter(|new| **new != old).map(|new| (key, old, new)));
-        match changed {
-            None => Ok(()),
-            Some((key, old, new)) => Err(Error::ParamChanged {
-                run: run_id.to_owned(),
-                key,
-                old,
-                new: new.clone(),
-            }),
-        }
-    }
-
-    async fn insert_metrics(
-        tx: &mut Transaction<<P as Pools>::Db>,
-        run_id: &str,
-        metrics: &[(String, MetricPoint)],
-        experiment_id: i64,
-    ) -> Result<()> {
-        for chunk in metrics.chunks(INSERTED_ROWS) {
-            let mut query = QueryBuilder::new("INSERT INTO run_metric (run_id, key, timestamp, step, value, is_nan) ");
-            query.push_values(chunk, |mut row, (key, point)| {
-                let (value, is_nan) = stored_value(point);
-                row.push_bind(run_id.to_owned())
-                    .push_bind(key.clone())
-                    .push_bind(point.timestamp.as_micros())
-                    .push_bind(point.step)
-                    .push_bind(value)
-                    .push_bind(is_nan);
-            });
-            query.push(" ON CONFLICT (run_id, key, timestamp, step, value, is_nan) DO NOTHING");
-            query.build().execute(&mut **tx).await?;
-        }
-        for chunk in latest_points(metrics).chunks(INSERTED_ROWS) {
-            let mut query = QueryBuilder::new(
-                "INSERT INTO run_metric_latest (run_id, key, timestamp, step, value, is_nan, experiment_id) ",
-            );
-            query.push_values(chunk, |mut row, (key, point)| {
-                let (value, is_nan) = stored_value(point);
-                row.push_bind(run_id.to_owned())
-                    .push_bind((*key).to_owned())
-                    .push_bind(point.timestamp.as_micros())
-                    .push_bind(point.step)
-                    .push_bind(value)
-                    .push_bind(is_nan)
-                    .push_bind(experiment_id);
-            });
-            query.push(
-                " ON CONFLICT (run_id, key)
-                 DO UPDATE SET timestamp = excluded.timestamp, step = excluded.step, value = excluded.value,
-                               is_nan = excluded.is_nan
-                 WHERE (excluded.step, excluded.timestamp, excluded.value)
-                     > (run_metric_latest.step, run_metric_latest.timestamp, run_metric_latest.value)",
-            );
-            query.build().execute(&mut **tx).await?;
         }
         Ok(())
     }
@@ -356,10 +290,12 @@ impl SqlStore<P> {
 impl RunStore for SqlStore<P> {
     async fn create_run(&self, new: &NewRun) -> Result<Run> {
         let mut tx = self.pools.begin().await?;
-        if let Some(run) = Self::repeated_run(&mut tx, new).await? {
-            return Ok(run);
+        if new.idempotency_key.is_some() {
+            if let Some(run) = Self::repeated_run(&mut tx, new).await? {
+                return Ok(run);
+            }
         }
-        let experiment_id = Self::experiment_id(&mut tx, new).await?;
+        let home = Self::experiment_of(&mut tx, new).await?;
         let inserted = sqlx::query(
             "INSERT INTO run (id, project, experiment_id, name, status, lifecycle, start_time, end_time,
                               idempotency_key, request_digest, user_id)
@@ -368,7 +304,7 @@ impl RunStore for SqlStore<P> {
         )
         .bind(&new.run_id)
         .bind(&new.project)
-        .bind(experiment_id)
+        .bind(home.id)
         .bind(&new.name)
         .bind(new.start_time.as_micros())
         .bind(new.idempotency_key.as_deref())
@@ -385,24 +321,10 @@ impl RunStore for SqlStore<P> {
             });
         }
         Self::insert_run_details(&mut tx, new).await?;
-        let created = Self::run_in(&mut tx, &new.project, &new.run_id).await?;
-        let created = created.ok_or_else(|| no_run(&new.run_id))?;
+        let created = created(new, home);
         Self::append_audit(&mut tx, &after(&new.event, &created)?).await?;
         tx.commit().await?;
         Ok(created)
-    }
-
-    async fn log_batch(&self, project: &str, run_id: &str, batch: &Batch) -> Result<()> {
-        let mut tx = self.pools.begin().await?;
-        let experiment_id = Self::active_run(&mut tx, project, run_id).await?;
-        Self::insert_params(&mut tx, run_id, &batch.params).await?;
-        Self::insert_metrics(&mut tx, run_id, &batch.metrics, experiment_id).await?;
-        Self::insert_model_metrics(&mut tx, project, run_id, &batch.model_metrics).await?;
-        Self::upsert_tags(&mut tx, run_id, &batch.tags).await?;
-        if let Some(name) = batch.tags.get(RUN_NAME_TAG) {
-            Self::rename_run(&mut tx, run_id, name).await?;
-        }
-        Ok(tx.commit().await?)
     }
 
     async fn finish_run(&self, project: &str, run_id: &str, status: RunStatus, event: &NewEvent) -> Result<Run> {

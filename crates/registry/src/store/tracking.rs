@@ -210,8 +210,8 @@ impl TrackingStore for SqlStore<P> {
         .execute(&mut *tx)
         .await?;
         if let Some(name) = &changing.name {
-            let tag = [(RUN_NAME_TAG.to_owned(), name.clone())].into();
-            Self::upsert_tags(&mut tx, run_id, &tag).await?;
+            let tag = [((run_id, RUN_NAME_TAG), name.as_str())].into();
+            Self::upsert_tags(&mut tx, &tag).await?;
         }
         let run = Self::run_in(&mut tx, project, run_id).await?;
         let run = run.ok_or_else(|| no_run(run_id))?;

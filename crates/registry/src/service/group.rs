@@ -1,0 +1,202 @@
+//! Group commit: what many hand over at the same time shares one transaction, and so one wait for the disk.
+
+use std::{convert::Infallible, sync::Arc};
+
+use async_trait::async_trait;
+use modelyard_auth::audit::NewEvent;
+use tokio::sync::{mpsc, oneshot};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    error::{Error, Result},
+    model::run::RunBatch,
+    store::{AuditStore, RunLogStore},
+};
+
+/// The most that wait.
+const QUEUE: usize = 4096;
+/// The most rows, about, of one transaction.
+const ROWS: usize = 4000;
+
+/// Makes things last, all of them or none.
+#[async_trait]
+pub(crate) trait Commit<T>: Send + Sync + 'static {
+    /// The rows, about, that a thing takes.
+    fn rows(&self, item: &T) -> usize;
+    /// Stores them in one transaction.
+    async fn commit(&self, items: &[T]) -> Result<()>;
+}
+
+struct Request<T> {
+    item: T,
+    answer: oneshot::Sender<Result<()>>,
+}
+
+/// Hands things to the one who commits.
+pub(crate) struct Group<T> {
+    requests: mpsc::Sender<Request<T>>,
+}
+
+impl<T> Clone for Group<T> {
+    fn clone(&self) -> Self {
+        Self {
+            requests: self.requests.clone(),
+        }
+    }
+}
+
+impl<T> Group<T> {
+    /// Stores something. It is on the disk when this returns.
+    pub(crate) async fn put(&self, item: T) -> Result<()> {
+        let stopped = || Error::State("the server is stopping: try again".to_owned());
+        let (answer, answered) = oneshot::channel();
+        self.requests
+            .send(Request { item, answer })
+            .await
+            .map_err(|_| stopped())?;
+        answered.await.map_err(|_| stopped())?
+    }
+}
+
+/// The two ends: hand over to the first, run the second as a task.
+pub(crate) fn group<T: Send + Sync + 'static>(
+    store: impl Commit<T>,
+    soft: CancellationToken,
+) -> (Group<T>, impl Future<Output = Result<(), Infallible>> + Send + 'static) {
+    let (requests, received) = mpsc::channel(QUEUE);
+    (Group { requests }, run(store, received, soft))
+}
+
+async fn run<T: Send + Sync>(
+    store: impl Commit<T>,
+    mut received: mpsc::Receiver<Request<T>>,
+    soft: CancellationToken,
+) -> Result<(), Infallible> {
+    let mut waiting = Vec::new();
+    loop {
+        tokio::select! {
+            count = received.recv_many(&mut waiting, QUEUE) => if count == 0 {
+                return Ok(());
+            },
+            () = soft.cancelled() => {
+                // What waits is still taken; nothing new comes.
+                received.close();
+                if received.recv_many(&mut waiting, QUEUE).await == 0 {
+                    return Ok(());
+                }
+            }
+        }
+        while !waiting.is_empty() {
+            let mut rows = 0;
+            let take = waiting.iter().take_while(|request| {
+                rows += store.rows(&request.item);
+                rows <= ROWS
+            });
+            let take = take.count().max(1);
+            commit(&store, waiting.drain(..take).collect()).await;
+        }
+    }
+}
+
+/// Stores what several handed over. If that fails, each is tried alone, so that nobody fails for another.
+async fn commit<T: Send + Sync>(store: &impl Commit<T>, requests: Vec<Request<T>>) {
+    let (items, answers): (Vec<T>, Vec<_>) = requests
+        .into_iter()
+        .map(|request| (request.item, request.answer))
+        .unzip();
+    let together = items.len() > 1 && store.commit(&items).await.is_ok();
+    for (item, answer) in items.into_iter().zip(answers) {
+        let stored = if together {
+            Ok(())
+        } else {
+            store.commit(std::slice::from_ref(&item)).await
+        };
+        // Who does not wait any more finds it there.
+        let _ = answer.send(stored);
+    }
+}
+
+/// Appends events to the audit chain; those that are in it already are passed over.
+pub(crate) struct Chain(pub(crate) Arc<dyn AuditStore>);
+
+#[async_trait]
+impl Commit<Vec<NewEvent>> for Chain {
+    fn rows(&self, events: &Vec<NewEvent>) -> usize {
+        events.len()
+    }
+
+    async fn commit(&self, items: &[Vec<NewEvent>]) -> Result<()> {
+        match items {
+            [events] => self.0.append_events(events).await.map(drop),
+            items => self.0.append_events(&items.concat()).await.map(drop),
+        }
+    }
+}
+
+/// Adds what runs log.
+pub(crate) struct RunLog(pub(crate) Arc<dyn RunLogStore>);
+
+#[async_trait]
+impl Commit<RunBatch> for RunLog {
+    fn rows(&self, item: &RunBatch) -> usize {
+        let batch = &item.batch;
+        batch.params.len() + 2 * batch.metrics.len() + batch.tags.len() + batch.model_metrics.len()
+    }
+
+    async fn commit(&self, items: &[RunBatch]) -> Result<()> {
+        self.0.log_batches(items).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use parking_lot::Mutex;
+
+    use super::*;
+
+    /// Refuses everything with a 13 in it, and keeps what it stored together.
+    #[derive(Default)]
+    struct Superstitious(Arc<Mutex<Vec<Vec<u32>>>>);
+
+    #[async_trait]
+    impl Commit<u32> for Superstitious {
+        fn rows(&self, _: &u32) -> usize {
+            1000
+        }
+
+        async fn commit(&self, items: &[u32]) -> Result<()> {
+            if items.contains(&13) {
+                return Err(Error::State("unlucky".to_owned()));
+            }
+            self.0.lock().push(items.to_vec());
+            Ok(())
+        }
+    }
+
+    #[tokio::test]
+    async fn many_share_a_commit_and_nobody_fails_for_another() {
+        let store = Superstitious::default();
+        let stored = Arc::clone(&store.0);
+        let soft = CancellationToken::new();
+        let (group, running) = group(store, soft.clone());
+        // They wait before anything runs.
+        let puts = (8..18).map(|number| {
+            let group = group.clone();
+            async move { (number, group.put(number).await.is_ok()) }
+        });
+        let puts = futures::future::join_all(puts);
+        let end = async {
+            let answers = puts.await;
+            soft.cancel();
+            answers
+        };
+        let (answers, ended) = tokio::join!(end, running);
+        ended.unwrap();
+        assert!(answers.iter().all(|(number, is_stored)| *is_stored == (*number != 13)));
+        let stored = stored.lock().clone();
+        assert_eq!(stored.concat().len(), 9);
+        assert!(stored.iter().any(|items| items.len() == 4), "{stored:?}");
+        assert!(stored.iter().all(|items| items.len() <= 4), "{stored:?}");
+        assert!(group.put(1).await.is_err(), "it has ended");
+    }
+}

@@ -1,0 +1,269 @@
+//! What runs log: params, metrics and tags, of many callers in one transaction.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use async_trait::async_trait;
+use conditional_trait_gen::trait_gen;
+use modelyard_db::{Pools, PostgresPools, SqlitePools, Transaction};
+use sqlx::QueryBuilder;
+
+use super::{SqlStore, run_rows::stored_value, tracking::no_run};
+use crate::{
+    error::{Error, Result},
+    model::{
+        run::{MetricPoint, RunBatch},
+        tracking::RUN_NAME_TAG,
+    },
+};
+
+/// How many rows are inserted with one statement.
+const INSERTED_ROWS: usize = 500;
+
+/// What runs log.
+#[async_trait]
+pub trait RunLogStore: Send + Sync {
+    /// Adds params, metrics and tags to runs: all of them, or none.
+    async fn log_batches(&self, batches: &[RunBatch]) -> Result<()>;
+}
+
+/// Texts by run and key: the order in which every transaction takes its locks.
+type Texts<'a> = BTreeMap<(&'a str, &'a str), &'a str>;
+
+/// A point to be stored, with the run's experiment.
+struct Logged<'a> {
+    run_id: &'a str,
+    experiment_id: i64,
+    key: &'a str,
+    point: MetricPoint,
+}
+
+fn param_changed((run, key): (&str, &str), old: &str, new: &str) -> Error {
+    Error::ParamChanged {
+        run: run.to_owned(),
+        key: key.to_owned(),
+        old: old.to_owned(),
+        new: new.to_owned(),
+    }
+}
+
+/// The params of all batches. One that two of them give different values is refused.
+fn params(batches: &[RunBatch]) -> Result<Texts<'_>> {
+    let mut params = Texts::new();
+    for RunBatch { run_id, batch, .. } in batches {
+        for (key, value) in &batch.params {
+            let place = (run_id.as_str(), key.as_str());
+            if let Some(before) = params.insert(place, value)
+                && before != value
+            {
+                return Err(param_changed(place, before, value));
+            }
+        }
+    }
+    Ok(params)
+}
+
+/// The tags of all batches; the last one of a run and key stays.
+fn tags(batches: &[RunBatch]) -> Texts<'_> {
+    let all = batches.iter().flat_map(|RunBatch { run_id, batch, .. }| {
+        let tags = batch.tags.iter();
+        tags.map(|(key, value)| ((run_id.as_str(), key.as_str()), value.as_str()))
+    });
+    all.collect()
+}
+
+fn points<'a>(batches: &'a [RunBatch], experiments: &BTreeMap<String, i64>) -> Vec<Logged<'a>> {
+    let all = batches.iter().flat_map(|RunBatch { run_id, batch, .. }| {
+        let experiment_id = experiments.get(run_id).copied().unwrap_or_default();
+        batch.metrics.iter().map(move |(key, point)| Logged {
+            run_id,
+            experiment_id,
+            key,
+            point: *point,
+        })
+    });
+    all.collect()
+}
+
+/// The latest point of each metric of each run, in the order of the locks.
+fn latest<'a>(points: &[Logged<'a>]) -> Vec<Logged<'a>> {
+    let mut latest: BTreeMap<(&str, &str), (i64, MetricPoint)> = BTreeMap::new();
+    for logged in points {
+        latest
+            .entry((logged.run_id, logged.key))
+            .and_modify(|(_, present)| {
+                if logged.point.is_after(present) {
+                    *present = logged.point;
+                }
+            })
+            .or_insert((logged.experiment_id, logged.point));
+    }
+    let rows = latest
+        .into_iter()
+        .map(|((run_id, key), (experiment_id, point))| Logged {
+            run_id,
+            experiment_id,
+            key,
+            point,
+        });
+    rows.collect()
+}
+
+#[trait_gen(P -> SqlitePools, PostgresPools)]
+impl SqlStore<P> {
+    /// The experiments of runs that take something. One that was deleted takes nothing.
+    async fn active_runs(
+        tx: &mut Transaction<<P as Pools>::Db>,
+        batches: &[RunBatch],
+    ) -> Result<BTreeMap<String, i64>> {
+        let wanted: BTreeSet<(&str, &str)> = batches
+            .iter()
+            .map(|batch| (batch.run_id.as_str(), batch.project.as_str()))
+            .collect();
+        if wanted.len() == 1 {
+            let mut active = BTreeMap::new();
+            for (run_id, project) in wanted {
+                active.insert(run_id.to_owned(), Self::active_run(tx, project, run_id).await?);
+            }
+            return Ok(active);
+        }
+        let mut query =
+            QueryBuilder::new("SELECT id, project, experiment_id FROM run WHERE lifecycle = 'active' AND id IN (");
+        let mut ids = query.separated(", ");
+        for (run_id, _) in &wanted {
+            ids.push_bind((*run_id).to_owned());
+        }
+        query.push(")");
+        let rows: Vec<(String, String, i64)> = query.build_query_as().fetch_all(&mut **tx).await?;
+        let mut active = BTreeMap::new();
+        for (run_id, project, experiment_id) in rows {
+            if wanted.contains(&(run_id.as_str(), project.as_str())) {
+                active.insert(run_id, experiment_id);
+            }
+        }
+        // Which it was, and why, is told to who asks for it alone.
+        match wanted.iter().find(|(run_id, _)| !active.contains_key(*run_id)) {
+            Some((run_id, _)) => Err(no_run(run_id)),
+            None => Ok(active),
+        }
+    }
+
+    pub(super) async fn upsert_tags(tx: &mut Transaction<<P as Pools>::Db>, tags: &Texts<'_>) -> Result<()> {
+        let rows: Vec<_> = tags.iter().collect();
+        for chunk in rows.chunks(INSERTED_ROWS) {
+            let mut query = QueryBuilder::new("INSERT INTO run_tag (run_id, key, value) ");
+            query.push_values(chunk, |mut row, ((run_id, key), value)| {
+                row.push_bind((*run_id).to_owned())
+                    .push_bind((*key).to_owned())
+                    .push_bind((**value).to_owned());
+            });
+            query.push(" ON CONFLICT (run_id, key) DO UPDATE SET value = excluded.value");
+            query.build().execute(&mut **tx).await?;
+        }
+        Ok(())
+    }
+
+    /// Adds params. One that is there with another value is an error.
+    async fn insert_params(tx: &mut Transaction<<P as Pools>::Db>, params: &Texts<'_>) -> Result<()> {
+        let rows: Vec<_> = params.iter().collect();
+        for chunk in rows.chunks(INSERTED_ROWS) {
+            let mut query = QueryBuilder::new("INSERT INTO run_param (run_id, key, value) ");
+            query.push_values(chunk, |mut row, ((run_id, key), value)| {
+                row.push_bind((*run_id).to_owned())
+                    .push_bind((*key).to_owned())
+                    .push_bind((**value).to_owned());
+            });
+            query.push(" ON CONFLICT (run_id, key) DO NOTHING");
+            let inserted = query.build().execute(&mut **tx).await?.rows_affected();
+            if inserted != chunk.len() as u64 {
+                Self::check_params(tx, chunk).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Refuses params that are there with another value.
+    async fn check_params(tx: &mut Transaction<<P as Pools>::Db>, params: &[(&(&str, &str), &&str)]) -> Result<()> {
+        let runs: BTreeSet<&str> = params.iter().map(|((run_id, _), _)| *run_id).collect();
+        for run_id in runs {
+            let present: Vec<(String, String)> = sqlx::query_as("SELECT key, value FROM run_param WHERE run_id = $1")
+                .bind(run_id)
+                .fetch_all(&mut **tx)
+                .await?;
+            let present: BTreeMap<String, String> = present.into_iter().collect();
+            for ((of, key), new) in params {
+                if *of == run_id {
+                    if let Some(old) = present.get(*key) {
+                        if old != **new {
+                            return Err(param_changed((run_id, key), old, new));
+                        }
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    async fn insert_metrics(tx: &mut Transaction<<P as Pools>::Db>, points: &[Logged<'_>]) -> Result<()> {
+        for chunk in points.chunks(INSERTED_ROWS) {
+            let mut query = QueryBuilder::new("INSERT INTO run_metric (run_id, key, timestamp, step, value, is_nan) ");
+            query.push_values(chunk, |mut row, logged| {
+                let (value, is_nan) = stored_value(&logged.point);
+                row.push_bind(logged.run_id.to_owned())
+                    .push_bind(logged.key.to_owned())
+                    .push_bind(logged.point.timestamp.as_micros())
+                    .push_bind(logged.point.step)
+                    .push_bind(value)
+                    .push_bind(is_nan);
+            });
+            query.push(" ON CONFLICT (run_id, key, timestamp, step, value, is_nan) DO NOTHING");
+            query.build().execute(&mut **tx).await?;
+        }
+        for chunk in latest(points).chunks(INSERTED_ROWS) {
+            let mut query = QueryBuilder::new(
+                "INSERT INTO run_metric_latest (run_id, key, timestamp, step, value, is_nan, experiment_id) ",
+            );
+            query.push_values(chunk, |mut row, logged| {
+                let (value, is_nan) = stored_value(&logged.point);
+                row.push_bind(logged.run_id.to_owned())
+                    .push_bind(logged.key.to_owned())
+                    .push_bind(logged.point.timestamp.as_micros())
+                    .push_bind(logged.point.step)
+                    .push_bind(value)
+                    .push_bind(is_nan)
+                    .push_bind(logged.experiment_id);
+            });
+            query.push(
+                " ON CONFLICT (run_id, key)
+                 DO UPDATE SET timestamp = excluded.timestamp, step = excluded.step, value = excluded.value,
+                               is_nan = excluded.is_nan
+                 WHERE (excluded.step, excluded.timestamp, excluded.value)
+                     > (run_metric_latest.step, run_metric_latest.timestamp, run_metric_latest.value)",
+            );
+            query.build().execute(&mut **tx).await?;
+        }
+        Ok(())
+    }
+}
+
+#[trait_gen(P -> SqlitePools, PostgresPools)]
+#[async_trait]
+impl RunLogStore for SqlStore<P> {
+    async fn log_batches(&self, batches: &[RunBatch]) -> Result<()> {
+        let params = params(batches)?;
+        let tags = tags(batches);
+        let mut tx = self.pools.begin().await?;
+        let experiments = Self::active_runs(&mut tx, batches).await?;
+        Self::insert_params(&mut tx, &params).await?;
+        Self::insert_metrics(&mut tx, &points(batches, &experiments)).await?;
+        for RunBatch { project, run_id, batch } in batches {
+            Self::insert_model_metrics(&mut tx, project, run_id, &batch.model_metrics).await?;
+        }
+        Self::upsert_tags(&mut tx, &tags).await?;
+        for ((run_id, key), name) in &tags {
+            if *key == RUN_NAME_TAG {
+                Self::rename_run(&mut tx, run_id, name).await?;
+            }
+        }
+        Ok(tx.commit().await?)
+    }
+}
