@@ -17,7 +17,12 @@ mod search;
 
 use std::sync::Arc;
 
-use axum::{Router, extract::DefaultBodyLimit, middleware::from_fn_with_state, routing::get};
+use axum::{
+    Router,
+    extract::DefaultBodyLimit,
+    middleware::{from_fn_with_state, map_response},
+    routing::get,
+};
 use modelyard_auth::http::authenticate;
 
 use crate::service::Registry;
@@ -91,6 +96,7 @@ pub(crate) fn router(registry: Arc<Registry>) -> Router {
     known
         .route("/get-artifact", get(artifacts::get_of_run))
         .layer(from_fn_with_state(registry.access().clone(), authenticate))
+        .layer(map_response(error::in_its_words))
         .merge(open)
         .layer(DefaultBodyLimit::max(MESSAGE_LIMIT_BYTES))
         .with_state(registry)

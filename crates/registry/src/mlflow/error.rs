@@ -2,9 +2,10 @@
 
 use axum::{
     Json,
+    body::to_bytes,
     response::{IntoResponse, Response},
 };
-use http::StatusCode;
+use http::{StatusCode, header};
 use modelyard_common::error::{ErrorKind, Fault as _, Problem};
 use serde::Serialize;
 
@@ -16,6 +17,11 @@ pub(crate) const INVALID_PARAMETER_VALUE: &str = "INVALID_PARAMETER_VALUE";
 pub(crate) const RESOURCE_ALREADY_EXISTS: &str = "RESOURCE_ALREADY_EXISTS";
 /// The code of something that is not there.
 pub(crate) const RESOURCE_DOES_NOT_EXIST: &str = "RESOURCE_DOES_NOT_EXIST";
+
+/// What other faces of the server call a refusal.
+const PROBLEM: &str = "application/problem+json";
+/// The largest of these, in bytes.
+const MAX_PROBLEM_BYTES: usize = 64 << 10;
 
 /// A refusal.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -91,6 +97,39 @@ impl From<modelyard_auth::Error> for Refusal {
     fn from(error: modelyard_auth::Error) -> Self {
         Error::from(error).into()
     }
+}
+
+/// Middleware: who is not let in is told so in MLflow's words, too.
+pub(crate) async fn in_its_words(response: Response) -> Response {
+    let is_problem = response
+        .headers()
+        .get(header::CONTENT_TYPE)
+        .is_some_and(|value| value == PROBLEM);
+    if !is_problem {
+        return response;
+    }
+    let (mut parts, body) = response.into_parts();
+    let bytes = to_bytes(body, MAX_PROBLEM_BYTES).await.unwrap_or_default();
+    let message = serde_json::from_slice::<Problem>(&bytes).map_or_else(|_| String::new(), |problem| problem.detail);
+    let code = match parts.status {
+        StatusCode::UNAUTHORIZED => "UNAUTHENTICATED",
+        StatusCode::FORBIDDEN => "PERMISSION_DENIED",
+        StatusCode::TOO_MANY_REQUESTS => "RESOURCE_EXHAUSTED",
+        StatusCode::SERVICE_UNAVAILABLE => "TEMPORARILY_UNAVAILABLE",
+        status if status.is_client_error() => INVALID_PARAMETER_VALUE,
+        _ => "INTERNAL_ERROR",
+    };
+    let refusal = Refusal {
+        status: parts.status,
+        code,
+        message,
+    };
+    // What tells when to try again, or how to sign in, stays.
+    parts.headers.remove(header::CONTENT_TYPE);
+    parts.headers.remove(header::CONTENT_LENGTH);
+    let mut response = refusal.into_response();
+    response.headers_mut().extend(parts.headers);
+    response
 }
 
 impl IntoResponse for Refusal {
