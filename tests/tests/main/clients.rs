@@ -1,15 +1,25 @@
 //! Clients of others, unchanged, against an endpoint that serves a real model.
 
-use std::{env, path::Path, process::Command, time::Duration};
+use std::{
+    env,
+    ffi::OsString,
+    path::Path,
+    process::{Command, Stdio},
+    time::Duration,
+};
 
 use anyhow::{Context, Result, ensure};
 use modelyard_flights::{Quiet, train_first_model};
 use serde_json::Value;
+use tokio::io::{AsyncBufReadExt as _, BufReader};
 
 use crate::deployment::{Deployment, Engine, Topology, example_folder};
 
 /// The variable that names the Python with the clients.
 const PYTHON: &str = "TEST_PYTHON";
+
+/// The bucket of the tests.
+const BUCKET: &str = "yard";
 
 /// Enough flights for a model.
 const SAMPLE: f64 = 0.05;
@@ -69,6 +79,47 @@ async fn tritonclient_gets_the_same_answers_over_http_and_grpc_as_plain_json() -
     deployment.stop().await
 }
 
+/// A server that speaks S3: moto, which stands in for Amazon's in many projects' tests. It ends with this value.
+pub struct ObjectStore {
+    _server: tokio::process::Child,
+    url: String,
+}
+
+impl ObjectStore {
+    /// Starts it with an empty bucket.
+    pub async fn start() -> Result<Self> {
+        let mut command = tokio::process::Command::new(python()?);
+        command
+            .args(["-m", "moto.server", "-H", "127.0.0.1", "-p", "0"])
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .kill_on_drop(true);
+        let mut server = command.spawn()?;
+        let said = server.stderr.take().context("the object store says nothing")?;
+        let mut lines = BufReader::new(said).lines();
+        let url = loop {
+            let line = lines.next_line().await?.context("the object store has ended")?;
+            if let Some((_, url)) = line.split_once("Running on ") {
+                break url.trim().to_owned();
+            }
+        };
+        // What it says from here on has to go somewhere, or it would wait.
+        tokio::spawn(async move { while let Ok(Some(_)) = lines.next_line().await {} });
+        let made = reqwest::Client::new().put(format!("{url}/{BUCKET}")).send().await?;
+        ensure!(made.status().is_success(), "{made:?}");
+        Ok(Self { _server: server, url })
+    }
+
+    /// The settings of a server that keeps its objects there.
+    pub fn settings(&self) -> String {
+        format!(
+            "[storage]\nurl = 's3://{BUCKET}/objects'\ns3 = {{ endpoint = '{}', region = 'us-east-1', allow_http = true, \
+             access_key_id = 'test', secret_access_key = 'test' }}\n",
+            self.url
+        )
+    }
+}
+
 /// Runs a script beside those of the other clients.
 pub fn run_client(name: &str, arguments: &[&str], variables: &[(&str, &str)]) -> Result<String> {
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("clients").join(name);
@@ -79,11 +130,13 @@ fn run_python(script: &Path, arguments: &[&str]) -> Result<String> {
     run_python_with(script, arguments, &[])
 }
 
+fn python() -> Result<OsString> {
+    env::var_os(PYTHON)
+        .with_context(|| format!("{PYTHON} is not set: run the tests by `cargo xtask test`, which makes that Python"))
+}
+
 fn run_python_with(script: &Path, arguments: &[&str], variables: &[(&str, &str)]) -> Result<String> {
-    let python = env::var_os(PYTHON).with_context(|| {
-        format!("{PYTHON} is not set: run the tests by `cargo xtask test`, which makes that Python")
-    })?;
-    let mut command = Command::new(python);
+    let mut command = Command::new(python()?);
     let output = command
         .arg(script)
         .args(arguments)

@@ -91,7 +91,10 @@ impl Deployment {
         }
         let url = database.as_ref().and_then(|database| database.url.as_deref());
         for (process, roles) in processes.iter().zip(&groups) {
-            let mut text = configuration(folder.path(), roles, url);
+            let mut text = configuration(roles, url);
+            if !extra.contains("[storage]") {
+                writeln!(text, "storage.url = '{}'", folder.path().join("objects").display())?;
+            }
             for (peer, roles) in processes.iter().zip(&groups) {
                 for role in roles {
                     writeln!(
@@ -230,11 +233,8 @@ impl Process {
     }
 }
 
-fn configuration(folder: &Path, roles: &[&str], database_url: Option<&str>) -> String {
-    let mut text = format!(
-        "roles = {roles:?}\nstorage.url = '{}'\ngateway.flush_interval = '{FLUSH_INTERVAL}'\n",
-        folder.join("objects").display()
-    );
+fn configuration(roles: &[&str], database_url: Option<&str>) -> String {
+    let mut text = format!("roles = {roles:?}\ngateway.flush_interval = '{FLUSH_INTERVAL}'\n");
     if let Some(url) = database_url {
         for role in ["registry", "orchestrator", "monitoring"] {
             let _ = writeln!(text, "{role}.database.url = '{url}'");

@@ -3,7 +3,7 @@
 use anyhow::Result;
 
 use crate::{
-    clients::run_client,
+    clients::{ObjectStore, run_client},
     deployment::{Deployment, Engine, Topology},
     permissions::installation::{ADMIN_PASSWORD, Installation},
 };
@@ -56,7 +56,10 @@ async fn its_client_signs_in_by_token_and_by_name_and_password() -> Result<()> {
 
 /// Runs a script of the client against a fresh server.
 async fn run(script: &str, topology: Topology, engine: Engine) -> Result<()> {
-    let deployment = Deployment::start(topology, engine).await?;
+    run_at(script, Deployment::start(topology, engine).await?).await
+}
+
+async fn run_at(script: &str, deployment: Deployment) -> Result<()> {
     let url = deployment.url().to_owned();
     let script = script.to_owned();
     let output =
@@ -93,4 +96,20 @@ async fn the_model_registry_works_on_sqlite() -> Result<()> {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_model_registry_works_on_postgresql_in_separate_processes() -> Result<()> {
     run("mlflow_registry.py", Topology::Split, Engine::Postgres).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn artifacts_work_on_s3_and_sealed() -> Result<()> {
+    let objects = ObjectStore::start().await?;
+    let keys = tempfile::NamedTempFile::new()?;
+    std::fs::write(&keys, format!("{}\n", "5a".repeat(32)))?;
+    for sealed in [
+        String::new(),
+        format!("encryption.key_file = '{}'\n", keys.path().display()),
+    ] {
+        let settings = format!("{}{sealed}", objects.settings());
+        let deployment = Deployment::start_with(Topology::AllInOne, Engine::Sqlite, &settings).await?;
+        run_at("mlflow_files.py", deployment).await?;
+    }
+    Ok(())
 }
