@@ -4,6 +4,7 @@ mod attacks;
 mod bad_input;
 mod clients;
 mod deployment;
+mod durable_log;
 mod main_job;
 mod mlflow;
 mod observability;
