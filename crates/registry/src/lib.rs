@@ -51,7 +51,9 @@ pub use self::{
 };
 use self::{
     files::folder::ImportFolders,
-    service::{Chain, Desired, Known, OpenId, Parts, RunLog, group, run_checkpoints, run_retention, set_group_roles},
+    service::{
+        Chain, Desired, Known, NewRuns, OpenId, Parts, RunLog, group, run_checkpoints, run_retention, set_group_roles,
+    },
     store::Stores,
 };
 
@@ -89,6 +91,7 @@ pub async fn start(config: Config, context: &Context, storage: Storage, access: 
     let known = Known::open(stores.clone(), access.clone(), Arc::clone(&context.clock)).await?;
     let (appender, appending) = group(Chain(Arc::clone(&stores.audit)), soft.clone());
     let (run_log, logging) = group(RunLog(Arc::clone(&stores.run_log)), soft.clone());
+    let (new_runs, creating) = group(NewRuns(Arc::clone(&stores.runs)), soft.clone());
     let lifecycle = &context.lifecycle;
     gate.open();
     lifecycle.spawn("registry desired state", Arc::clone(&desired).run(gate, soft.clone()));
@@ -97,6 +100,7 @@ pub async fn start(config: Config, context: &Context, storage: Storage, access: 
     lifecycle.spawn("registry access", Arc::clone(&known).run(gate, soft.clone()));
     lifecycle.spawn("registry audit chain", appending);
     lifecycle.spawn("registry run log", logging);
+    lifecycle.spawn("registry new runs", creating);
     let retention = run_retention(stores.clone(), blobs.clone(), Arc::clone(&context.clock), soft.clone());
     lifecycle.spawn("registry retention", retention);
     let is_open = access.mode() == Mode::Open;
@@ -113,6 +117,7 @@ pub async fn start(config: Config, context: &Context, storage: Storage, access: 
         known,
         appender,
         run_log,
+        new_runs,
         soft: soft.clone(),
     }));
     registry.reseal().await;

@@ -57,7 +57,7 @@ pub(crate) use self::{
     audit::run_checkpoints,
     desired::Desired,
     first_admin::NAME as FIRST_ADMIN,
-    group::{Chain, Group, RunLog, group},
+    group::{Chain, Group, NewRuns, RunLog, group},
     known::{AccessUpdate, Known},
     openid::{OpenId, set_group_roles},
     retention::run_retention,
@@ -66,7 +66,7 @@ use crate::{
     error::{Error, Result},
     files::folder::ImportFolders,
     metrics,
-    model::run::RunBatch,
+    model::run::{NewRun, Run, RunBatch},
     store::Stores,
 };
 
@@ -90,6 +90,7 @@ pub struct Registry {
     known: Arc<Known>,
     appender: Group<Vec<NewEvent>>,
     run_log: Group<RunBatch>,
+    new_runs: Group<NewRun, Run>,
     guessing: Guessing,
     hashing: Semaphore,
     soft: CancellationToken,
@@ -109,6 +110,7 @@ pub(crate) struct Parts {
     pub(crate) known: Arc<Known>,
     pub(crate) appender: Group<Vec<NewEvent>>,
     pub(crate) run_log: Group<RunBatch>,
+    pub(crate) new_runs: Group<NewRun, Run>,
     pub(crate) soft: CancellationToken,
 }
 
@@ -128,6 +130,7 @@ impl Registry {
             known: parts.known,
             appender: parts.appender,
             run_log: parts.run_log,
+            new_runs: parts.new_runs,
             guessing: Guessing::default(),
             hashing: Semaphore::new(HASHINGS),
             soft: parts.soft,

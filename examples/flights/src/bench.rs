@@ -26,7 +26,7 @@ const ROUNDS: usize = 5;
 const TURN: Duration = Duration::from_secs(3);
 
 /// The largest answer that is read.
-const MAX_ANSWER_BYTES: usize = 1 << 20;
+const MAX_ANSWER_BYTES: usize = 16 << 20;
 
 /// What is measured against: `modelyard` with a model, and a request to it.
 pub struct Subject {
@@ -150,7 +150,7 @@ async fn one_connection(address: SocketAddr, request: Vec<u8>, end: Instant) -> 
     Ok((answered, refused))
 }
 
-async fn connect(address: SocketAddr) -> Result<BufReader<TcpStream>> {
+pub(crate) async fn connect(address: SocketAddr) -> Result<BufReader<TcpStream>> {
     let stream = TcpStream::connect(address)
         .await
         .with_context(|| format!("{address} does not answer"))?;
@@ -171,7 +171,7 @@ async fn exchange(address: SocketAddr, request: &[u8]) -> Result<String> {
 }
 
 /// Reads a status line, headers and a body of known length: as little work as a client can do.
-async fn read_answer(stream: &mut BufReader<TcpStream>) -> Result<(u16, Vec<u8>)> {
+pub(crate) async fn read_answer(stream: &mut BufReader<TcpStream>) -> Result<(u16, Vec<u8>)> {
     let mut line = String::new();
     stream.read_line(&mut line).await?;
     let status = line

@@ -4,6 +4,7 @@ mod bench;
 mod demo;
 mod evidence;
 mod measure;
+mod registry_bench;
 mod terminal;
 
 use std::{
@@ -27,8 +28,11 @@ struct Arguments {
 enum Command {
     /// Run the main job on an empty server: train, serve, watch, retrain
     Demo(DemoArguments),
-    /// Compare the gateway with a bare handler that parses and answers the same bytes
+    /// Compare the gateway with a bare handler that parses and answers the same bytes; or measure the registry
+    #[command(args_conflicts_with_subcommands = true)]
     Bench {
+        #[command(subcommand)]
+        subject: Option<BenchSubject>,
         /// Output
         #[arg(short, long, value_enum, default_value_t = Format::Text, value_name = "FORMAT")]
         output: Format,
@@ -39,6 +43,12 @@ enum Command {
         /// The answer to every request, as JSON
         answer: String,
     },
+}
+
+#[derive(Subcommand)]
+enum BenchSubject {
+    /// Tracking by MLflow's protocol, beside MLflow's own server
+    Registry(registry_bench::RegistryArguments),
 }
 
 #[derive(Args)]
@@ -95,7 +105,11 @@ fn run(command: Command) -> Result<ExitCode> {
     runtime.block_on(async {
         match command {
             Command::Demo(arguments) => demo::run(&arguments).await,
-            Command::Bench { output } => measure::run(output).await,
+            Command::Bench {
+                subject: Some(BenchSubject::Registry(arguments)),
+                ..
+            } => registry_bench::run(&arguments).await,
+            Command::Bench { output, .. } => measure::run(output).await,
             Command::BareHandler { answer } => {
                 bench::serve_bare_handler(&answer, |address| print(&address.to_string())).await?;
                 Ok(ExitCode::SUCCESS)

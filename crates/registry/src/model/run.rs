@@ -253,7 +253,7 @@ impl Cursor for RunPlace {
 }
 
 /// The experiment of a new run.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub enum ExperimentChoice {
     /// The one with this name, which is created where it is missing.
     Named(String),

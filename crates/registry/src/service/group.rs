@@ -9,8 +9,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     error::{Error, Result},
-    model::run::RunBatch,
-    store::{AuditStore, RunLogStore},
+    model::run::{NewRun, Run, RunBatch},
+    store::{AuditStore, RunLogStore, RunStore},
 };
 
 /// The most that wait.
@@ -21,23 +21,25 @@ const ROWS: usize = 4000;
 /// Makes things last, all of them or none.
 #[async_trait]
 pub(crate) trait Commit<T>: Send + Sync + 'static {
+    /// What is told of each.
+    type Done: Send + 'static;
     /// The rows, about, that a thing takes.
     fn rows(&self, item: &T) -> usize;
-    /// Stores them in one transaction.
-    async fn commit(&self, items: &[T]) -> Result<()>;
+    /// Stores them in one transaction, and tells of each in its order.
+    async fn commit(&self, items: &[T]) -> Result<Vec<Self::Done>>;
 }
 
-struct Request<T> {
+struct Request<T, D> {
     item: T,
-    answer: oneshot::Sender<Result<()>>,
+    answer: oneshot::Sender<Result<D>>,
 }
 
 /// Hands things to the one who commits.
-pub(crate) struct Group<T> {
-    requests: mpsc::Sender<Request<T>>,
+pub(crate) struct Group<T, D = ()> {
+    requests: mpsc::Sender<Request<T, D>>,
 }
 
-impl<T> Clone for Group<T> {
+impl<T, D> Clone for Group<T, D> {
     fn clone(&self) -> Self {
         Self {
             requests: self.requests.clone(),
@@ -45,9 +47,9 @@ impl<T> Clone for Group<T> {
     }
 }
 
-impl<T> Group<T> {
+impl<T, D> Group<T, D> {
     /// Stores something. It is on the disk when this returns.
-    pub(crate) async fn put(&self, item: T) -> Result<()> {
+    pub(crate) async fn put(&self, item: T) -> Result<D> {
         let stopped = || Error::State("the server is stopping: try again".to_owned());
         let (answer, answered) = oneshot::channel();
         self.requests
@@ -59,17 +61,20 @@ impl<T> Group<T> {
 }
 
 /// The two ends: hand over to the first, run the second as a task.
-pub(crate) fn group<T: Send + Sync + 'static>(
-    store: impl Commit<T>,
+pub(crate) fn group<T: Send + Sync + 'static, C: Commit<T>>(
+    store: C,
     soft: CancellationToken,
-) -> (Group<T>, impl Future<Output = Result<(), Infallible>> + Send + 'static) {
+) -> (
+    Group<T, C::Done>,
+    impl Future<Output = Result<(), Infallible>> + Send + 'static,
+) {
     let (requests, received) = mpsc::channel(QUEUE);
     (Group { requests }, run(store, received, soft))
 }
 
-async fn run<T: Send + Sync>(
-    store: impl Commit<T>,
-    mut received: mpsc::Receiver<Request<T>>,
+async fn run<T: Send + Sync, C: Commit<T>>(
+    store: C,
+    mut received: mpsc::Receiver<Request<T, C::Done>>,
     soft: CancellationToken,
 ) -> Result<(), Infallible> {
     let mut waiting = Vec::new();
@@ -99,20 +104,24 @@ async fn run<T: Send + Sync>(
 }
 
 /// Stores what several handed over. If that fails, each is tried alone, so that nobody fails for another.
-async fn commit<T: Send + Sync>(store: &impl Commit<T>, requests: Vec<Request<T>>) {
+async fn commit<T: Send + Sync, C: Commit<T>>(store: &C, requests: Vec<Request<T, C::Done>>) {
     let (items, answers): (Vec<T>, Vec<_>) = requests
         .into_iter()
         .map(|request| (request.item, request.answer))
         .unzip();
-    let together = items.len() > 1 && store.commit(&items).await.is_ok();
+    if items.len() > 1
+        && let Ok(done) = store.commit(&items).await
+    {
+        for (answer, done) in answers.into_iter().zip(done) {
+            // Who does not wait any more finds it there.
+            let _ = answer.send(Ok(done));
+        }
+        return;
+    }
     for (item, answer) in items.into_iter().zip(answers) {
-        let stored = if together {
-            Ok(())
-        } else {
-            store.commit(std::slice::from_ref(&item)).await
-        };
-        // Who does not wait any more finds it there.
-        let _ = answer.send(stored);
+        let stored = store.commit(std::slice::from_ref(&item)).await;
+        let untold = || Error::State("what was stored was not told".to_owned());
+        let _ = answer.send(stored.and_then(|mut done| done.pop().ok_or_else(untold)));
     }
 }
 
@@ -121,15 +130,18 @@ pub(crate) struct Chain(pub(crate) Arc<dyn AuditStore>);
 
 #[async_trait]
 impl Commit<Vec<NewEvent>> for Chain {
+    type Done = ();
+
     fn rows(&self, events: &Vec<NewEvent>) -> usize {
         events.len()
     }
 
-    async fn commit(&self, items: &[Vec<NewEvent>]) -> Result<()> {
+    async fn commit(&self, items: &[Vec<NewEvent>]) -> Result<Vec<()>> {
         match items {
-            [events] => self.0.append_events(events).await.map(drop),
-            items => self.0.append_events(&items.concat()).await.map(drop),
-        }
+            [events] => self.0.append_events(events).await?,
+            items => self.0.append_events(&items.concat()).await?,
+        };
+        Ok(vec![(); items.len()])
     }
 }
 
@@ -138,13 +150,32 @@ pub(crate) struct RunLog(pub(crate) Arc<dyn RunLogStore>);
 
 #[async_trait]
 impl Commit<RunBatch> for RunLog {
+    type Done = ();
+
     fn rows(&self, item: &RunBatch) -> usize {
         let batch = &item.batch;
         batch.params.len() + 2 * batch.metrics.len() + batch.tags.len() + batch.model_metrics.len()
     }
 
-    async fn commit(&self, items: &[RunBatch]) -> Result<()> {
-        self.0.log_batches(items).await
+    async fn commit(&self, items: &[RunBatch]) -> Result<Vec<()>> {
+        self.0.log_batches(items).await?;
+        Ok(vec![(); items.len()])
+    }
+}
+
+/// Creates runs that nobody creates twice.
+pub(crate) struct NewRuns(pub(crate) Arc<dyn RunStore>);
+
+#[async_trait]
+impl Commit<NewRun> for NewRuns {
+    type Done = Run;
+
+    fn rows(&self, run: &NewRun) -> usize {
+        2 + run.tags.len()
+    }
+
+    async fn commit(&self, items: &[NewRun]) -> Result<Vec<Run>> {
+        self.0.create_runs(items).await
     }
 }
 
@@ -160,16 +191,18 @@ mod tests {
 
     #[async_trait]
     impl Commit<u32> for Superstitious {
+        type Done = u32;
+
         fn rows(&self, _: &u32) -> usize {
             1000
         }
 
-        async fn commit(&self, items: &[u32]) -> Result<()> {
+        async fn commit(&self, items: &[u32]) -> Result<Vec<u32>> {
             if items.contains(&13) {
                 return Err(Error::State("unlucky".to_owned()));
             }
             self.0.lock().push(items.to_vec());
-            Ok(())
+            Ok(items.to_vec())
         }
     }
 
@@ -182,7 +215,7 @@ mod tests {
         // They wait before anything runs.
         let puts = (8..18).map(|number| {
             let group = group.clone();
-            async move { (number, group.put(number).await.is_ok()) }
+            async move { (number, group.put(number).await.ok()) }
         });
         let puts = futures::future::join_all(puts);
         let end = async {
@@ -192,7 +225,11 @@ mod tests {
         };
         let (answers, ended) = tokio::join!(end, running);
         ended.unwrap();
-        assert!(answers.iter().all(|(number, is_stored)| *is_stored == (*number != 13)));
+        assert!(
+            answers
+                .iter()
+                .all(|(number, told)| *told == Some(*number).filter(|number| *number != 13))
+        );
         let stored = stored.lock().clone();
         assert_eq!(stored.concat().len(), 9);
         assert!(stored.iter().any(|items| items.len() == 4), "{stored:?}");

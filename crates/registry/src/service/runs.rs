@@ -110,7 +110,11 @@ impl Registry {
             request_digest: digest,
             now,
         };
-        let run = self.stores.runs.create_run(&run).await?;
+        let run = if run.idempotency_key.is_none() && run.inputs.is_empty() {
+            self.new_runs.put(run).await?
+        } else {
+            self.stores.runs.create_run(&run).await?
+        };
         ::metrics::counter!(metrics::RUNS).increment(1);
         Ok(run)
     }

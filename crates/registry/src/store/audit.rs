@@ -217,7 +217,7 @@ impl SqlStore<P> {
     }
 
     /// Appends events in their order.
-    async fn append_audits(tx: &mut Transaction<<P as Pools>::Db>, events: &[NewEvent]) -> Result<()> {
+    pub(super) async fn append_audits(tx: &mut Transaction<<P as Pools>::Db>, events: &[NewEvent]) -> Result<()> {
         let count = i64::try_from(events.len()).map_err(|_| Error::request("too many audit events at once"))?;
         let (seq, prev): (i64, String) =
             sqlx::query_as("UPDATE audit_head SET seq = seq + $1 WHERE id = 1 RETURNING seq, hash")

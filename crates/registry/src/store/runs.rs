@@ -25,8 +25,11 @@ use crate::{
     },
 };
 
+/// How many runs are inserted with one statement.
+const INSERTED_RUNS: usize = 100;
+
 /// What a new run needs to know of its experiment.
-#[derive(sqlx::FromRow)]
+#[derive(Clone, sqlx::FromRow)]
 struct Home {
     id: i64,
     name: String,
@@ -81,6 +84,8 @@ fn created(new: &NewRun, home: Home) -> Run {
 pub trait RunStore: Send + Sync {
     /// Adds a run, or finds the one that was added with the same idempotency key.
     async fn create_run(&self, run: &NewRun) -> Result<Run>;
+    /// Adds runs without idempotency keys and inputs: all of them, or none.
+    async fn create_runs(&self, runs: &[NewRun]) -> Result<Vec<Run>>;
     /// Ends a run. Ending it the same way again changes nothing.
     async fn finish_run(&self, project: &str, run_id: &str, status: RunStatus, event: &NewEvent) -> Result<Run>;
     /// A run.
@@ -325,6 +330,49 @@ impl RunStore for SqlStore<P> {
         Self::append_audit(&mut tx, &after(&new.event, &created)?).await?;
         tx.commit().await?;
         Ok(created)
+    }
+
+    async fn create_runs(&self, runs: &[NewRun]) -> Result<Vec<Run>> {
+        let mut tx = self.pools.begin().await?;
+        let mut homes: BTreeMap<(&str, &ExperimentChoice), Home> = BTreeMap::new();
+        let (mut made, mut events) = (Vec::with_capacity(runs.len()), Vec::with_capacity(runs.len()));
+        for new in runs {
+            let key = (new.project.as_str(), &new.experiment);
+            let home = match homes.get(&key) {
+                Some(home) => home.clone(),
+                None => Self::experiment_of(&mut tx, new).await?,
+            };
+            homes.insert(key, home.clone());
+            let run = created(new, home);
+            events.push(after(&new.event, &run)?);
+            made.push(run);
+        }
+        for chunk in runs.chunks(INSERTED_RUNS) {
+            let mut query = QueryBuilder::new(
+                "INSERT INTO run (id, project, experiment_id, name, status, lifecycle, start_time, request_digest, user_id) ",
+            );
+            query.push_values(chunk, |mut row, new| {
+                let home = homes.get(&(new.project.as_str(), &new.experiment));
+                row.push_bind(new.run_id.clone())
+                    .push_bind(new.project.clone())
+                    .push_bind(home.map(|home| home.id))
+                    .push_bind(new.name.clone())
+                    .push_bind("RUNNING")
+                    .push_bind("active")
+                    .push_bind(new.start_time.as_micros())
+                    .push_bind(new.request_digest.clone())
+                    .push_bind(new.user_id.clone());
+            });
+            query.build().execute(&mut *tx).await?;
+        }
+        let tags = runs.iter().flat_map(|new| {
+            let tags = new.tags.iter();
+            tags.map(|(key, value)| ((new.run_id.as_str(), key.as_str()), value.as_str()))
+        });
+        Self::upsert_tags(&mut tx, &tags.collect()).await?;
+        Self::append_audits(&mut tx, &events).await?;
+        tx.commit().await?;
+        Ok(made)
     }
 
     async fn finish_run(&self, project: &str, run_id: &str, status: RunStatus, event: &NewEvent) -> Result<Run> {
