@@ -16,6 +16,9 @@ pub enum Error {
     /// Something that does not exist, in the words of the protocol in which it was asked for.
     #[error("{0}")]
     NotThere(String),
+    /// The server stops.
+    #[error("the server is stopping: try again")]
+    Stopping,
     /// A name that is taken.
     #[error("{0}")]
     Exists(String),
@@ -180,6 +183,7 @@ impl Fault for Error {
             Self::NotFound { .. } | Self::NotThere(_) => ErrorKind::NotFound,
             Self::KeyReused { .. } | Self::ParamChanged { .. } | Self::Exists(_) => ErrorKind::AlreadyExists,
             Self::State(_) => ErrorKind::FailedPrecondition,
+            Self::Stopping => ErrorKind::Unavailable,
             Self::Contended { .. } => ErrorKind::Aborted,
             Self::Folder(error) if error.kind() == io::ErrorKind::StorageFull => ErrorKind::ResourceExhausted,
             Self::Folder(_) | Self::Keys { .. } | Self::Thread(_) | Self::Profile { .. } => ErrorKind::Internal,
@@ -201,6 +205,7 @@ impl Fault for Error {
             Self::NotOnnx { .. } => "NOT_ONNX",
             Self::KeyReused { .. } => "IDEMPOTENCY_KEY_REUSED",
             Self::NotThere(_) => "NOT_FOUND",
+            Self::Stopping => "STOPPING",
             Self::Exists(_) => "ALREADY_EXISTS",
             Self::ParamChanged { .. } => "PARAM_CHANGED",
             Self::State(_) => "WRONG_STATE",

@@ -55,7 +55,7 @@ pub use self::{
     runs::RunStore,
     search::{
         ExperimentPage, ExperimentSearch, MAX_EXPERIMENTS as MAX_FOUND_EXPERIMENTS, MAX_RUNS as MAX_FOUND_RUNS,
-        RunPage, RunSearch, SearchStore,
+        MAX_SEARCHED, RunPage, RunSearch, SearchStore,
     },
     secrets::{SealedSecret, SecretStore},
     tokens::{TokenMade, TokenRow, TokenStore},

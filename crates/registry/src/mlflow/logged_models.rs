@@ -1,6 +1,6 @@
 //! Logged models.
 
-use std::sync::Arc;
+use std::{collections::BTreeSet, sync::Arc};
 
 use axum::{
     Json,
@@ -30,6 +30,8 @@ use crate::{
 const DEFAULT_MODELS: i64 = 100;
 /// The most of a page.
 const MAX_MODELS: u32 = 1000;
+/// The most experiments that are searched at once.
+const MAX_EXPERIMENTS: usize = 1000;
 
 #[derive(Serialize)]
 struct Info {
@@ -254,9 +256,15 @@ async fn search(
     tenant: Tenant,
     fields: Fields,
 ) -> Result<Json<Models>, Refusal> {
-    let named = fields.texts("experiment_ids")?;
+    let named: BTreeSet<String> = fields.texts("experiment_ids")?.into_iter().collect();
     if named.is_empty() {
         return Err(missing("experiment_ids"));
+    }
+    if named.len() > MAX_EXPERIMENTS {
+        return Err(Refusal::invalid(format!(
+            "{} experiments are too many at once: name at most {MAX_EXPERIMENTS}",
+            named.len()
+        )));
     }
     let mut experiment_ids = Vec::with_capacity(named.len());
     for id in named {

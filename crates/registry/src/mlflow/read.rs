@@ -148,6 +148,10 @@ impl Fields {
     pub(crate) fn text(&self, name: &str) -> Result<Option<String>, Refusal> {
         match self.get(name) {
             None => Ok(None),
+            // No database and no file has it.
+            Some(Value::String(text)) if text.contains('\0') => Err(Refusal::invalid(format!(
+                "parameter '{name}' has a NUL character: leave it out"
+            ))),
             Some(Value::String(text)) => Ok(Some(text.clone())),
             Some(other) => Err(invalid(name, other)),
         }

@@ -1,6 +1,6 @@
 //! Searches of experiments and runs.
 
-use std::sync::Arc;
+use std::{collections::BTreeSet, sync::Arc};
 
 use axum::{Json, extract::State};
 use serde::Serialize;
@@ -14,7 +14,7 @@ use super::{
 use crate::{
     search::{EXPERIMENTS, RUNS, View, parse_filter, parse_order},
     service::Registry,
-    store::{ExperimentSearch, MAX_FOUND_EXPERIMENTS, MAX_FOUND_RUNS, RunSearch},
+    store::{ExperimentSearch, MAX_FOUND_EXPERIMENTS, MAX_FOUND_RUNS, MAX_SEARCHED, RunSearch},
 };
 
 /// How many runs a page has where the client does not say.
@@ -60,8 +60,15 @@ async fn search_runs(
     tenant: Tenant,
     fields: Fields,
 ) -> Result<Json<Runs>, Refusal> {
-    let mut experiment_ids = Vec::new();
-    for id in fields.texts("experiment_ids")? {
+    let named: BTreeSet<String> = fields.texts("experiment_ids")?.into_iter().collect();
+    if named.len() > MAX_SEARCHED {
+        return Err(Refusal::invalid(format!(
+            "{} experiments are too many at once: name at most {MAX_SEARCHED}",
+            named.len()
+        )));
+    }
+    let mut experiment_ids = Vec::with_capacity(named.len());
+    for id in named {
         let number = registry.experiment_number(&tenant.caller, &tenant.project, &id).await?;
         experiment_ids.push(number);
     }

@@ -77,8 +77,13 @@ impl Registry {
             None if caller.may(Action::RunWrite, Resource::project(project)) => {
                 let made = self
                     .create_experiment(caller, project, DEFAULT_EXPERIMENT, "", BTreeMap::new())
-                    .await?;
-                Ok(made.experiment_id.parse().unwrap_or(number))
+                    .await;
+                let experiment = match made {
+                    // Somebody else made it meanwhile.
+                    Err(Error::Exists(_)) => self.get_experiment_by_name(caller, project, DEFAULT_EXPERIMENT).await?,
+                    made => made?,
+                };
+                Ok(experiment.experiment_id.parse().unwrap_or(number))
             }
             None => Ok(number),
         }
@@ -86,7 +91,8 @@ impl Registry {
 
     /// An experiment, deleted or not.
     pub async fn get_experiment(&self, caller: &Caller, project: &str, number: i64) -> Result<Experiment> {
-        let resource = Resource::named(Kind::Experiment, project, "");
+        let id = number.to_string();
+        let resource = Resource::named(Kind::Experiment, project, &id);
         self.enter(caller, Action::RunRead, resource).await?;
         let found = self.stores.experiments.find_experiment(project, number).await?;
         found.ok_or_else(|| Error::NotThere(format!("No Experiment with id={number} exists")))

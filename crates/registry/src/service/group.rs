@@ -50,7 +50,7 @@ impl<T, D> Clone for Group<T, D> {
 impl<T, D> Group<T, D> {
     /// Stores something. It is on the disk when this returns.
     pub(crate) async fn put(&self, item: T) -> Result<D> {
-        let stopped = || Error::State("the server is stopping: try again".to_owned());
+        let stopped = || Error::Stopping;
         let (answer, answered) = oneshot::channel();
         self.requests
             .send(Request { item, answer })

@@ -17,8 +17,6 @@ use crate::{
 
 /// The longest type of a model, in bytes.
 const MAX_TYPE_BYTES: usize = 500;
-/// The most experiments that are searched at once.
-const MAX_EXPERIMENTS: usize = 1000;
 
 /// A logged model as a client orders it.
 #[derive(Debug, Clone, Default)]
@@ -149,12 +147,6 @@ impl Registry {
         search: &LoggedModelSearch,
     ) -> Result<Vec<LoggedModel>> {
         self.enter(caller, Action::RunRead, Resource::project(project)).await?;
-        if search.experiment_ids.len() > MAX_EXPERIMENTS {
-            return Err(Error::request(format!(
-                "{} experiments are too many at once: name at most {MAX_EXPERIMENTS}",
-                search.experiment_ids.len()
-            )));
-        }
         self.stores.logged_models.search_logged_models(project, search).await
     }
 

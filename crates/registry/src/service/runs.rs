@@ -14,10 +14,11 @@ use crate::{
         page::{Page, PageRequest},
         registered_model::idempotency_key,
         run::{
-            Batch, Experiment, ExperimentChoice, MAX_BATCH, MAX_BATCH_TEXTS, MAX_INPUTS, MAX_TAG_BYTES, MetricPlace,
-            MetricPoint, MetricValue, NewRun, Run, RunBatch, RunInput, RunPlace, RunStatus, check_key, check_text,
-            check_title, request_digest,
+            Batch, Experiment, ExperimentChoice, MAX_BATCH, MAX_BATCH_TEXTS, MAX_INPUTS, MAX_TAG_BYTES,
+            MAX_TITLE_BYTES, MetricPlace, MetricPoint, MetricValue, NewRun, Run, RunBatch, RunInput, RunPlace,
+            RunStatus, check_key, check_text, check_title, request_digest,
         },
+        tracking::RUN_NAME_TAG,
     },
     store::no_run,
 };
@@ -75,6 +76,11 @@ impl Registry {
         if !request.name.is_empty() {
             check_title("a run", &request.name)?;
         }
+        check_text("user of run", &request.name, &request.user_id, MAX_TITLE_BYTES)?;
+        for (key, value) in &request.tags {
+            check_key("tag", key)?;
+            check_text("tag", key, value, MAX_TAG_BYTES)?;
+        }
         if request.tags.len() > MAX_BATCH_TEXTS || request.inputs.len() > MAX_INPUTS {
             return Err(Error::request(format!(
                 "the run has {} tags and {} inputs: use at most {MAX_BATCH_TEXTS} and {MAX_INPUTS}",
@@ -92,13 +98,18 @@ impl Registry {
         } else {
             request.name
         };
+        let mut tags = request.tags;
+        if request.experiment_number.is_some() {
+            // MLflow's clients look for the name among the tags.
+            tags.entry(RUN_NAME_TAG.to_owned()).or_insert_with(|| name.clone());
+        }
         let run = NewRun {
             project: project.to_owned(),
             experiment,
             name,
             user_id: request.user_id,
             start_time: request.start_time.unwrap_or(now),
-            tags: request.tags,
+            tags,
             inputs,
             event: caller.event(
                 Action::RunWrite,
@@ -153,6 +164,9 @@ impl Registry {
             point.value = MetricValue(point.value.0.clamp(f64::MIN, f64::MAX));
         }
         for metric in &mut batch.model_metrics {
+            let (name, digest) = &metric.dataset;
+            check_text("dataset of metric", &metric.key, name, MAX_TITLE_BYTES)?;
+            check_text("dataset of metric", &metric.key, digest, MAX_TITLE_BYTES)?;
             metric.point.value = MetricValue(metric.point.value.0.clamp(f64::MIN, f64::MAX));
         }
         let batch = RunBatch {

@@ -6,7 +6,7 @@ use super::Registry;
 use crate::{
     error::{Error, Result},
     model::{
-        run::{MAX_INPUTS, MetricPoint, Run, check_key, check_title},
+        run::{MAX_INPUTS, MetricPoint, Run, check_key, check_text, check_title},
         tracking::{Lifecycle, MetricSampling, PROXY_SCHEME, RunChange, RunDataset, RunModel},
     },
     store::{ExperimentPage, ExperimentSearch, RunPage, RunSearch},
@@ -27,6 +27,7 @@ fn check_dataset(dataset: &RunDataset) -> Result<()> {
     for (what, length, limit) in [
         ("name", dataset.name.len(), MAX_DATASET_NAME_BYTES),
         ("digest", dataset.digest.len(), MAX_DATASET_NAME_BYTES),
+        ("context", dataset.context.len(), MAX_DATASET_NAME_BYTES),
         ("source_type", dataset.source_type.len(), MAX_DATASET_NAME_BYTES),
         ("source", dataset.source.len(), MAX_DATASET_SOURCE_BYTES),
         (
@@ -46,6 +47,16 @@ fn check_dataset(dataset: &RunDataset) -> Result<()> {
                 dataset.name.chars().take(64).collect::<String>()
             )));
         }
+    }
+    if dataset.tags.len() > MAX_INPUTS {
+        return Err(Error::request(format!(
+            "a dataset has {} tags: use at most {MAX_INPUTS}",
+            dataset.tags.len()
+        )));
+    }
+    for (key, value) in &dataset.tags {
+        check_key("tag", key)?;
+        check_text("tag", key, value, MAX_DATASET_NAME_BYTES)?;
     }
     Ok(())
 }
@@ -121,6 +132,10 @@ impl Registry {
                 "GetMetricHistoryBulkInterval request must specify at most {MAX_SAMPLED_RUNS} run_ids. Received {} run_ids.",
                 sampling.run_ids.len()
             )));
+        }
+        for run_id in &sampling.run_ids {
+            self.enter(caller, Action::RunRead, Resource::named(Kind::Run, project, run_id))
+                .await?;
         }
         self.stores.tracking.sample_metric(project, sampling).await
     }

@@ -176,6 +176,11 @@ fn names_begin(folder: &ArtifactFolder) -> i32 {
 impl SqlStore<P> {
     /// Nothing is a file and a folder at once: clients make files and folders of a disk from paths.
     async fn check_artifact_place(tx: &mut Transaction<<P as Pools>::Db>, file: &ArtifactFile) -> Result<()> {
+        // Held to the end, so that no other file of the project comes between the look and the change.
+        sqlx::query("UPDATE project SET removed_at = removed_at WHERE name = $1")
+            .bind(&file.project)
+            .execute(&mut **tx)
+            .await?;
         let mut folders = file.path.folders().peekable();
         if folders.peek().is_some() {
             let mut query = QueryBuilder::new("SELECT path FROM artifact_file WHERE project = ");

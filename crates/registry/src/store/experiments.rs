@@ -306,6 +306,10 @@ impl ExperimentStore for SqlStore<P> {
         now: Timestamp,
     ) -> Result<bool> {
         let mut tx = self.pools.begin().await?;
+        // As in a deletion, which remembers by the time of the last change which runs it took along.
+        sqlx::query("UPDATE counter SET value = value WHERE name = 'experiment'")
+            .execute(&mut *tx)
+            .await?;
         let found = Self::experiment_in(&mut tx, project, id).await?;
         let found = found.ok_or_else(|| no_experiment(id))?;
         if found.lifecycle == Lifecycle::Deleted {

@@ -241,7 +241,13 @@ impl SqlStore<P> {
             return Ok(models);
         }
         let chosen = |select: &str, order: &str| {
-            let mut query = QueryBuilder::<<P as Pools>::Db>::new(format!("SELECT {select} WHERE model_id IN ("));
+            let latest = if select.ends_with("AS latest") {
+                "place = 1 AND "
+            } else {
+                ""
+            };
+            let mut query =
+                QueryBuilder::<<P as Pools>::Db>::new(format!("SELECT {select} WHERE {latest}model_id IN ("));
             let mut ids = query.separated(", ");
             for model in &models {
                 ids.push_bind(model.model_id.clone());
@@ -254,8 +260,13 @@ impl SqlStore<P> {
         let mut query = chosen("model_id, key, value FROM logged_model_tag", "model_id, key");
         let tags: Vec<(String, String, String)> = query.build_query_as().fetch_all(&mut **tx).await?;
         let mut query = chosen(
-            "model_id, key, run_id, dataset_name, dataset_digest, timestamp, step, value, is_nan FROM logged_model_metric",
-            "model_id, key, run_id, dataset_name, dataset_digest, step, timestamp, value",
+            "model_id, key, run_id, dataset_name, dataset_digest, timestamp, step, value, is_nan FROM (
+                SELECT model_id, key, run_id, dataset_name, dataset_digest, timestamp, step, value, is_nan,
+                       ROW_NUMBER() OVER (PARTITION BY model_id, key, run_id, dataset_name, dataset_digest
+                                          ORDER BY step DESC, timestamp DESC, value DESC) AS place
+                FROM logged_model_metric
+             ) AS latest",
+            "model_id, key, run_id, dataset_name, dataset_digest",
         );
         let metrics: Vec<LoggedMetricRow> = query.build_query_as().fetch_all(&mut **tx).await?;
         let places: BTreeMap<String, usize> = models
@@ -270,7 +281,13 @@ impl SqlStore<P> {
             models[places[&model_id]].tags.insert(key, value);
         }
         for row in metrics {
-            add_metric(&mut models[places[&row.model_id]].metrics, row);
+            let metric = LoggedMetric {
+                key: row.key,
+                point: row.point.into_point(),
+                run_id: row.run_id,
+                dataset: (row.dataset_name, row.dataset_digest),
+            };
+            models[places[&row.model_id]].metrics.push(metric);
         }
         Ok(models)
     }
@@ -280,6 +297,9 @@ impl SqlStore<P> {
         project: &str,
         model_id: &str,
     ) -> Result<Option<LoggedModel>> {
+        if model_id.contains('\0') {
+            return Ok(None);
+        }
         let rows = sqlx::query_as(select_logged_models!("WHERE l.project = $1 AND l.id = $2"))
             .bind(project)
             .bind(model_id)
@@ -304,22 +324,6 @@ impl SqlStore<P> {
                 .await?;
         }
         Ok(())
-    }
-}
-
-/// Rows come by metric and dataset, the latest last: of each the last stays.
-fn add_metric(metrics: &mut Vec<LoggedMetric>, row: LoggedMetricRow) {
-    let metric = LoggedMetric {
-        key: row.key,
-        point: row.point.into_point(),
-        run_id: row.run_id,
-        dataset: (row.dataset_name, row.dataset_digest),
-    };
-    match metrics.last_mut() {
-        Some(last) if last.key == metric.key && last.run_id == metric.run_id && last.dataset == metric.dataset => {
-            *last = metric;
-        }
-        _ => metrics.push(metric),
     }
 }
 
@@ -381,6 +385,12 @@ impl LoggedModelStore for SqlStore<P> {
         now: Timestamp,
     ) -> Result<LoggedModel> {
         let mut tx = self.pools.begin().await?;
+        // Held to the end, so that what is read is what is changed.
+        sqlx::query("UPDATE logged_model SET status = status WHERE project = $1 AND id = $2")
+            .bind(project)
+            .bind(model_id)
+            .execute(&mut *tx)
+            .await?;
         let before = Self::logged_model_in(&mut tx, project, model_id).await?;
         let before = before.filter(|model| model.lifecycle == Lifecycle::Active);
         let before = before.ok_or_else(|| no_logged_model(model_id))?;

@@ -108,6 +108,25 @@ fn latest<'a>(points: &[Logged<'a>]) -> Vec<Logged<'a>> {
     rows.collect()
 }
 
+/// The experiments of the wanted runs, each in its project, of active runs with their projects and experiments.
+fn experiments_of(
+    wanted: &BTreeSet<(&str, &str)>,
+    active: Vec<(String, String, i64)>,
+) -> Result<BTreeMap<String, i64>> {
+    let found: BTreeSet<(&str, &str)> = active
+        .iter()
+        .map(|(run_id, project, _)| (run_id.as_str(), project.as_str()))
+        .collect();
+    // Two projects can ask for one run. Which of them has it, and why not, is told to who asks for it alone.
+    if let Some((run_id, _)) = wanted.iter().find(|pair| !found.contains(*pair)) {
+        return Err(no_run(run_id));
+    }
+    Ok(active
+        .into_iter()
+        .map(|(run_id, _, experiment_id)| (run_id, experiment_id))
+        .collect())
+}
+
 #[trait_gen(P -> SqlitePools, PostgresPools)]
 impl SqlStore<P> {
     /// The experiments of runs that take something. One that was deleted takes nothing.
@@ -133,18 +152,7 @@ impl SqlStore<P> {
             ids.push_bind((*run_id).to_owned());
         }
         query.push(")");
-        let rows: Vec<(String, String, i64)> = query.build_query_as().fetch_all(&mut **tx).await?;
-        let mut active = BTreeMap::new();
-        for (run_id, project, experiment_id) in rows {
-            if wanted.contains(&(run_id.as_str(), project.as_str())) {
-                active.insert(run_id, experiment_id);
-            }
-        }
-        // Which it was, and why, is told to who asks for it alone.
-        match wanted.iter().find(|(run_id, _)| !active.contains_key(*run_id)) {
-            Some((run_id, _)) => Err(no_run(run_id)),
-            None => Ok(active),
-        }
+        experiments_of(&wanted, query.build_query_as().fetch_all(&mut **tx).await?)
     }
 
     pub(super) async fn upsert_tags(tx: &mut Transaction<<P as Pools>::Db>, tags: &Texts<'_>) -> Result<()> {
@@ -265,5 +273,32 @@ impl RunLogStore for SqlStore<P> {
             }
         }
         Ok(tx.commit().await?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_run_is_found_in_its_own_project_only() {
+        let active = || {
+            vec![
+                ("r".to_owned(), "mine".to_owned(), 1),
+                ("s".to_owned(), "mine".to_owned(), 2),
+            ]
+        };
+        let found = experiments_of(&[("r", "mine"), ("s", "mine")].into(), active()).unwrap();
+        assert_eq!(found, [("r".to_owned(), 1), ("s".to_owned(), 2)].into());
+        for wanted in [
+            BTreeSet::from([("r", "mine"), ("r", "theirs")]),
+            BTreeSet::from([("r", "theirs"), ("s", "mine")]),
+            BTreeSet::from([("r", "mine"), ("gone", "mine")]),
+        ] {
+            assert!(
+                matches!(experiments_of(&wanted, active()), Err(Error::NotThere(_))),
+                "{wanted:?}"
+            );
+        }
     }
 }

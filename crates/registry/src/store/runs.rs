@@ -377,6 +377,8 @@ impl RunStore for SqlStore<P> {
 
     async fn finish_run(&self, project: &str, run_id: &str, status: RunStatus, event: &NewEvent) -> Result<Run> {
         let mut tx = self.pools.begin().await?;
+        Self::hold_run(&mut tx, project, run_id).await?;
+        Self::active_run(&mut tx, project, run_id).await?;
         let before = Self::run_in(&mut tx, project, run_id).await?;
         let before = before.ok_or_else(|| no_run(run_id))?;
         if before.status == status {

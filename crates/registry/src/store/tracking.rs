@@ -55,6 +55,9 @@ struct SampledRow {
     point: PointRow,
 }
 
+/// The largest step that a chart shows: those beyond cannot be spread evenly in 64 bits.
+const MAX_STEP: i64 = 1 << 61;
+
 /// The evenly spread steps `$4` of the run `$1` and the metric `$2` from step `$3` to `$5`: for each of them the first step at
 /// or after it, which an index finds, so that the time depends on how many are wanted and not on how many there are.
 const SAMPLED_STEPS: &str = "
@@ -92,6 +95,16 @@ impl SqlStore<P> {
                 "The run {run_id} must be in the 'active' state. Current state is deleted."
             ))),
         }
+    }
+
+    /// Holds a run to the end of the transaction, so that what is read of it is what is changed.
+    pub(super) async fn hold_run(tx: &mut Transaction<<P as Pools>::Db>, project: &str, run_id: &str) -> Result<()> {
+        sqlx::query("UPDATE run SET status = status WHERE project = $1 AND id = $2")
+            .bind(project)
+            .bind(run_id)
+            .execute(&mut **tx)
+            .await?;
+        Ok(())
     }
 
     pub(super) async fn rename_run(tx: &mut Transaction<<P as Pools>::Db>, run_id: &str, name: &str) -> Result<()> {
@@ -186,6 +199,7 @@ impl SqlStore<P> {
 impl TrackingStore for SqlStore<P> {
     async fn change_run(&self, project: &str, run_id: &str, changing: &RunChange, event: &NewEvent) -> Result<Run> {
         let mut tx = self.pools.begin().await?;
+        Self::hold_run(&mut tx, project, run_id).await?;
         let before = Self::run_in(&mut tx, project, run_id).await?;
         let before = before.ok_or_else(|| no_run(run_id))?;
         if changing.lifecycle.is_none() && before.lifecycle == Lifecycle::Deleted {
@@ -242,6 +256,7 @@ impl TrackingStore for SqlStore<P> {
         models: &[RunModel],
     ) -> Result<()> {
         let mut tx = self.pools.begin().await?;
+        Self::hold_run(&mut tx, project, run_id).await?;
         Self::active_run(&mut tx, project, run_id).await?;
         Self::insert_datasets(&mut tx, run_id, datasets).await?;
         for model in models {
@@ -261,7 +276,8 @@ impl TrackingStore for SqlStore<P> {
 
     async fn sample_metric(&self, project: &str, sampling: &MetricSampling) -> Result<Vec<(String, MetricPoint)>> {
         let mut tx = self.pools.snapshot().await?;
-        let (first, last) = sampling.steps.unwrap_or((i64::MIN, i64::MAX));
+        let (first, last) = sampling.steps.unwrap_or((-MAX_STEP, MAX_STEP));
+        let (first, last) = (first.clamp(-MAX_STEP, MAX_STEP), last.clamp(-MAX_STEP, MAX_STEP));
         let mut points = Vec::new();
         for run_id in &sampling.run_ids {
             let found: Option<String> = sqlx::query_scalar("SELECT id FROM run WHERE project = $1 AND id = $2")
@@ -280,12 +296,30 @@ impl TrackingStore for SqlStore<P> {
                 .bind(last)
                 .fetch_all(&mut *tx)
                 .await?;
-            let steps: Vec<i64> = steps.into_iter().flatten().filter(|step| *step <= last).collect();
+            let mut steps: Vec<i64> = steps.into_iter().flatten().filter(|step| *step <= last).collect();
+            if sampling.limit == 1 {
+                let newest = sqlx::query_scalar(
+                    "SELECT MAX(step) FROM run_metric WHERE run_id = $1 AND key = $2 AND step BETWEEN $3 AND $4",
+                );
+                let newest: Option<i64> = newest
+                    .bind(run_id)
+                    .bind(&sampling.key)
+                    .bind(first)
+                    .bind(last)
+                    .fetch_one(&mut *tx)
+                    .await?;
+                steps = newest.into_iter().collect();
+            }
             if steps.is_empty() {
                 continue;
             }
+            // Many points can have one step: the last of them.
+            let of_each = (i64::from(sampling.limit) / steps.len() as i64).max(1);
             let mut query = QueryBuilder::<<P as Pools>::Db>::new(
-                "SELECT run_id, timestamp, step, value, is_nan FROM run_metric WHERE run_id = ",
+                "SELECT run_id, timestamp, step, value, is_nan FROM (
+                    SELECT run_id, timestamp, step, value, is_nan,
+                           ROW_NUMBER() OVER (PARTITION BY step ORDER BY timestamp DESC, value DESC) AS place
+                    FROM run_metric WHERE run_id = ",
             );
             query.push_bind(run_id.clone()).push(" AND key = ");
             query.push_bind(sampling.key.clone()).push(" AND step IN (");
@@ -293,7 +327,8 @@ impl TrackingStore for SqlStore<P> {
             for step in steps {
                 wanted.push_bind(step);
             }
-            query.push(") ORDER BY step, timestamp, value");
+            query.push(")) AS sampled WHERE place <= ").push_bind(of_each);
+            query.push(" ORDER BY step, timestamp, value");
             let rows: Vec<SampledRow> = query.build_query_as().fetch_all(&mut *tx).await?;
             points.extend(rows.into_iter().map(|row| (row.run_id, row.point.into_point())));
         }
