@@ -196,9 +196,10 @@ def prompts(client):
     check("a prompt is loaded", client.load_prompt(f"prompts:/{name}/1").template, "Say {{word}}.")
     check("prompts are hidden", client.search_registered_models(f"name = '{name}'"), [])
     check("their versions, too", client.search_model_versions(f"name = '{name}'"), [])
-    check("prompts are found", [prompt.name for prompt in client.search_prompts(f"name = '{name}'")], [name])
+    if hasattr(client, "search_prompts"):
+        check("prompts are found", [prompt.name for prompt in client.search_prompts(f"name = '{name}'")], [name])
     client.set_prompt_alias(name, "live", 2)
-    check("a prompt by its alias", client.load_prompt(f"prompts:/{name}@live").version, 2)
+    check("a prompt by its alias", int(client.load_prompt(f"prompts:/{name}@live").version), 2)
     refused("a model with a prompt's name", "RESOURCE_ALREADY_EXISTS", "already taken by a prompt", lambda: client._get_registry_client().store.create_registered_model(name))
     tags = [mlflow.entities.model_registry.ModelVersionTag("mlflow.prompt.is_prompt", "true")]
     refused("a prompt with files", "INVALID_PARAMETER_VALUE", "Invalid prompt source", lambda: client._get_registry_client().store.create_model_version(name, "s3://bucket/x", tags=tags))
