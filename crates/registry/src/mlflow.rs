@@ -49,7 +49,7 @@ macro_rules! routes {
 use routes;
 
 /// The groups of routes, each with what follows `/api` in its paths.
-const GROUPS: [(&str, &[(&str, &str)]); 10] = [
+const GROUPS: &[(&str, &[(&str, &str)])] = &[
     ("/2.0/mlflow", experiments::ROUTES),
     ("/2.0/mlflow", runs::ROUTES),
     ("/2.0/mlflow", metrics::ROUTES),
@@ -65,7 +65,7 @@ const GROUPS: [(&str, &[(&str, &str)]); 10] = [
 /// All methods and paths, for whoever checks that each has its permission.
 pub fn paths() -> impl Iterator<Item = (String, String)> {
     PREFIXES.into_iter().flat_map(|prefix| {
-        GROUPS.into_iter().flat_map(move |(group, routes)| {
+        GROUPS.iter().flat_map(move |(group, routes)| {
             routes
                 .iter()
                 .map(move |(method, path)| (method.to_uppercase(), format!("{prefix}{group}{path}")))

@@ -196,6 +196,24 @@ fn a_missing_onnx_runtime_is_named_with_the_way_to_get_it() -> Result<()> {
     )
 }
 
+/// The admin is made once: whoever mends what failed must have the token already.
+#[test]
+fn a_first_start_that_fails_after_the_admin_was_made_still_tells_the_token() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let environment = [
+        ("ORT_DYLIB_PATH", "/nowhere/libonnxruntime.so"),
+        ("MODELYARD__AUTH__SIGN_IN", "true"),
+    ];
+    let failed = serve(folder.path(), &LISTEN, &environment)?;
+    check_refused(&failed, 1, &["/nowhere/libonnxruntime.so"])?;
+    let printed = String::from_utf8_lossy(&failed.stdout);
+    ensure!(printed.contains("mdyp_"), "the token is not told: {printed}");
+    let again = serve(folder.path(), &LISTEN, &environment)?;
+    let printed = String::from_utf8_lossy(&again.stdout);
+    ensure!(!printed.contains("mdyp_"), "a second admin was made: {printed}");
+    Ok(())
+}
+
 #[test]
 fn an_address_that_others_can_reach_is_refused_without_sign_in() -> Result<()> {
     let folder = tempfile::tempdir()?;

@@ -10,10 +10,9 @@ mod listen;
 mod origin;
 mod roles;
 
-use std::{io::Write as _, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use anyhow::Context as _;
-use modelyard_auth::token::Token;
 use modelyard_common::{
     Context,
     clock::SystemClock,
@@ -79,28 +78,13 @@ async fn start(
     let tls = Tls::open(&config.tls, config.peers.use_tls())?;
     tls.watch(&context.lifecycle, tls::RELOAD_INTERVAL);
     let identity = PeerIdentity::new(tls.calls.clone(), config.cluster_key()?);
-    let mut services = roles::start(config, context, identity).await?;
-    if let Some(token) = services.first_token.take() {
-        tell_first_token(&token)?;
-    }
+    let services = roles::start(config, context, identity).await?;
     let addresses = listeners.serve(config, context, &tls, services)?;
     data_dir
         .announce(&addresses)
         .context("the addresses cannot be written to the data folder")?;
     tracing::info!(url = addresses.public, internal = addresses.internal, "listening");
     Ok(())
-}
-
-/// Tells the first admin's token, once, on standard output: what is logged stays and is read by many.
-fn tell_first_token(token: &Token) -> anyhow::Result<()> {
-    let mut out = std::io::stdout().lock();
-    writeln!(
-        out,
-        "The user `admin` was made. Its token is shown this once; keep it, or replace it by tokens of your own:\n"
-    )
-    .and_then(|()| writeln!(out, "    {}\n", token.reveal()))
-    .and_then(|()| out.flush())
-    .context("the admin's token cannot be printed: give the server a standard output")
 }
 
 /// The first signal ends softly, the second at once.

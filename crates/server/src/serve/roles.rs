@@ -1,6 +1,6 @@
 //! Starts the services of this process and joins them: by a local channel where the peer is here, else by the network.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, io::Write as _};
 
 use anyhow::Context as _;
 use modelyard_artifacts::{Storage, StorageConfig};
@@ -29,8 +29,6 @@ pub struct Services {
     pub inference_grpc: Option<Routes>,
     /// The services' own contracts, by the prefix of their paths.
     pub internal_grpc: Vec<(&'static str, Routes)>,
-    /// The token of the admin that the registry made because there was none.
-    pub first_token: Option<Token>,
     channels: BTreeMap<Role, Channel>,
     identity: PeerIdentity,
 }
@@ -69,7 +67,10 @@ impl Services {
             Role::Registry => {
                 let config = config.registry.clone();
                 let service = modelyard_registry::start(config, context, storage, access).await?;
-                self.first_token = service.first_token;
+                // At once: it is not made again where something after this fails.
+                if let Some(token) = &service.first_token {
+                    tell_first_token(token)?;
+                }
                 self.add(role, service.http, "/modelyard.registry.", service.grpc);
             }
             Role::Orchestrator => {
@@ -136,6 +137,18 @@ impl Services {
         let channel = rpc::remote(address, &self.identity).with_context(|| format!("`{key}` cannot be used"))?;
         Ok(channel.as_service(caller.name()))
     }
+}
+
+/// Tells the first admin's token, once, on standard output: what is logged stays and is read by many.
+fn tell_first_token(token: &Token) -> anyhow::Result<()> {
+    let mut out = std::io::stdout().lock();
+    writeln!(
+        out,
+        "The user `admin` was made. Its token is shown this once; keep it, or replace it by tokens of your own:\n"
+    )
+    .and_then(|()| writeln!(out, "    {}\n", token.reveal()))
+    .and_then(|()| out.flush())
+    .context("the admin's token cannot be printed: give the server a standard output")
 }
 
 /// Whether what is sent to an address leaves this machine as it is.
