@@ -23,6 +23,10 @@ use crate::{
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(15);
 /// How long SQLite waits for a lock that another process holds (a backup, a person with a shell).
 const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
+/// What the writer keeps of a SQLite file in memory: 32 MiB, in negative KiB.
+const WRITER_CACHE: &str = "-32768";
+/// After how many pages of 4 KiB the write-ahead log is merged into its file: a page that is written often is merged once.
+const CHECKPOINT_PAGES: &str = "4096";
 /// The write-ahead log is cut back to this after a checkpoint, in bytes.
 const WAL_LIMIT_BYTES: &str = "67108864";
 /// How long one statement may run on PostgreSQL.
@@ -114,6 +118,8 @@ async fn open_sqlite(data_dir: &Path, readers: u32, service: &str) -> Result<Dat
         .create_if_missing(true)
         .journal_mode(SqliteJournalMode::Wal)
         .synchronous(SqliteSynchronous::Full)
+        .pragma("cache_size", WRITER_CACHE)
+        .pragma("wal_autocheckpoint", CHECKPOINT_PAGES)
         .pragma("journal_size_limit", WAL_LIMIT_BYTES);
     let reading = base.pragma("query_only", "ON");
     // The writer first: it creates the file and switches it to write-ahead logging.

@@ -26,6 +26,7 @@ mod runs;
 mod secrets;
 mod tokens;
 mod tracking;
+mod version_changes;
 
 use std::{path::Path, sync::Arc, time::Instant};
 

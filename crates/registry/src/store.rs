@@ -47,7 +47,7 @@ pub use self::{
     first_admin::{FirstAdmin, FirstAdminStore},
     identities::IdentityStore,
     logged_models::LoggedModelStore,
-    model_registry::ModelRegistryStore,
+    model_registry::{Aliases, ModelRegistryStore},
     models::{AliasRequest, ModelStore},
     openid::{ExchangedAs, NewExchange, NewSignIn, SignInStore, SignedIn},
     projects::ProjectStore,

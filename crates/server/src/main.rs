@@ -9,6 +9,10 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
+/// Requests are read on one thread, stored on another: the system's allocator spends much on memory that changes threads.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// The exit code of wrong usage, clap's own included.
 const EXIT_USAGE: u8 = 2;
 

@@ -243,6 +243,22 @@ impl Fields {
         }
     }
 
+    /// The same, of many: they are taken out of the message, not copied.
+    pub(crate) fn take_objects(&mut self, name: &str) -> Result<Vec<Self>, Refusal> {
+        match self.0.get_mut(name) {
+            Some(Value::Array(values)) if values.iter().all(Value::is_object) => {
+                let values = std::mem::take(values).into_iter();
+                Ok(values
+                    .filter_map(|value| match value {
+                        Value::Object(map) => Some(Self(map)),
+                        _ => None,
+                    })
+                    .collect())
+            }
+            _ => self.objects(name),
+        }
+    }
+
     /// Pairs of `key` and `value`, which params and tags are.
     pub(crate) fn pairs(&self, name: &str) -> Result<Vec<(String, String)>, Refusal> {
         let pairs = self.objects(name)?.into_iter();
@@ -325,6 +341,17 @@ mod tests {
         assert_eq!(read.boolean("flag").unwrap(), Some(true));
         assert_eq!(read.integer("count").unwrap(), Some(5));
         assert_eq!(read.text("other").unwrap(), None);
+    }
+
+    #[test]
+    fn messages_in_messages_are_copied_or_taken() {
+        let mut read = fields(r#"{"list": [{"a": 1}, {"a": 2}], "mixed": [{}, 1], "none": null}"#);
+        let copied = read.objects("list").unwrap();
+        assert_eq!(read.take_objects("list").unwrap(), copied);
+        assert_eq!(copied.len(), 2);
+        assert!(read.take_objects("mixed").is_err() && read.objects("mixed").is_err());
+        assert_eq!(read.take_objects("none").unwrap(), []);
+        assert_eq!(read.take_objects("absent").unwrap(), []);
     }
 
     #[test]

@@ -243,11 +243,11 @@ fn keyed(fields: &Fields, name: &str) -> Result<Vec<(String, String)>, Refusal> 
 async fn log_batch(
     State(registry): State<Arc<Registry>>,
     tenant: Tenant,
-    fields: Fields,
+    mut fields: Fields,
 ) -> Result<Json<Empty>, Refusal> {
     let run_id = run_id(&fields)?;
     let mut batch = Batch::default();
-    for (index, metric) in fields.objects("metrics")?.iter().enumerate() {
+    for (index, metric) in fields.take_objects("metrics")?.iter().enumerate() {
         read_metric(metric, |field| format!("metrics[{index}].{field}"), &mut batch)?;
     }
     let params = cut(keyed(&fields, "params")?, MAX_PARAM_BYTES);

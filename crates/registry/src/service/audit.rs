@@ -29,7 +29,7 @@ pub const MAX_APPENDED: usize = 1000;
 /// After so many events the head is signed without being asked.
 const CHECKPOINT_EVENTS: u64 = 1000;
 /// How often is looked whether the head has to be signed.
-const CHECKPOINT_INTERVAL: Duration = Duration::from_secs(10);
+const CHECKPOINT_INTERVAL: Duration = Duration::from_secs(2);
 /// How many events are read at once to be verified or exported.
 const CHAIN_BATCH: u32 = 1000;
 /// The most parts of the chain that are verified at the same time.

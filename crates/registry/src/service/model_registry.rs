@@ -20,6 +20,7 @@ use crate::{
         run::check_text,
     },
     search::{MODEL_VERSIONS, REGISTERED_MODELS, Schema, parse_filter, parse_order},
+    store::Aliases,
 };
 
 /// How many models a page has when the client does not say, and at most.
@@ -176,7 +177,9 @@ impl Registry {
             self.enter(caller, Action::AliasWrite, new_resource).await?;
         }
         let store = &self.stores.model_registry;
-        let renamed = store.rename_model(project, name, new_name, &event).await?;
+        let renamed = store
+            .rename_model(project, name, new_name, Aliases::seen(&model.aliases), &event)
+            .await?;
         self.desired.notify();
         tracing::info!(name, new_name, "registered model renamed");
         Ok(renamed)
@@ -193,7 +196,9 @@ impl Registry {
         }
         let changed_by = caller.principal().to_string();
         let store = &self.stores.model_registry;
-        store.delete_model(project, name, &changed_by, &event).await?;
+        store
+            .delete_model(project, name, &changed_by, Aliases::seen(&model.aliases), &event)
+            .await?;
         self.desired.notify();
         tracing::info!(name, "registered model deleted");
         Ok(())

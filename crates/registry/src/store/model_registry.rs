@@ -39,9 +39,23 @@ pub trait ModelRegistryStore: Send + Sync {
         event: &NewEvent,
     ) -> Result<ModelEntry>;
     /// Gives a model another name: its versions, aliases, tags and marks go with it.
-    async fn rename_model(&self, project: &str, model: &str, new_name: &str, event: &NewEvent) -> Result<ModelEntry>;
+    async fn rename_model(
+        &self,
+        project: &str,
+        model: &str,
+        new_name: &str,
+        aliases: Aliases,
+        event: &NewEvent,
+    ) -> Result<ModelEntry>;
     /// Removes a model with its versions. The history of its aliases stays.
-    async fn delete_model(&self, project: &str, model: &str, changed_by: &str, event: &NewEvent) -> Result<()>;
+    async fn delete_model(
+        &self,
+        project: &str,
+        model: &str,
+        changed_by: &str,
+        aliases: Aliases,
+        event: &NewEvent,
+    ) -> Result<()>;
     /// Sets a tag of a model, or removes it.
     async fn tag_model(
         &self,
@@ -51,6 +65,33 @@ pub trait ModelRegistryStore: Send + Sync {
         value: Option<&str>,
         event: &NewEvent,
     ) -> Result<()>;
+}
+
+/// Whether aliases may go along with what they point at, which takes a permission of its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Aliases {
+    /// The caller was asked for it.
+    Go,
+    /// There were none when the caller was asked.
+    None,
+}
+
+impl Aliases {
+    /// For what was seen before the transaction.
+    pub fn seen<T>(aliases: &[T]) -> Self {
+        if aliases.is_empty() { Self::None } else { Self::Go }
+    }
+
+    /// Refuses where an alias came meanwhile.
+    pub(super) fn check<T>(self, model: &str, aliases: &[T]) -> Result<()> {
+        if self == Self::None && !aliases.is_empty() {
+            return Err(Error::Contended {
+                what: "registered model",
+                name: model.to_owned(),
+            });
+        }
+        Ok(())
+    }
 }
 
 /// How a database is told to check foreign keys at the end of the transaction.
@@ -356,11 +397,19 @@ impl ModelRegistryStore for SqlStore<P> {
         Ok(now)
     }
 
-    async fn rename_model(&self, project: &str, model: &str, new_name: &str, event: &NewEvent) -> Result<ModelEntry> {
+    async fn rename_model(
+        &self,
+        project: &str,
+        model: &str,
+        new_name: &str,
+        aliases: Aliases,
+        event: &NewEvent,
+    ) -> Result<ModelEntry> {
         let mut tx = self.pools.begin().await?;
         // No model comes, goes or is referred to from here on.
         Self::next_revision(&mut tx).await?;
         let before = Self::required_model(&mut tx, project, model).await?;
+        aliases.check(model, &before.aliases)?;
         if Self::model_entry_in(&mut tx, project, new_name).await?.is_some() {
             return Err(Error::Exists(format!(
                 "Registered Model (name={new_name}) already exists."
@@ -412,10 +461,18 @@ impl ModelRegistryStore for SqlStore<P> {
         Ok(now)
     }
 
-    async fn delete_model(&self, project: &str, model: &str, changed_by: &str, event: &NewEvent) -> Result<()> {
+    async fn delete_model(
+        &self,
+        project: &str,
+        model: &str,
+        changed_by: &str,
+        aliases: Aliases,
+        event: &NewEvent,
+    ) -> Result<()> {
         let mut tx = self.pools.begin().await?;
         Self::next_revision(&mut tx).await?;
         let before = Self::required_model(&mut tx, project, model).await?;
+        aliases.check(model, &before.aliases)?;
         Self::check_unserved(&mut tx, project, model).await?;
         let request = AliasRequest {
             project,
@@ -480,5 +537,20 @@ impl ModelRegistryStore for SqlStore<P> {
         let event = with_detail(event, "tag", key);
         Self::append_audit(&mut tx, &event.with_digests(before.as_deref(), value)).await?;
         Ok(tx.commit().await?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_alias_that_came_after_the_caller_was_asked_does_not_go_along() {
+        let none: [&str; 0] = [];
+        let asked = Aliases::seen(&none);
+        assert!(asked.check("tumor", &none).is_ok());
+        let refused = asked.check("tumor", &["champion"]).unwrap_err().to_string();
+        assert!(refused.contains("tumor") && refused.contains("try again"), "{refused}");
+        assert!(Aliases::seen(&["champion"]).check("tumor", &["champion"]).is_ok());
     }
 }

@@ -71,6 +71,7 @@ fn tags(batches: &[RunBatch]) -> Texts<'_> {
     all.collect()
 }
 
+/// The points of all batches in the order of their table, which is written faster so.
 fn points<'a>(batches: &'a [RunBatch], experiments: &BTreeMap<String, i64>) -> Vec<Logged<'a>> {
     let all = batches.iter().flat_map(|RunBatch { run_id, batch, .. }| {
         let experiment_id = experiments.get(run_id).copied().unwrap_or_default();
@@ -81,7 +82,9 @@ fn points<'a>(batches: &'a [RunBatch], experiments: &BTreeMap<String, i64>) -> V
             point: *point,
         })
     });
-    all.collect()
+    let mut points: Vec<Logged<'_>> = all.collect();
+    points.sort_by_key(|logged| (logged.run_id, logged.key, logged.point.timestamp, logged.point.step));
+    points
 }
 
 /// The latest point of each metric of each run, in the order of the locks.

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use sqlx::QueryBuilder;
 
 use super::{
-    AliasRequest, SqlStore,
+    AliasRequest, Aliases, SqlStore,
     audit::{after, change, with_detail},
     number, to_json, word,
 };
@@ -64,6 +64,7 @@ pub trait VersionRegistryStore: Send + Sync {
         model: &str,
         version: u32,
         changed_by: &str,
+        aliases: Aliases,
         event: &NewEvent,
     ) -> Result<()>;
     /// Sets a tag of a version, or removes it.
@@ -466,6 +467,7 @@ impl VersionRegistryStore for SqlStore<P> {
         model: &str,
         version: u32,
         changed_by: &str,
+        aliases: Aliases,
         event: &NewEvent,
     ) -> Result<()> {
         let mut tx = self.pools.begin().await?;
@@ -473,6 +475,7 @@ impl VersionRegistryStore for SqlStore<P> {
         Self::next_revision(&mut tx).await?;
         let number = i64::from(version);
         let before = Self::required_entry(&mut tx, project, model, number).await?;
+        aliases.check(model, &before.aliases)?;
         Self::check_version_unserved(&mut tx, project, model, number).await?;
         Self::hold_model(&mut tx, project, model, Some(event.at)).await?;
         let request = AliasRequest {

@@ -11,14 +11,14 @@ use modelyard_proto::registry::v1::{
     access_service_client::AccessServiceClient, audit_service_client::AuditServiceClient,
     secret_service_client::SecretServiceClient,
 };
-use modelyard_testkit::{access::event, postgres::test_databases};
+use modelyard_testkit::{access::event, postgres::test_databases, wait};
 use serde_json::{Value, json};
 use tonic::Code;
 use tower::ServiceExt as _;
 
 use crate::{
     openid::database,
-    support::{TestRegistry, start_in, try_start_in},
+    support::{PATIENCE, TestRegistry, start_in, try_start_in},
 };
 
 const PASSWORD: &str = "correct horse battery staple";
@@ -414,6 +414,31 @@ async fn secrets_are_sealed_opened_by_services_alone_and_sealed_anew_after_a_rot
             open(&registry, registry.services.clone()).await.unwrap(),
             b"hunter2 and more"
         );
+        registry.stop().await;
+    }
+}
+
+#[tokio::test]
+async fn the_chain_signs_itself_after_every_thousand_events() {
+    const EVENTS: usize = 1000;
+    for (place, registry, admin) in guarded().await {
+        let now: Timestamp = "2013-03-01T00:00:00Z".parse().unwrap();
+        let events = (0..EVENTS)
+            .map(|_| serde_json::to_string(&event(now)).unwrap())
+            .collect();
+        AuditServiceClient::new(registry.services.clone())
+            .append_events(AppendEventsRequest { events })
+            .await
+            .unwrap();
+        let database = database(&place, &registry).await;
+        let signed = wait::until("the head of the chain is signed", PATIENCE, || async {
+            let checkpoints = "SELECT CAST(seq AS TEXT) FROM audit_checkpoint";
+            crate::openid::column(&database, checkpoints).await.pop()
+        })
+        .await;
+        assert!(signed.parse::<usize>().unwrap() >= EVENTS, "{signed}");
+        let report = done(&registry, &admin, Method::POST, "audit/verify", Value::Null).await;
+        assert_eq!(report["intact"], true, "{report}");
         registry.stop().await;
     }
 }
