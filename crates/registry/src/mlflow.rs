@@ -3,6 +3,7 @@
 
 mod answers;
 mod artifacts;
+mod batch;
 mod error;
 mod experiments;
 mod logged_models;

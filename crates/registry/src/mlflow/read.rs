@@ -55,31 +55,36 @@ impl<S: Send + Sync> FromRequest<S> for Fields {
         if is_query {
             return Ok(Self::from_query(request.uri().query().unwrap_or_default()));
         }
-        let content_type = request.headers().get(header::CONTENT_TYPE).cloned();
-        let is_get = request.method() == Method::GET;
-        let body = Bytes::from_request(request, state).await.map_err(|rejection| {
-            if rejection.status() == StatusCode::PAYLOAD_TOO_LARGE {
-                Refusal::from(crate::Error::request(
-                    "the request is larger than is taken here: send less at once",
-                ))
-            } else {
-                Refusal::invalid(rejection.body_text())
-            }
-        })?;
-        if body.is_empty() && is_get {
-            return Ok(Self::default());
-        }
-        let is_json = content_type.is_some_and(|value| {
-            let value = value.to_str().unwrap_or_default().trim_start();
-            value.len() >= 16 && value[..16].eq_ignore_ascii_case("application/json")
-        });
-        if !is_json {
-            return Err(Refusal::invalid(
-                "Bad Request. Content-Type must be one of ['application/json'].",
-            ));
-        }
-        Self::from_json(&body)
+        Self::from_json(&json_body(request, state).await?)
     }
+}
+
+/// The body, which is JSON; empty where a message without fields comes with `GET`.
+pub(super) async fn json_body<S: Send + Sync>(request: Request, state: &S) -> Result<Bytes, Refusal> {
+    let content_type = request.headers().get(header::CONTENT_TYPE).cloned();
+    let is_get = request.method() == Method::GET;
+    let body = Bytes::from_request(request, state).await.map_err(|rejection| {
+        if rejection.status() == StatusCode::PAYLOAD_TOO_LARGE {
+            Refusal::from(crate::Error::request(
+                "the request is larger than is taken here: send less at once",
+            ))
+        } else {
+            Refusal::invalid(rejection.body_text())
+        }
+    })?;
+    if body.is_empty() && is_get {
+        return Ok(body);
+    }
+    let is_json = content_type.is_some_and(|value| {
+        let value = value.to_str().unwrap_or_default().trim_start();
+        value.len() >= 16 && value[..16].eq_ignore_ascii_case("application/json")
+    });
+    if !is_json {
+        return Err(Refusal::invalid(
+            "Bad Request. Content-Type must be one of ['application/json'].",
+        ));
+    }
+    Ok(body)
 }
 
 fn invalid(name: &str, value: &Value) -> Refusal {
@@ -104,6 +109,12 @@ fn invalid(name: &str, value: &Value) -> Refusal {
     ))
 }
 
+impl From<Map<String, Value>> for Fields {
+    fn from(fields: Map<String, Value>) -> Self {
+        Self(fields)
+    }
+}
+
 impl Fields {
     fn from_query(query: &str) -> Self {
         let mut map = Map::new();
@@ -123,7 +134,7 @@ impl Fields {
         Self(map)
     }
 
-    fn from_json(body: &[u8]) -> Result<Self, Refusal> {
+    pub(super) fn from_json(body: &[u8]) -> Result<Self, Refusal> {
         if body.is_empty() {
             return Ok(Self::default());
         }
@@ -144,17 +155,14 @@ impl Fields {
         self.0.get(name).filter(|value| !value.is_null())
     }
 
+    /// Takes a field out of the message; null: it is not there.
+    pub(super) fn take(&mut self, name: &str) -> Value {
+        self.0.get_mut(name).map(Value::take).unwrap_or_default()
+    }
+
     /// A text.
     pub(crate) fn text(&self, name: &str) -> Result<Option<String>, Refusal> {
-        match self.get(name) {
-            None => Ok(None),
-            // No database and no file has it.
-            Some(Value::String(text)) if text.contains('\0') => Err(Refusal::invalid(format!(
-                "parameter '{name}' has a NUL character: leave it out"
-            ))),
-            Some(Value::String(text)) => Ok(Some(text.clone())),
-            Some(other) => Err(invalid(name, other)),
-        }
+        self.get(name).map_or(Ok(None), |value| read_text(name, value))
     }
 
     /// A text that has to be there.
@@ -167,32 +175,7 @@ impl Fields {
 
     /// An integer, perhaps written as a text.
     pub(crate) fn integer(&self, name: &str) -> Result<Option<i64>, Refusal> {
-        let read = |value: &Value| match value {
-            Value::Number(number) => number.as_i64().or_else(|| {
-                // 3.0 is 3.
-                let float = number.as_f64()?;
-                (float.fract() == 0.0 && float.abs() < 9.2e18).then_some(float as i64)
-            }),
-            Value::String(text) => text.trim().parse().ok(),
-            _ => None,
-        };
-        match self.get(name) {
-            None => Ok(None),
-            Some(value) => read(value).map(Some).ok_or_else(|| invalid(name, value)),
-        }
-    }
-
-    /// A number, perhaps written as a text: `NaN`, `Infinity` and `-Infinity` are numbers here.
-    pub(crate) fn number(&self, name: &str) -> Result<Option<f64>, Refusal> {
-        let read = |value: &Value| match value {
-            Value::Number(number) => number.as_f64(),
-            Value::String(text) => text.trim().parse().ok(),
-            _ => None,
-        };
-        match self.get(name) {
-            None => Ok(None),
-            Some(value) => read(value).map(Some).ok_or_else(|| invalid(name, value)),
-        }
+        self.get(name).map_or(Ok(None), |value| read_integer(name, value))
     }
 
     /// Whether it is true.
@@ -243,22 +226,6 @@ impl Fields {
         }
     }
 
-    /// The same, of many: they are taken out of the message, not copied.
-    pub(crate) fn take_objects(&mut self, name: &str) -> Result<Vec<Self>, Refusal> {
-        match self.0.get_mut(name) {
-            Some(Value::Array(values)) if values.iter().all(Value::is_object) => {
-                let values = std::mem::take(values).into_iter();
-                Ok(values
-                    .filter_map(|value| match value {
-                        Value::Object(map) => Some(Self(map)),
-                        _ => None,
-                    })
-                    .collect())
-            }
-            _ => self.objects(name),
-        }
-    }
-
     /// Pairs of `key` and `value`, which params and tags are.
     pub(crate) fn pairs(&self, name: &str) -> Result<Vec<(String, String)>, Refusal> {
         let pairs = self.objects(name)?.into_iter();
@@ -271,6 +238,45 @@ impl Fields {
             })
             .collect()
     }
+}
+
+/// A field that is a text.
+pub(super) fn read_text(name: &str, value: &Value) -> Result<Option<String>, Refusal> {
+    match value {
+        Value::Null => Ok(None),
+        // No database and no file has it.
+        Value::String(text) if text.contains('\0') => Err(Refusal::invalid(format!(
+            "parameter '{name}' has a NUL character: leave it out"
+        ))),
+        Value::String(text) => Ok(Some(text.clone())),
+        other => Err(invalid(name, other)),
+    }
+}
+
+/// A field that is an integer, perhaps written as a text.
+pub(super) fn read_integer(name: &str, value: &Value) -> Result<Option<i64>, Refusal> {
+    let read = match value {
+        Value::Null => return Ok(None),
+        Value::Number(number) => number.as_i64().or_else(|| {
+            // 3.0 is 3.
+            let float = number.as_f64()?;
+            (float.fract() == 0.0 && float.abs() < 9.2e18).then_some(float as i64)
+        }),
+        Value::String(text) => text.trim().parse().ok(),
+        _ => None,
+    };
+    read.map(Some).ok_or_else(|| invalid(name, value))
+}
+
+/// A field that is a number, perhaps written as a text.
+pub(super) fn read_number(name: &str, value: &Value) -> Result<Option<f64>, Refusal> {
+    let read = match value {
+        Value::Null => return Ok(None),
+        Value::Number(number) => number.as_f64(),
+        Value::String(text) => text.trim().parse().ok(),
+        _ => None,
+    };
+    read.map(Some).ok_or_else(|| invalid(name, value))
 }
 
 /// A parameter that has to be there is not.
@@ -321,14 +327,15 @@ mod tests {
         assert_eq!(read.integer("c").unwrap(), Some(3));
         assert!(read.integer("d").is_err() && read.integer("e").is_err());
         assert_eq!(read.integer("f").unwrap(), None);
-        assert_eq!(read.number("b").unwrap(), Some(1.7e12));
+        assert_eq!(read_number("b", read.get("b").unwrap()).unwrap(), Some(1.7e12));
     }
 
     #[test]
     fn numbers_that_json_lacks_are_read() {
         let read = fields(r#"{"a": NaN, "b": -Infinity, "c": [Infinity], "d": "\"NaN, Infinity", "e": "NaN"}"#);
-        assert!(read.number("a").unwrap().unwrap().is_nan() && read.number("e").unwrap().unwrap().is_nan());
-        assert_eq!(read.number("b").unwrap(), Some(f64::NEG_INFINITY));
+        let number = |name: &str| read_number(name, read.get(name).unwrap()).unwrap();
+        assert!(number("a").unwrap().is_nan() && number("e").unwrap().is_nan());
+        assert_eq!(number("b"), Some(f64::NEG_INFINITY));
         assert_eq!(read.text("d").unwrap().unwrap(), "\"NaN, Infinity");
     }
 
@@ -341,17 +348,6 @@ mod tests {
         assert_eq!(read.boolean("flag").unwrap(), Some(true));
         assert_eq!(read.integer("count").unwrap(), Some(5));
         assert_eq!(read.text("other").unwrap(), None);
-    }
-
-    #[test]
-    fn messages_in_messages_are_copied_or_taken() {
-        let mut read = fields(r#"{"list": [{"a": 1}, {"a": 2}], "mixed": [{}, 1], "none": null}"#);
-        let copied = read.objects("list").unwrap();
-        assert_eq!(read.take_objects("list").unwrap(), copied);
-        assert_eq!(copied.len(), 2);
-        assert!(read.take_objects("mixed").is_err() && read.objects("mixed").is_err());
-        assert_eq!(read.take_objects("none").unwrap(), []);
-        assert_eq!(read.take_objects("absent").unwrap(), []);
     }
 
     #[test]

@@ -8,14 +8,15 @@ use serde::Serialize;
 
 use super::{
     answers::{Empty, RunAnswer, RunInfo},
+    batch::{BatchMessage, MetricMessage},
     error::Refusal,
     read::{Fields, Tenant, missing},
     routes,
 };
 use crate::{
     model::{
-        run::{Batch, MAX_PARAM_BYTES, MAX_TAG_BYTES, MetricPoint, MetricValue, RunStatus, check_key, collect_texts},
-        tracking::{CONTEXT_TAG, Lifecycle, ModelMetric, ModelRole, RUN_NAME_TAG, RunChange, RunDataset, RunModel},
+        run::{Batch, MAX_PARAM_BYTES, MAX_TAG_BYTES, RunStatus, check_key, collect_texts},
+        tracking::{CONTEXT_TAG, Lifecycle, ModelRole, RUN_NAME_TAG, RunChange, RunDataset, RunModel},
     },
     service::{Registry, RunRequest},
 };
@@ -147,32 +148,6 @@ async fn restore(
     change_lifecycle(&registry, &tenant, &fields, Lifecycle::Active).await
 }
 
-/// Adds a metric of a message to a batch; `name` is how the message calls one of its fields.
-fn read_metric(fields: &Fields, name: impl Fn(&str) -> String, batch: &mut Batch) -> Result<(), Refusal> {
-    let key = fields.text("key")?.filter(|key| !key.is_empty());
-    let key = key.ok_or_else(|| missing(&name("key")))?;
-    let value = fields.number("value")?.ok_or_else(|| missing(&name("value")))?;
-    let timestamp = fields
-        .integer("timestamp")?
-        .ok_or_else(|| missing(&name("timestamp")))?;
-    let point = MetricPoint {
-        value: MetricValue(value),
-        timestamp: Timestamp::from_millis(timestamp),
-        step: fields.integer("step")?.unwrap_or_default(),
-    };
-    if let Some(model_id) = fields.text("model_id")?.filter(|id| !id.is_empty()) {
-        let dataset = |name: &str| Ok::<_, Refusal>(fields.text(name)?.unwrap_or_default());
-        batch.model_metrics.push(ModelMetric {
-            model_id,
-            dataset: (dataset("dataset_name")?, dataset("dataset_digest")?),
-            key: key.clone(),
-            point,
-        });
-    }
-    batch.metrics.push((key, point));
-    Ok(())
-}
-
 async fn log(registry: &Registry, tenant: &Tenant, run_id: &str, batch: Batch) -> Result<Json<Empty>, Refusal> {
     registry
         .log_batch(&tenant.caller, &tenant.project, run_id, batch)
@@ -183,11 +158,11 @@ async fn log(registry: &Registry, tenant: &Tenant, run_id: &str, batch: Batch) -
 async fn log_metric(
     State(registry): State<Arc<Registry>>,
     tenant: Tenant,
-    fields: Fields,
+    mut fields: Fields,
 ) -> Result<Json<Empty>, Refusal> {
     let mut batch = Batch::default();
     let run_id = run_id(&fields)?;
-    read_metric(&fields, str::to_owned, &mut batch)?;
+    MetricMessage::take(&mut fields).read(str::to_owned, &mut batch)?;
     log(&registry, &tenant, &run_id, batch).await
 }
 
@@ -243,12 +218,12 @@ fn keyed(fields: &Fields, name: &str) -> Result<Vec<(String, String)>, Refusal> 
 async fn log_batch(
     State(registry): State<Arc<Registry>>,
     tenant: Tenant,
-    mut fields: Fields,
+    BatchMessage { fields, metrics }: BatchMessage,
 ) -> Result<Json<Empty>, Refusal> {
     let run_id = run_id(&fields)?;
     let mut batch = Batch::default();
-    for (index, metric) in fields.take_objects("metrics")?.iter().enumerate() {
-        read_metric(metric, |field| format!("metrics[{index}].{field}"), &mut batch)?;
+    for (index, metric) in metrics.iter().enumerate() {
+        metric.read(|field| format!("metrics[{index}].{field}"), &mut batch)?;
     }
     let params = cut(keyed(&fields, "params")?, MAX_PARAM_BYTES);
     let mut seen: BTreeMap<&str, &str> = BTreeMap::new();

@@ -18,8 +18,8 @@ use crate::{
         artifact_file::ArtifactPath,
         dataset::MAX_DESCRIPTION_BYTES,
         mlflow_registry::{
-            LoggedSource, NewVersionEntry, PROMPT_SOURCES, Stage, VersionEntry, check_model_name, check_tag,
-            collect_tags, is_prompt, no_version, read_version, shown,
+            LoggedSource, NewVersionEntry, PROMPT_SOURCES, Stage, VersionEntry, check_model_name, collect_tags,
+            is_prompt, no_version, read_version, shown,
         },
         model_source::{MAX_SOURCE_BYTES, ModelUri, Uri, check_source, read_run_uri, unproven, unproven_path},
         registered_model::NewModelVersion,

@@ -19,6 +19,16 @@ use crate::{
 /// How many rows are inserted with one statement.
 const INSERTED_ROWS: usize = 500;
 
+/// Keeps the greatest (step, timestamp, value) of a series, and tells which series they are.
+const KEEP_LATEST: &str = "
+    ON CONFLICT (run_id, key) DO UPDATE SET (timestamp, step, value, is_nan) = (
+        SELECT run_metric.timestamp, run_metric.step, run_metric.value, run_metric.is_nan
+        UNION ALL
+        SELECT excluded.timestamp, excluded.step, excluded.value, excluded.is_nan
+        ORDER BY 2 DESC, 1 DESC, 3 DESC LIMIT 1
+    )
+    RETURNING run_id, key, id";
+
 /// What runs log.
 #[async_trait]
 pub trait RunLogStore: Send + Sync {
@@ -214,24 +224,12 @@ impl SqlStore<P> {
         Ok(())
     }
 
+    /// Adds points to their series, and the series where there is none yet.
     async fn insert_metrics(tx: &mut Transaction<<P as Pools>::Db>, points: &[Logged<'_>]) -> Result<()> {
-        for chunk in points.chunks(INSERTED_ROWS) {
-            let mut query = QueryBuilder::new("INSERT INTO run_metric (run_id, key, timestamp, step, value, is_nan) ");
-            query.push_values(chunk, |mut row, logged| {
-                let (value, is_nan) = stored_value(&logged.point);
-                row.push_bind(logged.run_id.to_owned())
-                    .push_bind(logged.key.to_owned())
-                    .push_bind(logged.point.timestamp.as_micros())
-                    .push_bind(logged.point.step)
-                    .push_bind(value)
-                    .push_bind(is_nan);
-            });
-            query.push(" ON CONFLICT (run_id, key, timestamp, step, value, is_nan) DO NOTHING");
-            query.build().execute(&mut **tx).await?;
-        }
+        let mut series: BTreeMap<(String, String), i64> = BTreeMap::new();
         for chunk in latest(points).chunks(INSERTED_ROWS) {
             let mut query = QueryBuilder::new(
-                "INSERT INTO run_metric_latest (run_id, key, timestamp, step, value, is_nan, experiment_id) ",
+                "INSERT INTO run_metric (run_id, key, timestamp, step, value, is_nan, experiment_id) ",
             );
             query.push_values(chunk, |mut row, logged| {
                 let (value, is_nan) = stored_value(&logged.point);
@@ -243,16 +241,55 @@ impl SqlStore<P> {
                     .push_bind(is_nan)
                     .push_bind(logged.experiment_id);
             });
-            query.push(
-                " ON CONFLICT (run_id, key)
-                 DO UPDATE SET timestamp = excluded.timestamp, step = excluded.step, value = excluded.value,
-                               is_nan = excluded.is_nan
-                 WHERE (excluded.step, excluded.timestamp, excluded.value)
-                     > (run_metric_latest.step, run_metric_latest.timestamp, run_metric_latest.value)",
-            );
+            query.push(KEEP_LATEST);
+            let rows: Vec<(String, String, i64)> = query.build_query_as().fetch_all(&mut **tx).await?;
+            series.extend(rows.into_iter().map(|(run_id, key, id)| ((run_id, key), id)));
+        }
+        let mut rows: Vec<(i64, MetricPoint)> = Vec::with_capacity(points.len());
+        let (mut of, mut id) = (("", ""), 0);
+        for logged in points {
+            let this = (logged.run_id, logged.key);
+            if this != of {
+                let found = series.get(&(this.0.to_owned(), this.1.to_owned())).copied();
+                id = found.ok_or_else(|| Error::State(format!("the metric `{}` was not stored: try again", this.1)))?;
+                of = this;
+            }
+            rows.push((id, logged.point));
+        }
+        for chunk in rows.chunks(INSERTED_ROWS) {
+            let mut query =
+                QueryBuilder::new("INSERT INTO run_metric_point (series_id, timestamp, step, value, is_nan) ");
+            query.push_values(chunk, |mut row, (series, point)| {
+                let (value, is_nan) = stored_value(point);
+                row.push_bind(*series)
+                    .push_bind(point.timestamp.as_micros())
+                    .push_bind(point.step)
+                    .push_bind(value)
+                    .push_bind(is_nan);
+            });
+            query.push(" ON CONFLICT (series_id, timestamp, step, value, is_nan) DO NOTHING");
             query.build().execute(&mut **tx).await?;
         }
         Ok(())
+    }
+
+    /// The series of a metric of a run; 0, which none has, where it has no point yet; None: no such run.
+    pub(super) async fn metric_series(
+        tx: &mut Transaction<<P as Pools>::Db>,
+        project: &str,
+        run_id: &str,
+        key: &str,
+    ) -> Result<Option<i64>> {
+        let found = sqlx::query_scalar(
+            "SELECT COALESCE(m.id, 0) FROM run r LEFT JOIN run_metric m ON m.run_id = r.id AND m.key = $3
+             WHERE r.project = $1 AND r.id = $2",
+        );
+        Ok(found
+            .bind(project)
+            .bind(run_id)
+            .bind(key)
+            .fetch_optional(&mut **tx)
+            .await?)
     }
 }
 

@@ -205,7 +205,7 @@ impl SqlStore<P> {
         let mut query = chosen("run_id, key, value FROM run_tag", "run_id, key");
         let tags: Vec<(String, String, String)> = query.build_query_as().fetch_all(&mut **tx).await?;
         let mut query = chosen(
-            "run_id, key, timestamp, step, value, is_nan FROM run_metric_latest",
+            "run_id, key, timestamp, step, value, is_nan FROM run_metric",
             "run_id, key",
         );
         let metrics: Vec<LatestRow> = query.build_query_as().fetch_all(&mut **tx).await?;
@@ -447,21 +447,13 @@ impl RunStore for SqlStore<P> {
         page: &PageRequest<MetricPlace>,
     ) -> Result<Option<Page<MetricPoint>>> {
         let mut tx = self.pools.snapshot().await?;
-        let found: Option<String> = sqlx::query_scalar("SELECT id FROM run WHERE project = $1 AND id = $2")
-            .bind(project)
-            .bind(run_id)
-            .fetch_optional(&mut *tx)
-            .await?;
-        if found.is_none() {
+        let Some(series) = Self::metric_series(&mut tx, project, run_id, key).await? else {
             return Ok(None);
-        }
+        };
         let mut query = QueryBuilder::<<P as Pools>::Db>::new(
-            "SELECT timestamp, step, value, is_nan FROM run_metric WHERE run_id = ",
+            "SELECT timestamp, step, value, is_nan FROM run_metric_point WHERE series_id = ",
         );
-        query
-            .push_bind(run_id.to_owned())
-            .push(" AND key = ")
-            .push_bind(key.to_owned());
+        query.push_bind(series);
         if let Some(MetricPlace(after)) = &page.after {
             let (value, is_nan) = stored_value(after);
             query.push(" AND (timestamp, step, value, is_nan) > (");

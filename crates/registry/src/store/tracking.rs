@@ -48,33 +48,25 @@ pub(crate) fn no_run(run_id: &str) -> Error {
     Error::NotThere(format!("Run with id={shown} not found"))
 }
 
-#[derive(sqlx::FromRow)]
-struct SampledRow {
-    run_id: String,
-    #[sqlx(flatten)]
-    point: PointRow,
-}
-
 /// The largest step that a chart shows: those beyond cannot be spread evenly in 64 bits.
 const MAX_STEP: i64 = 1 << 61;
 
-/// The evenly spread steps `$4` of the run `$1` and the metric `$2` from step `$3` to `$5`: for each of them the first step at
-/// or after it, which an index finds, so that the time depends on how many are wanted and not on how many there are.
+/// The evenly spread steps `$3` of the series `$1` from step `$2` to `$4`: for each of them the first step at or after it, which an index finds, so that the time depends on how many are wanted and not on how many there are.
 const SAMPLED_STEPS: &str = "
     WITH RECURSIVE ends AS (
-        SELECT (SELECT MIN(step) FROM run_metric WHERE run_id = $1 AND key = $2 AND step >= $3) AS first,
-               (SELECT MAX(step) FROM run_metric WHERE run_id = $1 AND key = $2 AND step <= $5) AS last
+        SELECT (SELECT MIN(step) FROM run_metric_point WHERE series_id = $1 AND step >= $2) AS first,
+               (SELECT MAX(step) FROM run_metric_point WHERE series_id = $1 AND step <= $4) AS last
     ), place AS (
         SELECT CAST(0 AS BIGINT) AS n
         UNION ALL
-        SELECT n + 1 FROM place WHERE n + 1 < $4
+        SELECT n + 1 FROM place WHERE n + 1 < $3
     )
     SELECT DISTINCT (
-        SELECT MIN(step) FROM run_metric
-        WHERE run_id = $1 AND key = $2
-          AND step >= first + (last - first) / CASE WHEN $4 > 1 THEN $4 - 1 ELSE 1 END * n
-                    + ((last - first) % CASE WHEN $4 > 1 THEN $4 - 1 ELSE 1 END) * n
-                      / CASE WHEN $4 > 1 THEN $4 - 1 ELSE 1 END
+        SELECT MIN(step) FROM run_metric_point
+        WHERE series_id = $1
+          AND step >= first + (last - first) / CASE WHEN $3 > 1 THEN $3 - 1 ELSE 1 END * n
+                    + ((last - first) % CASE WHEN $3 > 1 THEN $3 - 1 ELSE 1 END) * n
+                      / CASE WHEN $3 > 1 THEN $3 - 1 ELSE 1 END
     ) AS step
     FROM ends, place WHERE first IS NOT NULL AND last IS NOT NULL AND first <= last";
 
@@ -280,17 +272,11 @@ impl TrackingStore for SqlStore<P> {
         let (first, last) = (first.clamp(-MAX_STEP, MAX_STEP), last.clamp(-MAX_STEP, MAX_STEP));
         let mut points = Vec::new();
         for run_id in &sampling.run_ids {
-            let found: Option<String> = sqlx::query_scalar("SELECT id FROM run WHERE project = $1 AND id = $2")
-                .bind(project)
-                .bind(run_id)
-                .fetch_optional(&mut *tx)
-                .await?;
-            if found.is_none() {
+            let Some(series) = Self::metric_series(&mut tx, project, run_id, &sampling.key).await? else {
                 continue;
-            }
+            };
             let steps: Vec<Option<i64>> = sqlx::query_scalar(SAMPLED_STEPS)
-                .bind(run_id)
-                .bind(&sampling.key)
+                .bind(series)
                 .bind(first)
                 .bind(i64::from(sampling.limit.max(1)))
                 .bind(last)
@@ -299,15 +285,9 @@ impl TrackingStore for SqlStore<P> {
             let mut steps: Vec<i64> = steps.into_iter().flatten().filter(|step| *step <= last).collect();
             if sampling.limit == 1 {
                 let newest = sqlx::query_scalar(
-                    "SELECT MAX(step) FROM run_metric WHERE run_id = $1 AND key = $2 AND step BETWEEN $3 AND $4",
+                    "SELECT MAX(step) FROM run_metric_point WHERE series_id = $1 AND step BETWEEN $2 AND $3",
                 );
-                let newest: Option<i64> = newest
-                    .bind(run_id)
-                    .bind(&sampling.key)
-                    .bind(first)
-                    .bind(last)
-                    .fetch_one(&mut *tx)
-                    .await?;
+                let newest: Option<i64> = newest.bind(series).bind(first).bind(last).fetch_one(&mut *tx).await?;
                 steps = newest.into_iter().collect();
             }
             if steps.is_empty() {
@@ -316,21 +296,20 @@ impl TrackingStore for SqlStore<P> {
             // Many points can have one step: the last of them.
             let of_each = (i64::from(sampling.limit) / steps.len() as i64).max(1);
             let mut query = QueryBuilder::<<P as Pools>::Db>::new(
-                "SELECT run_id, timestamp, step, value, is_nan FROM (
-                    SELECT run_id, timestamp, step, value, is_nan,
+                "SELECT timestamp, step, value, is_nan FROM (
+                    SELECT timestamp, step, value, is_nan,
                            ROW_NUMBER() OVER (PARTITION BY step ORDER BY timestamp DESC, value DESC) AS place
-                    FROM run_metric WHERE run_id = ",
+                    FROM run_metric_point WHERE series_id = ",
             );
-            query.push_bind(run_id.clone()).push(" AND key = ");
-            query.push_bind(sampling.key.clone()).push(" AND step IN (");
+            query.push_bind(series).push(" AND step IN (");
             let mut wanted = query.separated(", ");
             for step in steps {
                 wanted.push_bind(step);
             }
             query.push(")) AS sampled WHERE place <= ").push_bind(of_each);
             query.push(" ORDER BY step, timestamp, value");
-            let rows: Vec<SampledRow> = query.build_query_as().fetch_all(&mut *tx).await?;
-            points.extend(rows.into_iter().map(|row| (row.run_id, row.point.into_point())));
+            let rows: Vec<PointRow> = query.build_query_as().fetch_all(&mut *tx).await?;
+            points.extend(rows.into_iter().map(|row| (run_id.clone(), row.into_point())));
         }
         tx.rollback().await?;
         Ok(points)

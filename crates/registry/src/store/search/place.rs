@@ -114,7 +114,7 @@ impl Term {
     /// The table that has the values of this term, and its key.
     pub(super) fn table(&self) -> Option<(&'static str, &str)> {
         match &self.sight {
-            Sight::Metric(key) => Some(("run_metric_latest", key)),
+            Sight::Metric(key) => Some(("run_metric", key)),
             Sight::Param(key) => Some(("run_param", key)),
             Sight::Tag(key) => Some(("run_tag", key)),
             Sight::Text(_) | Sight::Integer(..) => None,

@@ -158,7 +158,7 @@ impl<'a> Search<'a> {
     /// The statement that counts the values which a comparison leaves, up to one more than are few.
     pub(super) fn count(&self, scope: &[i64], clause: &Clause) -> Sql {
         let mut sql = Sql::new(self.dialect);
-        sql.push("SELECT COUNT(*) FROM (SELECT 1 FROM run_metric_latest f WHERE ");
+        sql.push("SELECT COUNT(*) FROM (SELECT 1 FROM run_metric f WHERE ");
         push_scope(&mut sql, "f.experiment_id", scope);
         push_metric(&mut sql, "f", clause);
         sql.push(" LIMIT ").integer(self.few() + 1).push(") AS few");
@@ -199,11 +199,11 @@ impl<'a> Search<'a> {
     fn push_from(&self, sql: &mut Sql, route: Route<'_>) {
         let joined_from = match route {
             Route::Numbers | Route::NotANumber => {
-                sql.push(" FROM run_metric_latest o0 CROSS JOIN run r");
+                sql.push(" FROM run_metric o0 CROSS JOIN run r");
                 1
             }
             Route::Narrow(_) => {
-                sql.push(" FROM run_metric_latest f CROSS JOIN run r");
+                sql.push(" FROM run_metric f CROSS JOIN run r");
                 0
             }
             Route::Missing => {
@@ -261,7 +261,7 @@ impl<'a> Search<'a> {
             }
             Route::Missing => {
                 push_scope(sql, "r.experiment_id", scope);
-                sql.push(" AND NOT EXISTS (SELECT 1 FROM run_metric_latest o0 WHERE o0.run_id = r.id AND o0.key = ");
+                sql.push(" AND NOT EXISTS (SELECT 1 FROM run_metric o0 WHERE o0.run_id = r.id AND o0.key = ");
                 sql.text(first).push(")");
             }
         }
@@ -310,7 +310,7 @@ fn push_clause(sql: &mut Sql, clause: &Clause) {
     match (clause.entity, clause.operator) {
         (Entity::Attribute, _) => push_attribute(sql, clause),
         (Entity::Metric, operator) => {
-            sql.push("EXISTS (SELECT 1 FROM run_metric_latest d WHERE d.run_id = r.id AND d.key = ");
+            sql.push("EXISTS (SELECT 1 FROM run_metric d WHERE d.run_id = r.id AND d.key = ");
             sql.text(&clause.key);
             // NaN is kept as zero, and differs from every number.
             if operator == Operator::NotEqual {

@@ -142,7 +142,7 @@ fn script(runs: &[Known]) -> String {
             let (value, is_nan) = if value.is_nan() { (0.0, 1) } else { (*value, 0) };
             let _ = write!(
                 sql,
-                "INSERT INTO run_metric_latest (run_id, experiment_id, key, timestamp, step, value, is_nan)
+                "INSERT INTO run_metric (run_id, experiment_id, key, timestamp, step, value, is_nan)
                  VALUES ({id}, {experiment}, '{key}', 0, 0, {value}, {is_nan});"
             );
         }
