@@ -22,6 +22,7 @@ use modelyard_common::{
     telemetry,
     tls::{Connection, PlainListener, ServerTls, Tls, TlsListener, WithConnection},
 };
+use modelyard_registry::mlflow::MLFLOW_VERSION;
 use tokio::net::TcpListener;
 use tonic::{Status, service::Routes};
 use tower::ServiceExt;
@@ -40,6 +41,9 @@ use super::{
 
 /// Calls to the internal listener that were refused because they came from no peer.
 const REFUSED: &str = "modelyard_internal_calls_refused_total";
+
+/// The header with the version of this program.
+const VERSION_HEADER: &str = "modelyard-version";
 
 const NO_PEER: &str = "only peers may call this: connect with a certificate that `tls.internal.ca_file` of this process signed, or set the same `cluster_key`";
 
@@ -268,11 +272,14 @@ fn probes<S: Clone + Send + Sync + 'static>(readiness: Readiness) -> Router<S> {
     Router::new()
         .route("/livez", get(|| async { stack::plain(StatusCode::OK, "ok\n") }))
         .route("/health", get(|| async { stack::plain(StatusCode::OK, "OK") }))
-        .route(
-            "/version",
-            get(|| async { stack::plain(StatusCode::OK, env!("CARGO_PKG_VERSION")) }),
-        )
+        .route("/version", get(version))
         .route("/readyz", get(move || async move { ready(&readiness) }))
+}
+
+/// MLflow's clients choose by this what they use; the server's own version stands beside it.
+async fn version() -> Response {
+    let own = [(VERSION_HEADER, env!("CARGO_PKG_VERSION"))];
+    (own, stack::plain(StatusCode::OK, MLFLOW_VERSION)).into_response()
 }
 
 fn ready(readiness: &Readiness) -> Response {
