@@ -157,7 +157,7 @@ impl Fields {
 
     /// Takes a field out of the message; null: it is not there.
     pub(super) fn take(&mut self, name: &str) -> Value {
-        self.0.get_mut(name).map(Value::take).unwrap_or_default()
+        self.0.remove(name).unwrap_or_default()
     }
 
     /// A text.
