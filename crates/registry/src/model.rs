@@ -21,4 +21,5 @@ pub mod report;
 pub mod run;
 pub mod secret;
 pub mod token;
+pub mod trace;
 pub mod tracking;

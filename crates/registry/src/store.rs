@@ -73,7 +73,8 @@ pub const MIGRATIONS: Migrations = migrations!(
         "0002_access",
         "0003_tracking",
         "0004_artifact_file",
-        "0005_model_registry"
+        "0005_model_registry",
+        "0006_traces"
     ]
 );
 
