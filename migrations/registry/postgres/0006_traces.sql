@@ -74,6 +74,8 @@ CREATE TABLE span (
     duration_ns BIGINT,
     -- The span as MLflow's clients store it: JSON with attributes, whose values are JSON in texts, events, links.
     content TEXT NOT NULL,
+    -- The attribute mlflow.chat.tokenUsage: a JSON object.
+    token_usage TEXT,
     -- Of the attributes mlflow.llm.cost, mlflow.llm.model and mlflow.llm.provider.
     input_cost DOUBLE PRECISION,
     output_cost DOUBLE PRECISION,

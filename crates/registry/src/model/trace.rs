@@ -322,6 +322,8 @@ pub struct StoredSpan {
     pub end_ns: Option<i64>,
     /// The span as MLflow's clients store it, as JSON.
     pub content: String,
+    /// The tokens that it used: a JSON object.
+    pub token_usage: Option<String>,
     /// What it cost.
     pub cost: Cost,
     /// The model that it called.
@@ -337,6 +339,107 @@ pub struct Trace {
     pub info: TraceInfo,
     /// Its spans.
     pub spans: Vec<String>,
+}
+
+/// A trace as its client tells of it at its end.
+#[derive(Debug, Clone)]
+pub struct NewTrace {
+    /// What is told; its artifacts' place is not in the tags.
+    pub info: TraceInfo,
+    /// Whether the client has told all; else there may be more to come.
+    pub is_final: bool,
+}
+
+/// What becomes of a trace of the older protocol at its end.
+#[derive(Debug, Clone)]
+pub struct TraceEnd {
+    /// When it ended, in milliseconds since the epoch.
+    pub timestamp_ms: i64,
+    /// How.
+    pub state: TraceState,
+    /// Its name, if it gets one.
+    pub name: Option<String>,
+    /// Its session, if it gets one.
+    pub session_id: Option<String>,
+    /// The tokens that it used.
+    pub usage: TokenUsage,
+    /// What it cost.
+    pub cost: Cost,
+    /// Tags that are set.
+    pub tags: BTreeMap<String, String>,
+    /// Metadata that is set.
+    pub metadata: BTreeMap<String, String>,
+}
+
+/// What the spans of a trace that came together tell of it.
+#[derive(Debug, Clone, Default)]
+pub struct SpansSummary {
+    /// When the first began, in milliseconds since the epoch.
+    pub start_ms: i64,
+    /// When the last ended.
+    pub end_ms: Option<i64>,
+    /// How the root ended, if it is among them.
+    pub root_state: Option<TraceState>,
+    /// The beginning of the root's input.
+    pub request_preview: Option<String>,
+    /// The beginning of the root's output.
+    pub response_preview: Option<String>,
+    /// The name that the root gives the trace.
+    pub name: Option<String>,
+    /// The session.
+    pub session_id: Option<String>,
+    /// The user.
+    pub user_id: Option<String>,
+    /// Tags of the resource and of the root.
+    pub tags: BTreeMap<String, String>,
+}
+
+/// Spans of one trace that came together.
+#[derive(Debug, Clone)]
+pub struct TraceSpans {
+    /// The trace.
+    pub trace_id: String,
+    /// What they tell of it.
+    pub summary: SpansSummary,
+    /// The spans, each once.
+    pub spans: Vec<StoredSpan>,
+}
+
+/// Spans of one request.
+#[derive(Debug, Clone)]
+pub struct SpanBatch {
+    /// The project.
+    pub project: String,
+    /// The experiment of traces that are new.
+    pub experiment_id: i64,
+    /// The traces, by their ids.
+    pub traces: Vec<TraceSpans>,
+}
+
+/// Which traces are wanted.
+#[derive(Debug, Clone, Default)]
+pub struct TraceChoice {
+    /// The project.
+    pub project: String,
+    /// The traces.
+    pub trace_ids: Vec<String>,
+    /// Only those of these experiments; none: of all.
+    pub experiment_ids: Option<Vec<i64>>,
+}
+
+/// Which traces are deleted: those of an experiment to which everything that is given applies.
+#[derive(Debug, Clone)]
+pub struct TraceDeletion {
+    /// The project.
+    pub project: String,
+    /// The experiment.
+    pub experiment_id: i64,
+    /// Those that began then or before, in milliseconds since the epoch.
+    pub until_ms: Option<i64>,
+    /// These; empty: all.
+    pub trace_ids: Vec<String>,
+    /// The most, the oldest first.
+    pub limit: u32,
 }
 
 /// What a value counts in an aggregate, and whether it is a number itself.
