@@ -20,6 +20,7 @@ pub mod registered_model;
 pub mod report;
 pub mod run;
 pub mod secret;
+pub(crate) mod span_totals;
 pub mod token;
 pub mod trace;
 pub mod tracking;

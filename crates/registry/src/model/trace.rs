@@ -4,6 +4,9 @@ use std::collections::BTreeMap;
 
 use serde_json::{Map, Value};
 
+use super::span_totals::SpanNode;
+use crate::error::{Error, Result};
+
 /// The tag with the name of a trace.
 pub const TRACE_NAME_TAG: &str = "mlflow.traceName";
 /// The tag that says where the spans of a trace are.
@@ -213,6 +216,55 @@ pub struct Assessment {
     pub metadata: BTreeMap<String, String>,
 }
 
+/// What becomes of an assessment. What is not given stays.
+#[derive(Debug, Clone, Default)]
+pub struct AssessmentChange {
+    /// Its name.
+    pub name: Option<String>,
+    /// The value of an expectation.
+    pub expectation: Option<Value>,
+    /// The value of feedback, and why there is none.
+    pub feedback: Option<(Value, Option<Value>)>,
+    /// Why.
+    pub rationale: Option<String>,
+    /// Notes that are set beside those that are there.
+    pub metadata: BTreeMap<String, String>,
+    /// When, in milliseconds since the epoch.
+    pub now_ms: i64,
+}
+
+impl Assessment {
+    /// What it becomes.
+    pub(crate) fn changed(mut self, change: &AssessmentChange) -> Result<Self> {
+        if change.expectation.is_some() && change.feedback.is_some() {
+            return Err(Error::request(
+                "Cannot specify both `expectation` and `feedback` parameters.",
+            ));
+        }
+        if let Some(value) = &change.expectation {
+            if self.kind != AssessmentKind::Expectation {
+                return Err(Error::request("Cannot update expectation value on a Feedback assessment."));
+            }
+            self.value = value.clone();
+        }
+        if let Some((value, error)) = &change.feedback {
+            if self.kind != AssessmentKind::Feedback {
+                return Err(Error::request("Cannot update feedback value on an Expectation assessment."));
+            }
+            (self.value, self.error) = (value.clone(), error.clone());
+        }
+        if let Some(name) = &change.name {
+            self.name.clone_from(name);
+        }
+        if change.rationale.is_some() && self.kind != AssessmentKind::Expectation {
+            self.rationale.clone_from(&change.rationale);
+        }
+        self.metadata.extend(change.metadata.clone());
+        self.updated_ms = change.now_ms;
+        Ok(self)
+    }
+}
+
 /// What is told of a trace besides its spans.
 #[derive(Debug, Clone, PartialEq)]
 pub struct TraceInfo {
@@ -330,6 +382,18 @@ pub struct StoredSpan {
     pub model_name: Option<String>,
     /// Who provides that model.
     pub model_provider: Option<String>,
+}
+
+impl StoredSpan {
+    /// What it used and cost.
+    pub(crate) fn node(&self) -> SpanNode {
+        SpanNode {
+            span_id: self.span_id.clone(),
+            parent_id: self.parent_id.clone(),
+            token_usage: self.token_usage.clone(),
+            cost: self.cost,
+        }
+    }
 }
 
 /// A trace with its spans, each as JSON, roots first, then by their beginning.
