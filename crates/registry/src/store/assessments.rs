@@ -6,7 +6,7 @@ use modelyard_db::{Pools, PostgresPools, SqlitePools, Transaction};
 
 use super::{
     SqlStore, to_json,
-    trace_rows::{AssessmentRow, SELECT_ASSESSMENTS},
+    trace_rows::{AssessmentRow, select_assessments},
 };
 use crate::{
     error::{Error, Result},
@@ -107,8 +107,8 @@ impl SqlStore<P> {
         if trace_id.contains('\0') || assessment_id.contains('\0') {
             return Ok(None);
         }
-        let query = format!("{SELECT_ASSESSMENTS} WHERE project = $1 AND trace_id = $2 AND id = $3");
-        let row: Option<AssessmentRow> = sqlx::query_as(sqlx::AssertSqlSafe(query))
+        let query = select_assessments!("WHERE project = $1 AND trace_id = $2 AND id = $3");
+        let row: Option<AssessmentRow> = sqlx::query_as(query)
             .bind(project)
             .bind(trace_id)
             .bind(assessment_id)

@@ -129,8 +129,16 @@ pub(super) struct AssessmentRow {
 }
 
 /// The columns of [`AssessmentRow`].
-pub(super) const SELECT_ASSESSMENTS: &str = "SELECT id, trace_id, name, kind, value, error, created_ms, updated_ms, source_type, \
-                                             source_id, run_id, span_id, rationale, overrides, is_valid, metadata FROM assessment ";
+macro_rules! select_assessments {
+    ($rest:literal) => {
+        concat!(
+            "SELECT id, trace_id, name, kind, value, error, created_ms, updated_ms, source_type, source_id, run_id, span_id, \
+             rationale, overrides, is_valid, metadata FROM assessment ",
+            $rest
+        )
+    };
+}
+pub(super) use select_assessments;
 
 impl AssessmentRow {
     pub(super) fn into_assessment(self) -> Result<Assessment> {
@@ -212,7 +220,7 @@ impl SqlStore<P> {
             for (trace_id, key, value) in metadata {
                 infos[places[&trace_id]].metadata.insert(key, value);
             }
-            let mut query = Self::of_traces(SELECT_ASSESSMENTS, project, chunk, "trace_id, created_ms, id");
+            let mut query = Self::of_traces(select_assessments!(""), project, chunk, "trace_id, created_ms, id");
             let assessments: Vec<AssessmentRow> = query.build_query_as().fetch_all(&mut **tx).await?;
             for row in assessments {
                 let assessment = row.into_assessment()?;
