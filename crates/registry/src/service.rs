@@ -3,6 +3,7 @@
 mod access;
 mod artifact_files;
 mod artifacts;
+mod assessments;
 mod audit;
 mod audit_export;
 mod datasets;
@@ -25,6 +26,7 @@ mod retention;
 mod runs;
 mod secrets;
 mod tokens;
+mod traces;
 mod tracking;
 
 use std::{path::Path, sync::Arc, time::Instant};
@@ -52,12 +54,13 @@ pub use self::{
     openid::{ExchangeError, Origin, SESSION_LIFETIME},
     runs::{InputRequest, RunRequest},
     tokens::TokenOrder,
+    traces::TraceDeletionForm,
 };
 pub(crate) use self::{
     audit::run_checkpoints,
     desired::Desired,
     first_admin::NAME as FIRST_ADMIN,
-    group::{Chain, Group, NewRuns, RunLog, group},
+    group::{Chain, Group, NewRuns, RunLog, Spans, group},
     known::{AccessUpdate, Known},
     openid::{OpenId, set_group_roles},
     retention::run_retention,
@@ -66,7 +69,10 @@ use crate::{
     error::{Error, Result},
     files::folder::ImportFolders,
     metrics,
-    model::run::{NewRun, Run, RunBatch},
+    model::{
+        run::{NewRun, Run, RunBatch},
+        trace::SpanBatch,
+    },
     store::Stores,
 };
 
@@ -91,6 +97,7 @@ pub struct Registry {
     appender: Group<Vec<NewEvent>>,
     run_log: Group<RunBatch>,
     new_runs: Group<NewRun, Run>,
+    spans: Group<SpanBatch>,
     guessing: Guessing,
     hashing: Semaphore,
     soft: CancellationToken,
@@ -111,6 +118,7 @@ pub(crate) struct Parts {
     pub(crate) appender: Group<Vec<NewEvent>>,
     pub(crate) run_log: Group<RunBatch>,
     pub(crate) new_runs: Group<NewRun, Run>,
+    pub(crate) spans: Group<SpanBatch>,
     pub(crate) soft: CancellationToken,
 }
 
@@ -131,6 +139,7 @@ impl Registry {
             appender: parts.appender,
             run_log: parts.run_log,
             new_runs: parts.new_runs,
+            spans: parts.spans,
             guessing: Guessing::default(),
             hashing: Semaphore::new(HASHINGS),
             soft: parts.soft,

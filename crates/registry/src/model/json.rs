@@ -7,9 +7,6 @@ use serde::{
     de::{MapAccess, SeqAccess, Visitor},
 };
 
-/// How deep values may be in each other.
-pub(crate) const MAX_DEPTH: usize = 100;
-
 /// A value.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum Json {

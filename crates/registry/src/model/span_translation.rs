@@ -1,5 +1,7 @@
 //! Attributes as other conventions name them, told in MLflow's names: types, inputs and outputs, tokens, models.
 
+use std::collections::HashMap;
+
 use super::{
     json::Json,
     span::{CHAT_USAGE, INPUTS, MODEL, MODEL_PROVIDER, NO_TYPE, OUTPUTS, SPAN_TYPE},
@@ -7,13 +9,16 @@ use super::{
 
 /// The attributes of a span in their order; each value is JSON.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Attributes(Vec<(String, String)>);
+pub(crate) struct Attributes {
+    ordered: Vec<(String, String)>,
+    places: HashMap<String, usize>,
+}
 
 impl Attributes {
     /// The text of an attribute.
     pub(crate) fn get(&self, key: &str) -> Option<&str> {
-        let found = self.0.iter().find(|(name, _)| name == key);
-        found.map(|(_, value)| value.as_str())
+        let (_, value) = self.ordered.get(*self.places.get(key)?)?;
+        Some(value)
     }
 
     /// The value of an attribute.
@@ -24,15 +29,19 @@ impl Attributes {
 
     /// Sets an attribute.
     pub(crate) fn set(&mut self, key: &str, value: String) {
-        match self.0.iter_mut().find(|(name, _)| name == key) {
+        let place = self.places.get(key).copied();
+        match place.and_then(|place| self.ordered.get_mut(place)) {
             Some((_, before)) => *before = value,
-            None => self.0.push((key.to_owned(), value)),
+            None => {
+                self.places.insert(key.to_owned(), self.ordered.len());
+                self.ordered.push((key.to_owned(), value));
+            }
         }
     }
 
     /// All.
     pub(crate) fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
-        self.0.iter().map(|(key, value)| (key.as_str(), value.as_str()))
+        self.ordered.iter().map(|(key, value)| (key.as_str(), value.as_str()))
     }
 
     /// The first of some attributes whose value is something.
