@@ -3,6 +3,7 @@
 pub mod access;
 pub mod alias;
 pub mod artifact_file;
+pub mod assessment;
 pub mod audit;
 pub mod column;
 pub mod dataset;

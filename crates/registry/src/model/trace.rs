@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use serde_json::{Map, Value};
 
-use super::span_totals::SpanNode;
-use crate::error::{Error, Result};
+pub use super::assessment::{Assessment, AssessmentChange, AssessmentKind, aggregate_of};
+use super::span_totals::{SpanNode, whole};
 
 /// The tag with the name of a trace.
 pub const TRACE_NAME_TAG: &str = "mlflow.traceName";
@@ -150,121 +150,6 @@ impl Cost {
     }
 }
 
-/// What an assessment is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum AssessmentKind {
-    /// How good something was.
-    Feedback,
-    /// What should have come out.
-    Expectation,
-    /// A problem that was found.
-    Issue,
-}
-
-impl AssessmentKind {
-    /// As it is stored.
-    #[must_use]
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Feedback => "feedback",
-            Self::Expectation => "expectation",
-            Self::Issue => "issue",
-        }
-    }
-
-    pub(crate) fn parse(text: &str) -> Option<Self> {
-        [Self::Feedback, Self::Expectation, Self::Issue]
-            .into_iter()
-            .find(|kind| kind.as_str() == text)
-    }
-}
-
-/// What somebody says of a trace.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Assessment {
-    /// Its id.
-    pub assessment_id: String,
-    /// The trace.
-    pub trace_id: String,
-    /// What is assessed; the id of the issue.
-    pub name: String,
-    /// What it is.
-    pub kind: AssessmentKind,
-    /// The value; of an issue an object with its name.
-    pub value: Value,
-    /// Why there is no feedback: an object with `error_code`, `error_message` and `stack_trace`.
-    pub error: Option<Value>,
-    /// When it was made, in milliseconds since the epoch.
-    pub created_ms: i64,
-    /// When it was changed last.
-    pub updated_ms: i64,
-    /// `HUMAN`, `LLM_JUDGE` or `CODE`.
-    pub source_type: String,
-    /// Who.
-    pub source_id: Option<String>,
-    /// The run that made it.
-    pub run_id: Option<String>,
-    /// The span that it is about.
-    pub span_id: Option<String>,
-    /// Why.
-    pub rationale: Option<String>,
-    /// The assessment that it replaces.
-    pub overrides: Option<String>,
-    /// Whether no other replaces it.
-    pub is_valid: bool,
-    /// Notes.
-    pub metadata: BTreeMap<String, String>,
-}
-
-/// What becomes of an assessment. What is not given stays.
-#[derive(Debug, Clone, Default)]
-pub struct AssessmentChange {
-    /// Its name.
-    pub name: Option<String>,
-    /// The value of an expectation.
-    pub expectation: Option<Value>,
-    /// The value of feedback, and why there is none.
-    pub feedback: Option<(Value, Option<Value>)>,
-    /// Why.
-    pub rationale: Option<String>,
-    /// Notes that are set beside those that are there.
-    pub metadata: BTreeMap<String, String>,
-    /// When, in milliseconds since the epoch.
-    pub now_ms: i64,
-}
-
-impl Assessment {
-    /// What it becomes.
-    pub(crate) fn changed(mut self, change: &AssessmentChange) -> Result<Self> {
-        if change.expectation.is_some() && change.feedback.is_some() {
-            return Err(Error::request(
-                "Cannot specify both `expectation` and `feedback` parameters.",
-            ));
-        }
-        if let Some(value) = &change.expectation {
-            if self.kind != AssessmentKind::Expectation {
-                return Err(Error::request("Cannot update expectation value on a Feedback assessment."));
-            }
-            self.value = value.clone();
-        }
-        if let Some((value, error)) = &change.feedback {
-            if self.kind != AssessmentKind::Feedback {
-                return Err(Error::request("Cannot update feedback value on an Expectation assessment."));
-            }
-            (self.value, self.error) = (value.clone(), error.clone());
-        }
-        if let Some(name) = &change.name {
-            self.name.clone_from(name);
-        }
-        if change.rationale.is_some() && self.kind != AssessmentKind::Expectation {
-            self.rationale.clone_from(&change.rationale);
-        }
-        self.metadata.extend(change.metadata.clone());
-        self.updated_ms = change.now_ms;
-        Ok(self)
-    }
-}
-
 /// What is told of a trace besides its spans.
 #[derive(Debug, Clone, PartialEq)]
 pub struct TraceInfo {
@@ -405,6 +290,41 @@ pub struct Trace {
     pub spans: Vec<String>,
 }
 
+/// What the metadata of a trace says that has columns of its own.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub(crate) struct Promoted {
+    /// The session.
+    pub(crate) session_id: Option<String>,
+    /// The tokens.
+    pub(crate) usage: TokenUsage,
+    /// The cost.
+    pub(crate) cost: Cost,
+}
+
+impl Promoted {
+    /// Takes it out of the metadata.
+    pub(crate) fn take(metadata: &mut BTreeMap<String, String>) -> Self {
+        let mut object = |key: &str| -> Map<String, Value> {
+            let text = metadata.remove(key).unwrap_or_default();
+            serde_json::from_str(&text).unwrap_or_default()
+        };
+        let (usage, cost) = (object(TOKEN_USAGE_KEY), object(COST_KEY));
+        let count = |key: &str| match usage.get(key)? {
+            Value::String(text) => text.trim().parse().ok(),
+            value => whole(value),
+        };
+        let amount = |key: &str| match cost.get(key)? {
+            Value::String(text) => text.trim().parse().ok(),
+            value => value.as_f64(),
+        };
+        Self {
+            usage: TokenUsage::of(TokenUsage::KEYS.map(count)),
+            cost: Cost::of(Cost::KEYS.map(|key| amount(key).filter(|amount: &f64| amount.is_finite()))),
+            session_id: metadata.remove(SESSION_KEY),
+        }
+    }
+}
+
 /// A trace as its client tells of it at its end.
 #[derive(Debug, Clone)]
 pub struct NewTrace {
@@ -506,20 +426,45 @@ pub struct TraceDeletion {
     pub limit: u32,
 }
 
-/// What a value counts in an aggregate, and whether it is a number itself.
-#[must_use]
-pub fn aggregate_of(value: &Value) -> (Option<f64>, bool) {
-    match value {
-        Value::Bool(value) => (Some(f64::from(u8::from(*value))), false),
-        Value::Number(number) => match number.as_f64().filter(|number| number.is_finite()) {
-            Some(number) => (Some(number), true),
-            None => (None, false),
-        },
-        Value::String(text) => match text.trim().to_lowercase().as_str() {
-            "yes" => (Some(1.0), false),
-            "no" => (Some(0.0), false),
-            _ => (None, false),
-        },
-        _ => (None, false),
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn some_metadata_has_columns() {
+        let usage = r#"{"input_tokens": 3, "output_tokens": "4", "total_tokens": 7.5}"#;
+        let mut metadata: BTreeMap<String, String> = [
+            (TOKEN_USAGE_KEY, usage),
+            (COST_KEY, r#"{"input_cost": 0.5, "total_cost": 1}"#),
+            (SESSION_KEY, "s"),
+            (SOURCE_RUN_KEY, "r"),
+        ]
+        .map(|(key, value)| (key.to_owned(), value.to_owned()))
+        .into();
+        let promoted = Promoted::take(&mut metadata);
+        assert_eq!(metadata.keys().collect::<Vec<_>>(), [SOURCE_RUN_KEY]);
+        let info = TraceInfo {
+            trace_id: "t".to_owned(),
+            project: "p".to_owned(),
+            experiment_id: 1,
+            timestamp_ms: 1,
+            execution_time_ms: None,
+            state: TraceState::Ok,
+            client_request_id: None,
+            request_preview: None,
+            response_preview: None,
+            name: Some("n".to_owned()),
+            session_id: promoted.session_id,
+            usage: promoted.usage,
+            cost: promoted.cost,
+            tags: BTreeMap::new(),
+            metadata,
+            assessments: Vec::new(),
+        };
+        let all = info.all_metadata();
+        assert_eq!(all[TOKEN_USAGE_KEY], r#"{"input_tokens": 3, "output_tokens": 4}"#);
+        assert_eq!(all[COST_KEY], r#"{"input_cost": 0.5, "total_cost": 1.0}"#);
+        assert_eq!((all[SESSION_KEY].as_str(), all.len()), ("s", 4));
+        assert_eq!(info.all_tags()[TRACE_NAME_TAG], "n");
     }
 }
