@@ -188,7 +188,13 @@ fn mask(fields: &Fields) -> Result<Vec<String>, Refusal> {
     };
     let named: Vec<String> = named
         .into_iter()
-        .map(|name| if name == "assessmentName" { "assessment_name".to_owned() } else { name })
+        .map(|name| {
+            if name == "assessmentName" {
+                "assessment_name".to_owned()
+            } else {
+                name
+            }
+        })
         .collect();
     if named.iter().all(String::is_empty) {
         return Err(missing("update_mask"));
@@ -262,7 +268,10 @@ mod tests {
         .unwrap();
         assert_eq!((told.kind, told.value), (AssessmentKind::Feedback, json!(2)));
         assert_eq!((told.created_ms, told.updated_ms), (1_700_000_000_123, 0));
-        assert_eq!(told.error, Some(json!({"error_code": "E", "error_message": null, "stack_trace": null})));
+        assert_eq!(
+            told.error,
+            Some(json!({"error_code": "E", "error_message": null, "stack_trace": null}))
+        );
         assert!(told.is_valid, "the server decides");
         let expected = read(json!({
             "assessment_name": "x",
@@ -278,7 +287,10 @@ mod tests {
     #[test]
     fn masks_name_fields() {
         let mask = |value: Value| mask(&fields(json!({ "update_mask": value })));
-        assert_eq!(mask(json!("feedback,assessmentName")).unwrap(), ["feedback", "assessment_name"]);
+        assert_eq!(
+            mask(json!("feedback,assessmentName")).unwrap(),
+            ["feedback", "assessment_name"]
+        );
         assert_eq!(mask(json!({"paths": ["rationale"]})).unwrap(), ["rationale"]);
         assert!(mask(json!("")).is_err());
     }

@@ -150,7 +150,9 @@ fn prompt(message: &Fields) -> Result<(String, u64), Refusal> {
     let version = message.required_text("version")?;
     let number = version.parse().map_err(|_| {
         let shown: String = version.chars().take(64).flat_map(char::escape_default).collect();
-        Refusal::invalid(format!("`{shown}` is no version of prompt `{name}`: versions are numbers"))
+        Refusal::invalid(format!(
+            "`{shown}` is no version of prompt `{name}`: versions are numbers"
+        ))
     })?;
     Ok((name, number))
 }

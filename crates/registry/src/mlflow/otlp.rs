@@ -118,7 +118,11 @@ fn decompress(content: Bytes, encoding: &str) -> Result<Bytes, Response> {
 
 fn read(content: Bytes, encoding: &str, is_json: bool) -> Result<Brought, Response> {
     let content = decompress(content, encoding)?;
-    let brought = if is_json { text::read(&content) } else { binary::read(&content) };
+    let brought = if is_json {
+        text::read(&content)
+    } else {
+        binary::read(&content)
+    };
     match brought {
         Some(brought) if brought.groups.is_empty() => Err(bad("Invalid OpenTelemetry format - no spans found")),
         Some(brought) => Ok(brought),
@@ -173,7 +177,10 @@ async fn link(registry: &Registry, tenant: &Tenant, run_id: &str, traces: &[Stri
             .await;
         // The spans are stored: the exporter must not send them again.
         if let Err(error) = linked {
-            tracing::warn!(error = &error as &dyn std::error::Error, "traces are not linked to their run");
+            tracing::warn!(
+                error = &error as &dyn std::error::Error,
+                "traces are not linked to their run"
+            );
         }
     }
 }

@@ -22,9 +22,7 @@ use super::{
 use crate::{
     model::{
         artifact_file::ArtifactFolder,
-        trace::{
-            ARTIFACT_LOCATION_TAG, NewTrace, Promoted, TRACE_NAME_TAG, Trace, TraceInfo, TraceState,
-        },
+        trace::{ARTIFACT_LOCATION_TAG, NewTrace, Promoted, TRACE_NAME_TAG, Trace, TraceInfo, TraceState},
         tracking::PROXY_SCHEME,
     },
     service::{Registry, TraceDeletionForm},
@@ -160,7 +158,9 @@ fn is_complete(trace: &Trace) -> bool {
 }
 
 /// Traces may be large: they are written on a thread that may be busy.
-async fn written<T: Serialize + Send + 'static>(answer: impl FnOnce() -> T + Send + 'static) -> Result<Response, Refusal> {
+async fn written<T: Serialize + Send + 'static>(
+    answer: impl FnOnce() -> T + Send + 'static,
+) -> Result<Response, Refusal> {
     let written = tokio::task::spawn_blocking(move || serde_json::to_vec(&answer())).await;
     let body = written
         .map_err(crate::Error::from)?
@@ -213,11 +213,7 @@ async fn choice(
     Ok((trace_ids, Some(experiments)))
 }
 
-async fn batch_get(
-    State(registry): State<Arc<Registry>>,
-    tenant: Tenant,
-    fields: Fields,
-) -> Result<Response, Refusal> {
+async fn batch_get(State(registry): State<Arc<Registry>>, tenant: Tenant, fields: Fields) -> Result<Response, Refusal> {
     let (trace_ids, experiments) = choice(&registry, &tenant, &fields).await?;
     let found = registry
         .find_traces(&tenant.caller, &tenant.project, trace_ids, experiments)
@@ -378,7 +374,10 @@ mod tests {
         let read = |value| state(&Fields::of(json!({ "state": value })), "state");
         assert_eq!(read(json!("OK")).unwrap(), TraceState::Ok);
         assert_eq!(read(json!(2)).unwrap(), TraceState::Error);
-        assert_eq!(read(json!("TRACE_STATUS_UNSPECIFIED")).unwrap(), TraceState::Unspecified);
+        assert_eq!(
+            read(json!("TRACE_STATUS_UNSPECIFIED")).unwrap(),
+            TraceState::Unspecified
+        );
         assert_eq!(read(json!(null)).unwrap(), TraceState::Unspecified);
         assert!(read(json!("WELL")).is_err());
     }

@@ -99,13 +99,17 @@ impl Assessment {
         }
         if let Some(value) = &change.expectation {
             if self.kind != AssessmentKind::Expectation {
-                return Err(Error::request("Cannot update expectation value on a Feedback assessment."));
+                return Err(Error::request(
+                    "Cannot update expectation value on a Feedback assessment.",
+                ));
             }
             self.value = value.clone();
         }
         if let Some((value, error)) = &change.feedback {
             if self.kind != AssessmentKind::Feedback {
-                return Err(Error::request("Cannot update feedback value on an Expectation assessment."));
+                return Err(Error::request(
+                    "Cannot update feedback value on an Expectation assessment.",
+                ));
             }
             (self.value, self.error) = (value.clone(), error.clone());
         }

@@ -159,10 +159,7 @@ fn object(fields: Vec<(String, Json)>) -> Json {
 /// The text of an attribute: a value as JSON. What MLflow's clients have made JSON already stays as it is.
 fn dumped(value: &Json) -> String {
     if let Json::Text(text) = value
-        && matches!(
-            Json::parse(text),
-            Some(Json::Text(_) | Json::List(_) | Json::Object(_))
-        )
+        && matches!(Json::parse(text), Some(Json::Text(_) | Json::List(_) | Json::Object(_)))
     {
         return text.clone();
     }
@@ -242,11 +239,13 @@ fn tell(summary: &mut SpansSummary, span: &StoredSpan, attributes: &Attributes) 
     if span.parent_id.is_some() {
         return;
     }
-    summary.root_state.get_or_insert(if span.status == SpanStatus::Error.as_str() {
-        TraceState::Error
-    } else {
-        TraceState::Ok
-    });
+    summary
+        .root_state
+        .get_or_insert(if span.status == SpanStatus::Error.as_str() {
+            TraceState::Error
+        } else {
+            TraceState::Ok
+        });
     summary.request_preview = attributes.get(INPUTS).map(|inputs| preview(inputs, "user"));
     summary.response_preview = attributes.get(OUTPUTS).map(|outputs| preview(outputs, "assistant"));
     for (key, _) in attributes.iter() {
@@ -271,7 +270,9 @@ fn stored(span: NewSpan) -> (StoredSpan, Attributes) {
     // The client's own name of the trace is not believed.
     attributes.set(REQUEST_ID, Json::Text(trace_id.clone()).dump());
     translate(&mut attributes);
-    let all = attributes.iter().map(|(key, value)| field(key, Json::Text(value.to_owned())));
+    let all = attributes
+        .iter()
+        .map(|(key, value)| field(key, Json::Text(value.to_owned())));
     let content = Json::Object(vec![
         field("trace_id", base64_of(&span.trace_id)),
         field("span_id", base64_of(&span.span_id)),
@@ -400,7 +401,10 @@ mod tests {
             ],
         );
         let group = SpanGroup {
-            resource: vec![field("service.name", text("shop")), field("telemetry.sdk.name", text("x"))],
+            resource: vec![
+                field("service.name", text("shop")),
+                field("telemetry.sdk.name", text("x")),
+            ],
             spans: vec![root.clone(), child, root],
         };
         let traces = store_spans(vec![group]);
@@ -414,15 +418,25 @@ mod tests {
         assert_eq!(summary.response_preview.as_deref(), Some("\"done\""));
         assert_eq!(summary.name.as_deref(), Some("walk"));
         assert_eq!(summary.session_id.as_deref(), Some("s1"));
-        let tags: Vec<_> = summary.tags.iter().map(|(key, value)| (key.as_str(), value.as_str())).collect();
+        let tags: Vec<_> = summary
+            .tags
+            .iter()
+            .map(|(key, value)| (key.as_str(), value.as_str()))
+            .collect();
         assert_eq!(tags, [("color", "red"), ("service.name", "shop")]);
         assert_eq!(trace.spans.len(), 2);
         assert_eq!(trace.spans[0].name, "step\u{fffd}");
-        assert_eq!((trace.spans[0].span_type.as_str(), trace.spans[1].span_type.as_str()), (NO_TYPE, "LLM"));
+        assert_eq!(
+            (trace.spans[0].span_type.as_str(), trace.spans[1].span_type.as_str()),
+            (NO_TYPE, "LLM")
+        );
         assert_eq!(trace.spans[1].cost.total, Some(0.5));
         let content: Value = serde_json::from_str(&trace.spans[0].content).unwrap();
         assert_eq!(content["attributes"]["mlflow.spanInputs"], r#"{"b": 1, "a": "x"}"#);
-        assert_eq!(content["attributes"]["mlflow.traceRequestId"], format!("\"{}\"", trace.trace_id));
+        assert_eq!(
+            content["attributes"]["mlflow.traceRequestId"],
+            format!("\"{}\"", trace.trace_id)
+        );
         assert_eq!(content["attributes"]["n"], "NaN");
         assert_eq!(content["span_id"], "AQEBAQEBAQE=");
     }

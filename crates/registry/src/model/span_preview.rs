@@ -63,7 +63,10 @@ pub(crate) fn preview(value: &str, role: &str) -> String {
         .and_then(|message| content(message))
         .filter(|text| !text.is_empty())
         .unwrap_or(value);
-    let letters = || text.chars().map(|letter| if letter == '\0' { '\u{fffd}' } else { letter });
+    let letters = || {
+        text.chars()
+            .map(|letter| if letter == '\0' { '\u{fffd}' } else { letter })
+    };
     if text.chars().nth(MAX_PREVIEW_CHARS).is_none() {
         return letters().collect();
     }
@@ -88,8 +91,16 @@ mod tests {
                 "assistant",
                 "c",
             ),
-            (r#"{"request": {"input": [{"role": "system", "content": "d"}]}}"#, "user", "d"),
-            (r#"{"messages": [{"role": "user", "content": ""}]}"#, "user", r#"{"messages": [{"role": "user", "content": ""}]}"#),
+            (
+                r#"{"request": {"input": [{"role": "system", "content": "d"}]}}"#,
+                "user",
+                "d",
+            ),
+            (
+                r#"{"messages": [{"role": "user", "content": ""}]}"#,
+                "user",
+                r#"{"messages": [{"role": "user", "content": ""}]}"#,
+            ),
             ("no json", "user", "no json"),
         ] {
             assert_eq!(preview(value, role), expected);

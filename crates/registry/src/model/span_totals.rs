@@ -59,7 +59,9 @@ pub(crate) fn total_usage(nodes: &[SpanNode]) -> Option<TokenUsage> {
     let found = uppermost(nodes, |node| node.token_usage.is_some());
     let mut counts = [None; TokenUsage::KEYS.len()];
     for node in &found {
-        let Some(usage) = node.token_usage.as_deref() else { continue };
+        let Some(usage) = node.token_usage.as_deref() else {
+            continue;
+        };
         let usage: Map<String, Value> = serde_json::from_str(usage).unwrap_or_default();
         for (place, (count, key)) in counts.iter_mut().zip(TokenUsage::KEYS).enumerate() {
             let own = usage.get(key).and_then(whole);
@@ -103,7 +105,12 @@ mod tests {
     fn what_is_above_counts() {
         let nodes = [
             node("a", "", "", 0.0),
-            node("b", "a", r#"{"input_tokens": 3, "output_tokens": 4, "total_tokens": 7}"#, 0.0),
+            node(
+                "b",
+                "a",
+                r#"{"input_tokens": 3, "output_tokens": 4, "total_tokens": 7}"#,
+                0.0,
+            ),
             node("c", "b", r#"{"input_tokens": 3, "total_tokens": 3}"#, 0.5),
             node("d", "a", r#"{"input_tokens": 1.0, "cache_read_input_tokens": 2}"#, 0.25),
             node("e", "gone", r#"{"total_tokens": 1}"#, 0.0),

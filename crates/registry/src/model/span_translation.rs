@@ -48,7 +48,9 @@ impl Attributes {
     fn first(&self, keys: &[&str]) -> Option<&str> {
         keys.iter().find_map(|key| {
             let text = self.get(key)?;
-            Json::parse(text).is_none_or(|value| value.is_something()).then_some(text)
+            Json::parse(text)
+                .is_none_or(|value| value.is_something())
+                .then_some(text)
         })
     }
 
@@ -268,14 +270,18 @@ fn usage(attributes: &Attributes) -> Option<Json> {
             ("cache_read_input_tokens", attributes.count(convention.cache_read)),
             ("cache_creation_input_tokens", created),
         ];
-        let counts = counts.into_iter().filter_map(|(key, count)| Some((key.to_owned(), Json::Integer(count?))));
+        let counts = counts
+            .into_iter()
+            .filter_map(|(key, count)| Some((key.to_owned(), Json::Integer(count?))));
         Some(Json::Object(counts.collect()))
     })
 }
 
 /// The model: where a convention tells it, or in what went in or came out.
 fn model(attributes: &Attributes) -> Option<Json> {
-    let told = CONVENTIONS.iter().find_map(|convention| attributes.first(convention.models));
+    let told = CONVENTIONS
+        .iter()
+        .find_map(|convention| attributes.first(convention.models));
     if let Some(told) = told {
         return Some(Json::parse(told).unwrap_or_else(|| Json::Text(told.to_owned())));
     }
@@ -295,23 +301,34 @@ pub(crate) fn translate(attributes: &mut Attributes) {
         attributes.set(SPAN_TYPE, Json::Text(kind.to_owned()).dump());
     }
     type Keys = fn(&Convention) -> &'static [&'static str];
-    let texts: [(&str, Keys); 2] = [(INPUTS, |convention| convention.inputs), (OUTPUTS, |convention| convention.outputs)];
+    let texts: [(&str, Keys); 2] = [
+        (INPUTS, |convention| convention.inputs),
+        (OUTPUTS, |convention| convention.outputs),
+    ];
     for (key, keys) in texts {
         if attributes.get(key).is_none() {
-            let told = CONVENTIONS.iter().find_map(|convention| attributes.first(keys(convention)));
+            let told = CONVENTIONS
+                .iter()
+                .find_map(|convention| attributes.first(keys(convention)));
             if let Some(told) = told.map(str::to_owned) {
                 attributes.set(key, told);
             }
         }
     }
-    if attributes.get(CHAT_USAGE).is_none() && let Some(usage) = usage(attributes) {
+    if attributes.get(CHAT_USAGE).is_none()
+        && let Some(usage) = usage(attributes)
+    {
         attributes.set(CHAT_USAGE, usage.dump());
     }
-    if attributes.get(MODEL).is_none() && let Some(model) = model(attributes) {
+    if attributes.get(MODEL).is_none()
+        && let Some(model) = model(attributes)
+    {
         attributes.set(MODEL, model.dump());
     }
     if attributes.get(MODEL_PROVIDER).is_none() {
-        let told = CONVENTIONS.iter().find_map(|convention| attributes.first(&[convention.provider]));
+        let told = CONVENTIONS
+            .iter()
+            .find_map(|convention| attributes.first(&[convention.provider]));
         if let Some(told) = told {
             let told = Json::parse(told).unwrap_or_else(|| Json::Text(told.to_owned())).dump();
             attributes.set(MODEL_PROVIDER, told);
@@ -344,8 +361,14 @@ mod tests {
             ("gen_ai.tool.call.arguments", "{\"a\": 1}"),
         ]);
         assert_eq!(found.get(SPAN_TYPE), Some("\"CHAT_MODEL\""));
-        assert_eq!(found.get(CHAT_USAGE), Some(r#"{"input_tokens": 3, "output_tokens": 4, "total_tokens": 7}"#));
-        assert_eq!((found.get(MODEL), found.get(MODEL_PROVIDER)), (Some("\"m\""), Some("\"p\"")));
+        assert_eq!(
+            found.get(CHAT_USAGE),
+            Some(r#"{"input_tokens": 3, "output_tokens": 4, "total_tokens": 7}"#)
+        );
+        assert_eq!(
+            (found.get(MODEL), found.get(MODEL_PROVIDER)),
+            (Some("\"m\""), Some("\"p\""))
+        );
         assert_eq!((found.get(INPUTS), found.get(OUTPUTS)), (Some("{\"a\": 1}"), None));
     }
 

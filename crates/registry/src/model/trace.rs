@@ -109,7 +109,14 @@ impl TokenUsage {
     /// The usage with these counts.
     #[must_use]
     pub const fn of(counts: [Option<i64>; 6]) -> Self {
-        let [input, output, total, cache_read, cache_creation, cache_creation_above_1hr] = counts;
+        let [
+            input,
+            output,
+            total,
+            cache_read,
+            cache_creation,
+            cache_creation_above_1hr,
+        ] = counts;
         Self {
             input,
             output,

@@ -36,7 +36,10 @@ fn check_change(change: &AssessmentChange) -> Result<()> {
     if let Some(name) = &change.name {
         check_key("assessment", name)?;
     }
-    let values = change.expectation.iter().chain(change.feedback.iter().map(|(value, _)| value));
+    let values = change
+        .expectation
+        .iter()
+        .chain(change.feedback.iter().map(|(value, _)| value));
     let errors = change.feedback.iter().filter_map(|(_, error)| error.as_ref());
     for value in values.chain(errors) {
         check_size("value", value.to_string().len(), MAX_ASSESSMENT_BYTES)?;
@@ -107,10 +110,12 @@ impl Registry {
         if let Some(found) = assessments.find_assessment(project, trace_id, assessment_id).await? {
             return Ok(found);
         }
-        self.get_trace_info(caller, project, trace_id).await.map_err(|error| match error {
-            Error::NotThere(_) => Error::NotThere(format!("Trace with request_id '{trace_id}' not found")),
-            other => other,
-        })?;
+        self.get_trace_info(caller, project, trace_id)
+            .await
+            .map_err(|error| match error {
+                Error::NotThere(_) => Error::NotThere(format!("Trace with request_id '{trace_id}' not found")),
+                other => other,
+            })?;
         Err(no_assessment(trace_id, assessment_id))
     }
 
@@ -165,6 +170,5 @@ mod tests {
         change.rationale = None;
         change.name = Some(String::new());
         assert!(check_change(&change).is_err());
-
     }
 }

@@ -191,7 +191,9 @@ impl Commit<SpanBatch> for Spans {
 
     fn rows(&self, item: &SpanBatch) -> usize {
         let traces = item.traces.iter();
-        traces.map(|trace| 3 + trace.summary.tags.len() + trace.spans.len()).sum()
+        traces
+            .map(|trace| 3 + trace.summary.tags.len() + trace.spans.len())
+            .sum()
     }
 
     async fn commit(&self, items: &[SpanBatch]) -> Result<Vec<()>> {

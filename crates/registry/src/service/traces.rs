@@ -153,7 +153,11 @@ impl Registry {
             store_spans(groups)
         };
         let has_root = |trace: &&TraceSpans| trace.summary.root_state.is_some();
-        let complete = traces.iter().filter(has_root).map(|trace| trace.trace_id.clone()).collect();
+        let complete = traces
+            .iter()
+            .filter(has_root)
+            .map(|trace| trace.trace_id.clone())
+            .collect();
         let batch = SpanBatch {
             project: project.to_owned(),
             experiment_id,
@@ -170,7 +174,11 @@ impl Registry {
         check_trace_id(&info.trace_id)?;
         check_length("Trace name", info.name.as_deref(), MAX_TRACE_NAME_CHARS)?;
         check_length("Session ID", info.session_id.as_deref(), MAX_SESSION_CHARS)?;
-        check_length("Client request ID", info.client_request_id.as_deref(), MAX_SESSION_CHARS)?;
+        check_length(
+            "Client request ID",
+            info.client_request_id.as_deref(),
+            MAX_SESSION_CHARS,
+        )?;
         for preview in [&mut info.request_preview, &mut info.response_preview] {
             *preview = preview.take().map(|text| cut(&text, MAX_GIVEN_PREVIEW_CHARS));
         }

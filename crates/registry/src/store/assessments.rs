@@ -63,7 +63,9 @@ impl SqlStore<P> {
         assessment: &Assessment,
     ) -> Result<()> {
         let error = assessment.error.as_ref();
-        let error = error.map(|error| to_json("error of an assessment", error)).transpose()?;
+        let error = error
+            .map(|error| to_json("error of an assessment", error))
+            .transpose()?;
         let metadata = Some(&assessment.metadata).filter(|metadata| !metadata.is_empty());
         let metadata = metadata.map(|metadata| to_json("metadata of an assessment", metadata));
         let (aggregate, is_numeric) = aggregate_of(&assessment.value);

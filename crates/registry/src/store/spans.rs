@@ -19,8 +19,8 @@ use crate::{
         run::Experiment,
         span_totals::{SpanNode, total_cost, total_usage},
         trace::{
-            ARTIFACT_LOCATION_TAG, Cost, FINALIZED_KEY, IN_STORE, SPANS_LOCATION_TAG, SpanBatch, StoredSpan, TokenUsage,
-            TraceSpans, TraceState, USER_KEY,
+            ARTIFACT_LOCATION_TAG, Cost, FINALIZED_KEY, IN_STORE, SPANS_LOCATION_TAG, SpanBatch, StoredSpan,
+            TokenUsage, TraceSpans, TraceState, USER_KEY,
         },
     },
 };
@@ -86,7 +86,9 @@ impl Before {
         if self.is_final == 0 {
             after.timestamp_ms = self.timestamp_ms.min(summary.start_ms);
             if let Some(end) = summary.end_ms {
-                let known = self.execution_time_ms.map(|time| self.timestamp_ms.saturating_add(time));
+                let known = self
+                    .execution_time_ms
+                    .map(|time| self.timestamp_ms.saturating_add(time));
                 let end = known.map_or(end, |known| known.max(end));
                 after.execution_time_ms = Some(end.saturating_sub(after.timestamp_ms));
             }
@@ -210,11 +212,7 @@ impl SqlStore<P> {
         Ok(())
     }
 
-    async fn upsert_spans(
-        tx: &mut Transaction<<P as Pools>::Db>,
-        part: &Part<'_>,
-        experiment_id: i64,
-    ) -> Result<()> {
+    async fn upsert_spans(tx: &mut Transaction<<P as Pools>::Db>, part: &Part<'_>, experiment_id: i64) -> Result<()> {
         for chunk in part.spans.spans.chunks(INSERTED_SPANS) {
             let mut query = QueryBuilder::new(
                 "INSERT INTO span (project, trace_id, span_id, experiment_id, parent_id, name, type, status, start_ns, end_ns,

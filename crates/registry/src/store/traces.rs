@@ -19,8 +19,8 @@ use crate::{
     model::{
         run::Experiment,
         trace::{
-            ARTIFACT_LOCATION_TAG, FINALIZED_KEY, NewTrace, SpanBatch, TRACE_NAME_TAG, Trace, TraceChoice, TraceDeletion,
-            TraceEnd, TraceInfo,
+            ARTIFACT_LOCATION_TAG, FINALIZED_KEY, NewTrace, SpanBatch, TRACE_NAME_TAG, Trace, TraceChoice,
+            TraceDeletion, TraceEnd, TraceInfo,
         },
         tracking::Lifecycle,
     },
@@ -187,11 +187,7 @@ impl SqlStore<P> {
     }
 
     /// The spans of a trace, roots first.
-    async fn spans_of(
-        tx: &mut Transaction<<P as Pools>::Db>,
-        project: &str,
-        trace_id: &str,
-    ) -> Result<Vec<String>> {
+    async fn spans_of(tx: &mut Transaction<<P as Pools>::Db>, project: &str, trace_id: &str) -> Result<Vec<String>> {
         let query = sqlx::query_scalar(
             "SELECT content FROM span WHERE project = $1 AND trace_id = $2
              ORDER BY CASE WHEN parent_id IS NULL THEN 0 ELSE 1 END, start_ns, span_id",
@@ -215,7 +211,9 @@ impl SqlStore<P> {
             ids.push("NULL");
             query.push(")");
         }
-        query.push(" ORDER BY timestamp_ms, id LIMIT ").push_bind(i64::from(deletion.limit));
+        query
+            .push(" ORDER BY timestamp_ms, id LIMIT ")
+            .push_bind(i64::from(deletion.limit));
         Ok(query.build_query_scalar().fetch_all(&mut **tx).await?)
     }
 }

@@ -54,7 +54,9 @@ fn bytes(message: &Json, name: &str, other: &str) -> Option<Vec<u8>> {
 /// A value. JSON's reader bounds how deep it is.
 fn value(any: &Json) -> Option<Json> {
     let Json::Object(fields) = any else { return None };
-    let Some((name, told)) = fields.first() else { return Some(Json::Null) };
+    let Some((name, told)) = fields.first() else {
+        return Some(Json::Null);
+    };
     Some(match (name.as_str(), told) {
         ("stringValue" | "string_value" | "bytesValue" | "bytes_value", Json::Text(_)) => told.clone(),
         ("boolValue" | "bool_value", Json::Bool(_)) => told.clone(),
@@ -188,10 +190,16 @@ mod tests {
         let brought = read(content.as_bytes()).unwrap();
         assert_eq!(brought.refused, 1);
         let group = &brought.groups[0];
-        assert_eq!(group.resource, [("service.name".to_owned(), Json::Text("shop".to_owned()))]);
+        assert_eq!(
+            group.resource,
+            [("service.name".to_owned(), Json::Text("shop".to_owned()))]
+        );
         let span = &group.spans[0];
         assert_eq!(hex::encode(span.trace_id), "5b8efff798038103d269b633813fc60c");
-        assert_eq!((span.start_ns, span.end_ns), (1_544_712_660_000_000_000, Some(1_544_712_661_000_000_000)));
+        assert_eq!(
+            (span.start_ns, span.end_ns),
+            (1_544_712_660_000_000_000, Some(1_544_712_661_000_000_000))
+        );
         assert_eq!((span.status, span.status_message.as_str()), (SpanStatus::Error, "bad"));
         let expected = [
             ("n".to_owned(), Json::Integer(5)),
