@@ -75,8 +75,7 @@ pub const MLFLOW: &[Operation] = &[
     op("POST /api/2.0/mlflow/traces/link-to-run", WRITE_RUNS).json(r#"{"run_id": "absent", "trace_ids": ["absent"]}"#),
     op("POST /api/2.0/mlflow/traces/link-prompts", WRITE_RUNS)
         .json(r#"{"trace_id": "absent", "prompt_versions": [{"name": "p", "version": "1"}]}"#),
-    op("GET /api/2.0/mlflow/get-trace-artifact", READ_RUNS)
-        .at("/api/2.0/mlflow/get-trace-artifact?request_id=absent"),
+    op("GET /api/2.0/mlflow/get-trace-artifact", READ_RUNS).at("/api/2.0/mlflow/get-trace-artifact?request_id=absent"),
     op("POST /api/3.0/mlflow/traces", WRITE_RUNS).json(TRACE),
     op("GET /api/3.0/mlflow/traces/get", READ_RUNS).at("/api/3.0/mlflow/traces/get?trace_id=absent"),
     op("GET /api/3.0/mlflow/traces/batchGet", READ_RUNS).at("/api/3.0/mlflow/traces/batchGet?trace_ids=absent"),
@@ -86,8 +85,7 @@ pub const MLFLOW: &[Operation] = &[
     op("GET /api/3.0/mlflow/traces/{trace_id}", READ_RUNS),
     op("PATCH /api/3.0/mlflow/traces/{trace_id}/tags", WRITE_RUNS).json(r#"{"key": "k", "value": "v"}"#),
     op("DELETE /api/3.0/mlflow/traces/{trace_id}/tags", WRITE_RUNS).json(r#"{"key": "k"}"#),
-    op("GET /api/3.0/mlflow/get-trace-artifact", READ_RUNS)
-        .at("/api/3.0/mlflow/get-trace-artifact?request_id=absent"),
+    op("GET /api/3.0/mlflow/get-trace-artifact", READ_RUNS).at("/api/3.0/mlflow/get-trace-artifact?request_id=absent"),
     op("POST /api/3.0/mlflow/traces/{trace_id}/assessments", WRITE_RUNS)
         .json(r#"{"assessment": {"assessment_name": "good", "feedback": {"value": true}}}"#),
     op(
