@@ -127,13 +127,13 @@ const INSERT_TRACE: &str = "
 const HOLD_TRACE: &str = "
     UPDATE trace SET state = state WHERE project = $1 AND id = $2
     RETURNING experiment_id, timestamp_ms, execution_time_ms, state,
-              CAST(COALESCE(input_tokens, output_tokens, total_tokens, cache_read_input_tokens,
-                            cache_creation_input_tokens, cache_creation_input_tokens_above_1hr) IS NOT NULL AS BIGINT)
-                  AS has_usage,
-              CAST(COALESCE(input_cost, output_cost, total_cost) IS NOT NULL AS BIGINT) AS has_cost,
-              CAST(EXISTS (SELECT 1 FROM trace_metadata m
-                           WHERE m.project = trace.project AND m.trace_id = trace.id AND m.key = $3) AS BIGINT)
-                  AS is_final";
+              CAST(CASE WHEN COALESCE(input_tokens, output_tokens, total_tokens, cache_read_input_tokens,
+                                      cache_creation_input_tokens, cache_creation_input_tokens_above_1hr) IS NULL
+                   THEN 0 ELSE 1 END AS BIGINT) AS has_usage,
+              CAST(CASE WHEN COALESCE(input_cost, output_cost, total_cost) IS NULL
+                   THEN 0 ELSE 1 END AS BIGINT) AS has_cost,
+              (SELECT COUNT(*) FROM trace_metadata m
+               WHERE m.project = trace.project AND m.trace_id = trace.id AND m.key = $3) AS is_final";
 
 const UPDATE_TRACE: &str = "
     UPDATE trace SET timestamp_ms = $3, execution_time_ms = $4, state = $5,
