@@ -78,6 +78,8 @@ use crate::{
 
 /// How many uploaded files are read at the same time.
 const IMPORTS: usize = 2;
+/// How many large requests with spans are in memory at the same time.
+const LARGE_REQUESTS: usize = 4;
 /// How many passwords are hashed at the same time; each takes 19 MiB for a moment.
 const HASHINGS: usize = 2;
 
@@ -98,6 +100,7 @@ pub struct Registry {
     run_log: Group<RunBatch>,
     new_runs: Group<NewRun, Run>,
     spans: Group<SpanBatch>,
+    large_requests: Semaphore,
     guessing: Guessing,
     hashing: Semaphore,
     soft: CancellationToken,
@@ -140,6 +143,7 @@ impl Registry {
             run_log: parts.run_log,
             new_runs: parts.new_runs,
             spans: parts.spans,
+            large_requests: Semaphore::new(LARGE_REQUESTS),
             guessing: Guessing::default(),
             hashing: Semaphore::new(HASHINGS),
             soft: parts.soft,

@@ -128,7 +128,7 @@ CREATE TABLE trace_run (
     project TEXT NOT NULL REFERENCES project (name),
     run_id TEXT NOT NULL REFERENCES run (id) ON DELETE CASCADE,
     trace_id TEXT NOT NULL,
-    PRIMARY KEY (project, run_id, trace_id)
+    PRIMARY KEY (run_id, trace_id)
 ) WITHOUT ROWID;
 CREATE INDEX trace_run_trace ON trace_run (project, trace_id);
 

@@ -36,6 +36,8 @@ const JSON: &str = "application/json";
 const CONTENT_LIMIT_BYTES: usize = 64 << 20;
 /// Content up to this size, in bytes, is read on the thread that answers.
 const INLINE_BYTES: usize = 64 << 10;
+/// Compressed content beyond this size, in bytes, may be large.
+const COMPRESSED_BYTES: usize = 16 << 10;
 /// How many traces are linked to a run at once.
 const LINKED_AT_ONCE: usize = 100;
 
@@ -206,6 +208,14 @@ async fn take(
     }
     let encoding = text(headers, "content-encoding").unwrap_or_default().to_lowercase();
     let content = content.map_err(|rejection| detail(rejection.status(), &rejection.body_text()))?;
+    let is_large = content.len()
+        > if encoding.is_empty() {
+            INLINE_BYTES
+        } else {
+            COMPRESSED_BYTES
+        };
+    // To the end, so that only few are in memory.
+    let _slot = if is_large { registry.large_request().await } else { None };
     let brought = read_somewhere(content, encoding, is_json).await?;
     if brought.groups.iter().all(|group| group.spans.is_empty()) {
         return match brought.refused {

@@ -25,6 +25,9 @@ pub(crate) const MAX_TRACE_NAME_CHARS: usize = 4096;
 /// The longest type of a span and name of a model, in characters.
 const MAX_WORD_CHARS: usize = 500;
 
+/// The most tags that a source, and the most that a root, gives a trace. Others stay attributes.
+const MAX_TOLD_TAGS: usize = 200;
+
 pub(crate) const INPUTS: &str = "mlflow.spanInputs";
 pub(crate) const OUTPUTS: &str = "mlflow.spanOutputs";
 pub(crate) const SPAN_TYPE: &str = "mlflow.spanType";
@@ -317,11 +320,12 @@ fn resource_tags(resource: &[(String, Json)]) -> BTreeMap<String, String> {
         // What OpenTelemetry says of itself, and what this server writes.
         !key.starts_with("telemetry.sdk.") && !key.starts_with("mlflow.") && check_key("tag", key).is_ok()
     });
-    told.map(|(key, value)| {
-        let value = value.as_text().map_or_else(|| value.dump(), str::to_owned);
-        (key.clone(), cut(&value, MAX_TRACE_TAG_CHARS))
-    })
-    .collect()
+    told.take(MAX_TOLD_TAGS)
+        .map(|(key, value)| {
+            let value = value.as_text().map_or_else(|| value.dump(), str::to_owned);
+            (key.clone(), cut(&value, MAX_TRACE_TAG_CHARS))
+        })
+        .collect()
 }
 
 /// What is stored of spans, by their traces.

@@ -2,7 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use modelyard_auth::{Action, Caller, Resource, audit::Operation};
+use modelyard_auth::{Action, Caller, Kind, Resource, audit::Operation};
+use tokio::sync::SemaphorePermit;
 
 use super::Registry;
 use crate::{
@@ -21,6 +22,10 @@ use crate::{
 const MAX_TRACE_ID_BYTES: usize = 250;
 /// The most traces that are asked for at once.
 const MAX_TRACES: usize = 1000;
+/// The most traces whose spans are asked for at once.
+const MAX_WHOLE_TRACES: usize = 200;
+/// The most assessments of a trace that are given at once.
+const MAX_ASSESSMENTS: usize = 1000;
 /// The most traces that are linked at once.
 const MAX_LINKS: usize = 100;
 /// The most tags, and the most metadata, of a trace that are given at once.
@@ -136,6 +141,12 @@ fn check_own_tag(key: &str, operation: &str) -> Result<()> {
 }
 
 impl Registry {
+    /// A place among those who read a large request, to be held until it is stored.
+    pub(crate) async fn large_request(&self) -> Option<SemaphorePermit<'_>> {
+        // It is never closed.
+        self.large_requests.acquire().await.ok()
+    }
+
     /// Adds spans, and makes the traces that are new. They are on the disk when this returns. The traces whose root was among
     /// them.
     pub(crate) async fn log_spans(
@@ -184,6 +195,12 @@ impl Registry {
         }
         info.tags = checked_texts("tag", std::mem::take(&mut info.tags), MAX_TRACE_TAG_CHARS)?;
         info.metadata = checked_texts("metadata", std::mem::take(&mut info.metadata), MAX_METADATA_CHARS)?;
+        if info.assessments.len() > MAX_ASSESSMENTS {
+            return Err(Error::request(format!(
+                "{} assessments are too many at once: send at most {MAX_ASSESSMENTS}",
+                info.assessments.len()
+            )));
+        }
         for assessment in &mut info.assessments {
             self.complete_assessment(assessment)?;
         }
@@ -213,10 +230,15 @@ impl Registry {
         self.stores.traces.end_trace(project, trace_id, &end).await
     }
 
-    fn choice(project: &str, trace_ids: Vec<String>, experiment_ids: Option<Vec<i64>>) -> Result<TraceChoice> {
-        if trace_ids.len() > MAX_TRACES {
+    fn choice(
+        project: &str,
+        trace_ids: Vec<String>,
+        experiment_ids: Option<Vec<i64>>,
+        limit: usize,
+    ) -> Result<TraceChoice> {
+        if trace_ids.len() > limit {
             return Err(Error::request(format!(
-                "{} traces are too many at once: ask for at most {MAX_TRACES}",
+                "{} traces are too many at once: ask for at most {limit}",
                 trace_ids.len()
             )));
         }
@@ -242,7 +264,7 @@ impl Registry {
         experiment_ids: Option<Vec<i64>>,
     ) -> Result<Vec<TraceInfo>> {
         self.enter(caller, Action::RunRead, Resource::project(project)).await?;
-        let choice = Self::choice(project, trace_ids, experiment_ids)?;
+        let choice = Self::choice(project, trace_ids, experiment_ids, MAX_TRACES)?;
         self.stores.traces.find_trace_infos(&choice).await
     }
 
@@ -255,7 +277,7 @@ impl Registry {
         experiment_ids: Option<Vec<i64>>,
     ) -> Result<Vec<Trace>> {
         self.enter(caller, Action::RunRead, Resource::project(project)).await?;
-        let choice = Self::choice(project, trace_ids, experiment_ids)?;
+        let choice = Self::choice(project, trace_ids, experiment_ids, MAX_WHOLE_TRACES)?;
         self.stores.traces.find_traces(&choice).await
     }
 
@@ -301,10 +323,13 @@ impl Registry {
 
     /// Deletes traces, some at a time, so that others can write meanwhile. How many.
     pub async fn delete_traces(&self, caller: &Caller, project: &str, form: TraceDeletionForm) -> Result<u64> {
-        let resource = Resource::project(project);
+        let experiment = form.experiment_id.to_string();
+        let resource = Resource::named(Kind::Experiment, project, &experiment);
         self.enter(caller, Action::RunWrite, resource).await?;
         form.check()?;
-        let event = caller.event(Action::RunWrite, Operation::Delete, &resource);
+        let mut event = caller.event(Action::RunWrite, Operation::Delete, &resource);
+        // Not the experiment: what is in it.
+        event.add_detail("what", "traces");
         let mut event = Some(&event);
         let mut left = form.limit.map_or(u64::MAX, i64::unsigned_abs);
         let mut deletion = TraceDeletion {
