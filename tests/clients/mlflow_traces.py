@@ -279,6 +279,36 @@ def pages(client, trace_id):
     check("of one experiment", many, {})
 
 
+def projects(client, trace_id):
+    """What is in one project is not in another, whatever its id."""
+    other = f"p{MARK}"
+    made = requests.put(f"{URL}/api/v1/projects/{other}", json={}, timeout=20)
+    check("another project", made.ok, True)
+    there = {"x-mlflow-workspace": other}
+    at = f"{URL}/api/3.0/mlflow/traces"
+    absent, present = "tr-" + "0" * 32, trace_id
+    for what, call in [
+        ("read", lambda id: requests.get(f"{at}/{id}", headers=there, timeout=20)),
+        ("read whole", lambda id: requests.get(f"{at}/get", params={"trace_id": id}, headers=there, timeout=20)),
+        ("tagged", lambda id: requests.patch(f"{at}/{id}/tags", json={"key": "k", "value": "theirs"}, headers=there, timeout=20)),
+        ("assessed", lambda id: requests.post(f"{at}/{id}/assessments", json={"assessment": {"assessment_name": "a", "feedback": {"value": 1}}}, headers=there, timeout=20)),
+        ("ended", lambda id: requests.patch(f"{URL}/api/2.0/mlflow/traces/{id}", json={"timestamp_ms": 1, "status": "OK"}, headers=there, timeout=20)),
+        ("shown", lambda id: requests.get(f"{URL}/ajax-api/2.0/mlflow/get-trace-artifact", params={"request_id": id}, headers=there, timeout=20)),
+    ]:
+        answers = [call(id) for id in (absent, present)]
+        told = [(answer.status_code, answer.text.replace(id, "ID")) for answer, id in zip(answers, (absent, present))]
+        check(f"a trace of another project cannot be {what}", (told[0][0], told[0] == told[1]), (404, True))
+    many = requests.post(f"{at}/batchGetInfos", json={"trace_ids": [present]}, headers=there, timeout=20)
+    check("nor found among many", many.json(), {})
+    experiment = requests.post(f"{URL}/api/2.0/mlflow/experiments/create", json={"name": "theirs"}, headers=there, timeout=20).json()["experiment_id"]
+    same = span_of(bytes.fromhex(present.removeprefix("tr-")), b"z" * 8, b"", "theirs")
+    check("the same id is another trace there", send(experiment, same, x_mlflow_workspace=other).status_code, 200)
+    found = requests.get(f"{at}/get", params={"trace_id": present}, headers=there, timeout=20).json()["trace"]
+    check("with its own spans", [span["name"] for span in found["spans"]], ["theirs"])
+    check("and the first is as it was", [span.name for span in client.get_trace(present).data.spans], ["outer", "inner"])
+    check("spans for an experiment of another project", send(experiment, span_of(uuid.uuid4().bytes, b"a" * 8)).status_code, 404)
+
+
 def deletes(client):
     experiment = client.create_experiment(f"deleted traces {MARK}")
     ids = []
@@ -313,6 +343,7 @@ def main():
     older(client, experiment)
     deletes(client)
     if not UPSTREAM:
+        projects(client, trace_id)
         large(client, experiment)
     print("traces are as MLflow's client expects them")
 
