@@ -52,7 +52,8 @@ pub use self::{
 use self::{
     files::folder::ImportFolders,
     service::{
-        Chain, Desired, Known, NewRuns, OpenId, Parts, RunLog, group, run_checkpoints, run_retention, set_group_roles,
+        Chain, Desired, Known, NewRuns, OpenId, Parts, RunLog, Spans, group, run_checkpoints, run_retention,
+        set_group_roles,
     },
     store::Stores,
 };
@@ -92,6 +93,7 @@ pub async fn start(config: Config, context: &Context, storage: Storage, access: 
     let (appender, appending) = group(Chain(Arc::clone(&stores.audit)), soft.clone());
     let (run_log, logging) = group(RunLog(Arc::clone(&stores.run_log)), soft.clone());
     let (new_runs, creating) = group(NewRuns(Arc::clone(&stores.runs)), soft.clone());
+    let (spans, tracing_in) = group(Spans(Arc::clone(&stores.traces)), soft.clone());
     let lifecycle = &context.lifecycle;
     gate.open();
     lifecycle.spawn("registry desired state", Arc::clone(&desired).run(gate, soft.clone()));
@@ -101,6 +103,7 @@ pub async fn start(config: Config, context: &Context, storage: Storage, access: 
     lifecycle.spawn("registry audit chain", appending);
     lifecycle.spawn("registry run log", logging);
     lifecycle.spawn("registry new runs", creating);
+    lifecycle.spawn("registry spans", tracing_in);
     let retention = run_retention(stores.clone(), blobs.clone(), Arc::clone(&context.clock), soft.clone());
     lifecycle.spawn("registry retention", retention);
     let is_open = access.mode() == Mode::Open;
@@ -118,6 +121,7 @@ pub async fn start(config: Config, context: &Context, storage: Storage, access: 
         appender,
         run_log,
         new_runs,
+        spans,
         soft: soft.clone(),
     }));
     registry.reseal().await;

@@ -4,6 +4,7 @@
 mod answers;
 mod artifacts;
 mod batch;
+mod assessments;
 mod error;
 mod experiments;
 mod logged_models;
@@ -11,10 +12,14 @@ mod meta;
 mod metrics;
 mod model_versions;
 mod models;
+mod old_traces;
+mod otlp;
 mod read;
 mod run_artifacts;
 mod runs;
 mod search;
+mod trace_answers;
+mod traces;
 
 use std::sync::Arc;
 
@@ -22,7 +27,7 @@ use axum::{
     Router,
     extract::DefaultBodyLimit,
     middleware::{from_fn_with_state, map_response},
-    routing::get,
+    routing::{get, post},
 };
 use modelyard_auth::http::authenticate;
 
@@ -59,7 +64,10 @@ const GROUPS: &[(&str, &[(&str, &str)])] = &[
     ("/2.0/mlflow", models::ROUTES),
     ("/2.0/mlflow", model_versions::ROUTES),
     ("/2.0/mlflow", run_artifacts::ROUTES),
+    ("/2.0/mlflow", old_traces::ROUTES),
     ("/2.0/mlflow-artifacts", artifacts::ROUTES),
+    ("/3.0/mlflow", traces::ROUTES),
+    ("/3.0/mlflow", assessments::ROUTES),
     ("/3.0/mlflow", meta::ROUTES),
 ];
 
@@ -83,10 +91,13 @@ pub(crate) fn router(registry: Arc<Registry>) -> Router {
         .merge(logged_models::routes())
         .merge(models::routes())
         .merge(model_versions::routes())
-        .merge(run_artifacts::routes());
+        .merge(run_artifacts::routes())
+        .merge(old_traces::routes());
+    let third = traces::routes().merge(assessments::routes());
     let known = PREFIXES.into_iter().fold(Router::new(), |router, prefix| {
         router
             .nest(&format!("{prefix}/2.0/mlflow"), second.clone())
+            .nest(&format!("{prefix}/3.0/mlflow"), third.clone())
             .nest(&format!("{prefix}/2.0/mlflow-artifacts"), artifacts::routes())
     });
     let open = PREFIXES.into_iter().fold(Router::new(), |router, prefix| {
@@ -96,6 +107,7 @@ pub(crate) fn router(registry: Arc<Registry>) -> Router {
     let open = open.nest("/api/2.0/mlflow-artifacts", artifacts::open_routes());
     known
         .route("/get-artifact", get(artifacts::get_of_run))
+        .route("/v1/traces", post(otlp::export))
         .layer(from_fn_with_state(registry.access().clone(), authenticate))
         .layer(map_response(error::in_its_words))
         .merge(open)

@@ -3,6 +3,7 @@
 mod access;
 mod artifact_files;
 mod artifacts;
+mod assessments;
 mod audit;
 mod audit_export;
 mod datasets;
@@ -25,6 +26,7 @@ mod retention;
 mod runs;
 mod secrets;
 mod tokens;
+mod traces;
 mod tracking;
 mod version_changes;
 
@@ -53,12 +55,13 @@ pub use self::{
     openid::{ExchangeError, Origin, SESSION_LIFETIME},
     runs::{InputRequest, RunRequest},
     tokens::TokenOrder,
+    traces::TraceDeletionForm,
 };
 pub(crate) use self::{
     audit::run_checkpoints,
     desired::Desired,
     first_admin::NAME as FIRST_ADMIN,
-    group::{Chain, Group, NewRuns, RunLog, group},
+    group::{Chain, Group, NewRuns, RunLog, Spans, group},
     known::{AccessUpdate, Known},
     openid::{OpenId, set_group_roles},
     retention::run_retention,
@@ -67,12 +70,17 @@ use crate::{
     error::{Error, Result},
     files::folder::ImportFolders,
     metrics,
-    model::run::{NewRun, Run, RunBatch},
+    model::{
+        run::{NewRun, Run, RunBatch},
+        trace::SpanBatch,
+    },
     store::Stores,
 };
 
 /// How many uploaded files are read at the same time.
 const IMPORTS: usize = 2;
+/// How many large requests with spans are in memory at the same time.
+const LARGE_REQUESTS: usize = 4;
 /// How many passwords are hashed at the same time; each takes 19 MiB for a moment.
 const HASHINGS: usize = 2;
 
@@ -92,6 +100,8 @@ pub struct Registry {
     appender: Group<Vec<NewEvent>>,
     run_log: Group<RunBatch>,
     new_runs: Group<NewRun, Run>,
+    spans: Group<SpanBatch>,
+    large_requests: Semaphore,
     guessing: Guessing,
     hashing: Semaphore,
     soft: CancellationToken,
@@ -112,6 +122,7 @@ pub(crate) struct Parts {
     pub(crate) appender: Group<Vec<NewEvent>>,
     pub(crate) run_log: Group<RunBatch>,
     pub(crate) new_runs: Group<NewRun, Run>,
+    pub(crate) spans: Group<SpanBatch>,
     pub(crate) soft: CancellationToken,
 }
 
@@ -132,6 +143,8 @@ impl Registry {
             appender: parts.appender,
             run_log: parts.run_log,
             new_runs: parts.new_runs,
+            spans: parts.spans,
+            large_requests: Semaphore::new(LARGE_REQUESTS),
             guessing: Guessing::default(),
             hashing: Semaphore::new(HASHINGS),
             soft: parts.soft,

@@ -5,6 +5,7 @@
 
 mod access;
 mod artifact_files;
+mod assessments;
 mod audit;
 mod datasets;
 mod endpoints;
@@ -23,7 +24,10 @@ mod run_rows;
 mod runs;
 mod search;
 mod secrets;
+mod spans;
 mod tokens;
+mod trace_rows;
+mod traces;
 mod tracking;
 mod version_registry;
 mod versions;
@@ -38,6 +42,7 @@ use serde_json::Value;
 pub use self::{
     access::AccessStore,
     artifact_files::{ArtifactFileStore, ArtifactUploadStore},
+    assessments::AssessmentStore,
     audit::AuditStore,
     datasets::{DatasetStore, Inserted, NewDatasetVersion},
     endpoints::{EndpointRecord, EndpointStore},
@@ -59,10 +64,14 @@ pub use self::{
     },
     secrets::{SealedSecret, SecretStore},
     tokens::{TokenMade, TokenRow, TokenStore},
+    traces::TraceStore,
     tracking::TrackingStore,
     version_registry::VersionRegistryStore,
 };
-pub(crate) use self::{artifact_files::no_upload, logged_models::no_logged_model, tracking::no_run};
+pub(crate) use self::{
+    artifact_files::no_upload, assessments::no_assessment, logged_models::no_logged_model, trace_rows::no_trace,
+    tracking::no_run,
+};
 use crate::{error::Result, model::event::EventKind};
 
 /// The registry's tables.
@@ -75,6 +84,7 @@ pub const MIGRATIONS: Migrations = migrations!(
         "0004_artifact_file",
         "0005_model_registry",
         "0014_metric_series"
+        "0006_traces"
     ]
 );
 
@@ -105,6 +115,10 @@ pub struct Stores {
     pub version_registry: Arc<dyn VersionRegistryStore>,
     /// Searches of models and versions.
     pub entry_search: Arc<dyn EntrySearchStore>,
+    /// Traces.
+    pub traces: Arc<dyn TraceStore>,
+    /// What is said of traces.
+    pub assessments: Arc<dyn AssessmentStore>,
     /// Datasets.
     pub datasets: Arc<dyn DatasetStore>,
     /// Models, versions and aliases.
@@ -164,6 +178,8 @@ impl Stores {
             + ModelRegistryStore
             + VersionRegistryStore
             + EntrySearchStore
+            + TraceStore
+            + AssessmentStore
             + 'static,
     {
         Self {
@@ -179,6 +195,8 @@ impl Stores {
             model_registry: Arc::clone(&store) as Arc<dyn ModelRegistryStore>,
             version_registry: Arc::clone(&store) as Arc<dyn VersionRegistryStore>,
             entry_search: Arc::clone(&store) as Arc<dyn EntrySearchStore>,
+            traces: Arc::clone(&store) as Arc<dyn TraceStore>,
+            assessments: Arc::clone(&store) as Arc<dyn AssessmentStore>,
             datasets: Arc::clone(&store) as Arc<dyn DatasetStore>,
             models: Arc::clone(&store) as Arc<dyn ModelStore>,
             endpoints: Arc::clone(&store) as Arc<dyn EndpointStore>,

@@ -107,6 +107,8 @@ impl Matrix {
             "{request_id}",
             "{provider}",
             "{model_id}",
+            "{trace_id}",
+            "{assessment_id}",
         ]
         .iter()
         .fold(filled, |filled, part| filled.replace(part, "absent"))

@@ -1,6 +1,8 @@
 //! Reading requests as MLflow does: a message comes as a query string with `GET` and as a JSON object otherwise, numbers may be
 //! texts, and fields that are not known are passed over.
 
+use std::collections::BTreeMap;
+
 use axum::{
     body::Bytes,
     extract::{FromRequest, FromRequestParts, Request},
@@ -116,6 +118,15 @@ impl From<Map<String, Value>> for Fields {
 }
 
 impl Fields {
+    /// The fields of an object.
+    #[cfg(test)]
+    pub(crate) fn of(value: Value) -> Self {
+        match value {
+            Value::Object(map) => Self(map),
+            _ => Self::default(),
+        }
+    }
+
     fn from_query(query: &str) -> Self {
         let mut map = Map::new();
         for (key, value) in form_urlencoded::parse(query.as_bytes()) {
@@ -224,6 +235,24 @@ impl Fields {
                 .collect(),
             Some(other) => Err(invalid(name, other)),
         }
+    }
+
+    /// A value of any kind.
+    pub(crate) fn value(&self, name: &str) -> Option<&Value> {
+        self.get(name)
+    }
+
+    /// Texts by key; numbers are texts, too.
+    pub(crate) fn map(&self, name: &str) -> Result<BTreeMap<String, String>, Refusal> {
+        let Some(map) = self.object(name)? else {
+            return Ok(BTreeMap::new());
+        };
+        let entries = map.0.into_iter().map(|(key, value)| match value {
+            Value::String(text) => Ok((key, text)),
+            Value::Number(_) | Value::Bool(_) => Ok((key, value.to_string())),
+            other => Err(invalid(name, &other)),
+        });
+        entries.collect()
     }
 
     /// Pairs of `key` and `value`, which params and tags are.

@@ -9,8 +9,11 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     error::{Error, Result},
-    model::run::{NewRun, Run, RunBatch},
-    store::{AuditStore, RunLogStore, RunStore},
+    model::{
+        run::{NewRun, Run, RunBatch},
+        trace::SpanBatch,
+    },
+    store::{AuditStore, RunLogStore, RunStore, TraceStore},
 };
 
 /// The most that wait.
@@ -194,6 +197,26 @@ impl Commit<NewRun> for NewRuns {
 
     async fn commit(&self, items: &[NewRun]) -> Result<Vec<Run>> {
         self.0.create_runs(items).await
+    }
+}
+
+/// Adds spans.
+pub(crate) struct Spans(pub(crate) Arc<dyn TraceStore>);
+
+#[async_trait]
+impl Commit<SpanBatch> for Spans {
+    type Done = ();
+
+    fn rows(&self, item: &SpanBatch) -> usize {
+        let traces = item.traces.iter();
+        traces
+            .map(|trace| 3 + trace.summary.tags.len() + trace.spans.len())
+            .sum()
+    }
+
+    async fn commit(&self, items: &[SpanBatch]) -> Result<Vec<()>> {
+        self.0.log_spans(items).await?;
+        Ok(vec![(); items.len()])
     }
 }
 

@@ -61,7 +61,7 @@ pub fn owner(path: &str) -> Option<Role> {
             .any(|prefix| rest.starts_with(prefix));
         return is_inference.then_some(Role::Gateway);
     }
-    if ["/api/2.0/", "/api/3.0/", "/ajax-api/", "/get-artifact"]
+    if ["/api/2.0/", "/api/3.0/", "/ajax-api/", "/get-artifact", "/v1/traces"]
         .iter()
         .any(|prefix| path.starts_with(prefix))
     {
@@ -180,6 +180,7 @@ mod tests {
             ("/api/v1/auth/me", Some(Role::Registry)),
             ("/api/2.0/mlflow/runs/create", Some(Role::Registry)),
             ("/ajax-api/3.0/mlflow/traces", Some(Role::Registry)),
+            ("/v1/traces", Some(Role::Registry)),
             ("/api/v1/audit/events", Some(Role::Registry)),
             ("/projects/team/v2/models/flight-delay/infer", Some(Role::Gateway)),
             ("/projects/team", None),

@@ -15,6 +15,7 @@ const WRITE_ALIASES: Need = Need::Project(&["alias.write"]);
 
 const RUN: &str = r#"{"run_id": "absent"}"#;
 const EXPERIMENT: &str = r#"{"experiment_id": "4711", "new_name": "absent", "key": "k", "value": "v"}"#;
+const TRACE: &str = r#"{"trace": {"trace_info": {"trace_id": "tr-1", "trace_location": {"mlflow_experiment": {"experiment_id": "4711"}}}}}"#;
 const MODEL: &str = r#"{"name": "absent", "new_name": "gone", "key": "k", "value": "v", "alias": "a", "version": "1"}"#;
 const VERSION: &str = r#"{"name": "absent", "version": "1", "key": "k", "value": "v", "stage": "Staging"}"#;
 
@@ -62,6 +63,44 @@ pub const MLFLOW: &[Operation] = &[
     op("POST /api/2.0/mlflow/logged-models/{model_id}/params", WRITE_RUNS).json("{}"),
     op("PATCH /api/2.0/mlflow/logged-models/{model_id}/tags", WRITE_RUNS).json("{}"),
     op("DELETE /api/2.0/mlflow/logged-models/{model_id}/tags/{key}", WRITE_RUNS),
+    // --- traces
+    op("POST /v1/traces", WRITE_RUNS).json("{}"),
+    op("POST /api/2.0/mlflow/traces", WRITE_RUNS).json(EXPERIMENT),
+    op("PATCH /api/2.0/mlflow/traces/{trace_id}", WRITE_RUNS).json(r#"{"timestamp_ms": 1, "status": "OK"}"#),
+    op("GET /api/2.0/mlflow/traces/{trace_id}/info", READ_RUNS),
+    op("PATCH /api/2.0/mlflow/traces/{trace_id}/tags", WRITE_RUNS).json(r#"{"key": "k", "value": "v"}"#),
+    op("DELETE /api/2.0/mlflow/traces/{trace_id}/tags", WRITE_RUNS).json(r#"{"key": "k"}"#),
+    op("POST /api/2.0/mlflow/traces/delete-traces", WRITE_RUNS)
+        .json(r#"{"experiment_id": "4711", "max_timestamp_millis": 1}"#),
+    op("POST /api/2.0/mlflow/traces/link-to-run", WRITE_RUNS).json(r#"{"run_id": "absent", "trace_ids": ["absent"]}"#),
+    op("POST /api/2.0/mlflow/traces/link-prompts", WRITE_RUNS)
+        .json(r#"{"trace_id": "absent", "prompt_versions": [{"name": "p", "version": "1"}]}"#),
+    op("GET /api/2.0/mlflow/get-trace-artifact", READ_RUNS).at("/api/2.0/mlflow/get-trace-artifact?request_id=absent"),
+    op("POST /api/3.0/mlflow/traces", WRITE_RUNS).json(TRACE),
+    op("GET /api/3.0/mlflow/traces/get", READ_RUNS).at("/api/3.0/mlflow/traces/get?trace_id=absent"),
+    op("GET /api/3.0/mlflow/traces/batchGet", READ_RUNS).at("/api/3.0/mlflow/traces/batchGet?trace_ids=absent"),
+    op("POST /api/3.0/mlflow/traces/batchGetInfos", READ_RUNS).json(r#"{"trace_ids": ["absent"]}"#),
+    op("POST /api/3.0/mlflow/traces/delete-traces", WRITE_RUNS)
+        .json(r#"{"experiment_id": "4711", "max_timestamp_millis": 1}"#),
+    op("GET /api/3.0/mlflow/traces/{trace_id}", READ_RUNS),
+    op("PATCH /api/3.0/mlflow/traces/{trace_id}/tags", WRITE_RUNS).json(r#"{"key": "k", "value": "v"}"#),
+    op("DELETE /api/3.0/mlflow/traces/{trace_id}/tags", WRITE_RUNS).json(r#"{"key": "k"}"#),
+    op("GET /api/3.0/mlflow/get-trace-artifact", READ_RUNS).at("/api/3.0/mlflow/get-trace-artifact?request_id=absent"),
+    op("POST /api/3.0/mlflow/traces/{trace_id}/assessments", WRITE_RUNS)
+        .json(r#"{"assessment": {"assessment_name": "good", "feedback": {"value": true}}}"#),
+    op(
+        "GET /api/3.0/mlflow/traces/{trace_id}/assessments/{assessment_id}",
+        READ_RUNS,
+    ),
+    op(
+        "PATCH /api/3.0/mlflow/traces/{trace_id}/assessments/{assessment_id}",
+        WRITE_RUNS,
+    )
+    .json(r#"{"assessment": {"rationale": "r"}, "update_mask": "rationale"}"#),
+    op(
+        "DELETE /api/3.0/mlflow/traces/{trace_id}/assessments/{assessment_id}",
+        WRITE_RUNS,
+    ),
     // --- artifacts
     op("GET /get-artifact", READ_RUNS).at("/get-artifact?run_id=absent&path=absent"),
     op("GET /api/2.0/mlflow/artifacts/list", READ_RUNS).at("/api/2.0/mlflow/artifacts/list?run_id=absent"),

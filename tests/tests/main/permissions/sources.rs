@@ -42,7 +42,12 @@ pub fn mlflow_routes() -> Result<BTreeSet<String>> {
         .split(".route(\"")
         .skip(1)
         .filter_map(|rest| rest.split_once('"'))
-        .map(|(path, _)| format!("GET {path}"))
+        .filter_map(|(path, rest)| {
+            // `, get(handler))`
+            let (method, _) = rest.split_once('(')?;
+            let method = method.trim_matches([',', ' ']).to_uppercase();
+            Some(format!("{method} {path}"))
+        })
         .collect();
     // `("/2.0/mlflow", runs::ROUTES),`
     for line in source.lines().filter(|line| line.contains("::ROUTES)")) {
