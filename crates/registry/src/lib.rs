@@ -33,6 +33,7 @@ mod openid;
 pub mod search;
 mod service;
 mod store;
+mod webhooks;
 
 use std::sync::Arc;
 
@@ -48,6 +49,7 @@ pub use self::{
     openid::{Provider, Rule, SignIn, Workload},
     service::{ARTIFACT_LIMIT_BYTES, HEARTBEAT, MAX_PROFILE_BYTES, POLL, Registry},
     store::MIGRATIONS,
+    webhooks::WebhookConfig,
 };
 use self::{
     files::folder::ImportFolders,
@@ -75,7 +77,7 @@ pub async fn start(config: Config, context: &Context, storage: Storage, access: 
     config.validate()?;
     let gate = context.readiness.gate("registry.database");
     let database = Database::open(&config.database, &context.data_dir, DATABASE).await?;
-    database.migrate(&[MIGRATIONS]).await?;
+    database.migrate(&[modelyard_jobs::MIGRATIONS, MIGRATIONS]).await?;
     let stores = Stores::open(&database);
     stores.projects.date_defaults(context.clock.now()).await?;
     let desired = Desired::open(stores.clone()).await?;
@@ -103,6 +105,7 @@ pub async fn start(config: Config, context: &Context, storage: Storage, access: 
     lifecycle.spawn("registry new runs", creating);
     let retention = run_retention(stores.clone(), blobs.clone(), Arc::clone(&context.clock), soft.clone());
     lifecycle.spawn("registry retention", retention);
+    let webhooks = webhooks::start(&config.webhooks, context, &database, &stores, &keys).await?;
     let is_open = access.mode() == Mode::Open;
     let registry = Arc::new(Registry::new(Parts {
         stores,
@@ -118,6 +121,7 @@ pub async fn start(config: Config, context: &Context, storage: Storage, access: 
         appender,
         run_log,
         new_runs,
+        webhooks,
         soft: soft.clone(),
     }));
     registry.reseal().await;

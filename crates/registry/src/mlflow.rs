@@ -14,6 +14,7 @@ mod read;
 mod run_artifacts;
 mod runs;
 mod search;
+mod webhooks;
 
 use std::sync::Arc;
 
@@ -58,6 +59,7 @@ const GROUPS: &[(&str, &[(&str, &str)])] = &[
     ("/2.0/mlflow", models::ROUTES),
     ("/2.0/mlflow", model_versions::ROUTES),
     ("/2.0/mlflow", run_artifacts::ROUTES),
+    ("/2.0/mlflow", webhooks::ROUTES),
     ("/2.0/mlflow-artifacts", artifacts::ROUTES),
     ("/3.0/mlflow", meta::ROUTES),
 ];
@@ -82,7 +84,8 @@ pub(crate) fn router(registry: Arc<Registry>) -> Router {
         .merge(logged_models::routes())
         .merge(models::routes())
         .merge(model_versions::routes())
-        .merge(run_artifacts::routes());
+        .merge(run_artifacts::routes())
+        .merge(webhooks::routes());
     let known = PREFIXES.into_iter().fold(Router::new(), |router, prefix| {
         router
             .nest(&format!("{prefix}/2.0/mlflow"), second.clone())

@@ -22,3 +22,5 @@ pub mod run;
 pub mod secret;
 pub mod token;
 pub mod tracking;
+pub mod webhook;
+pub mod webhook_payload;

@@ -26,6 +26,7 @@ mod runs;
 mod secrets;
 mod tokens;
 mod tracking;
+mod webhooks;
 
 use std::{path::Path, sync::Arc, time::Instant};
 
@@ -52,6 +53,7 @@ pub use self::{
     openid::{ExchangeError, Origin, SESSION_LIFETIME},
     runs::{InputRequest, RunRequest},
     tokens::TokenOrder,
+    webhooks::WebhookTrial,
 };
 pub(crate) use self::{
     audit::run_checkpoints,
@@ -68,6 +70,7 @@ use crate::{
     metrics,
     model::run::{NewRun, Run, RunBatch},
     store::Stores,
+    webhooks::Webhooks,
 };
 
 /// How many uploaded files are read at the same time.
@@ -93,6 +96,7 @@ pub struct Registry {
     new_runs: Group<NewRun, Run>,
     guessing: Guessing,
     hashing: Semaphore,
+    webhooks: Webhooks,
     soft: CancellationToken,
 }
 
@@ -111,6 +115,7 @@ pub(crate) struct Parts {
     pub(crate) appender: Group<Vec<NewEvent>>,
     pub(crate) run_log: Group<RunBatch>,
     pub(crate) new_runs: Group<NewRun, Run>,
+    pub(crate) webhooks: Webhooks,
     pub(crate) soft: CancellationToken,
 }
 
@@ -133,6 +138,7 @@ impl Registry {
             new_runs: parts.new_runs,
             guessing: Guessing::default(),
             hashing: Semaphore::new(HASHINGS),
+            webhooks: parts.webhooks,
             soft: parts.soft,
         }
     }

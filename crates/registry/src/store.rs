@@ -27,6 +27,8 @@ mod tokens;
 mod tracking;
 mod version_registry;
 mod versions;
+mod webhook_outbox;
+mod webhooks;
 
 use std::sync::Arc;
 
@@ -61,8 +63,11 @@ pub use self::{
     tokens::{TokenMade, TokenRow, TokenStore},
     tracking::TrackingStore,
     version_registry::VersionRegistryStore,
+    webhooks::WebhookStore,
 };
-pub(crate) use self::{artifact_files::no_upload, logged_models::no_logged_model, tracking::no_run};
+pub(crate) use self::{
+    artifact_files::no_upload, logged_models::no_logged_model, tracking::no_run, webhooks::no_webhook,
+};
 use crate::{error::Result, model::event::EventKind};
 
 /// The registry's tables.
@@ -73,7 +78,8 @@ pub const MIGRATIONS: Migrations = migrations!(
         "0002_access",
         "0003_tracking",
         "0004_artifact_file",
-        "0005_model_registry"
+        "0005_model_registry",
+        "0008_webhooks"
     ]
 );
 
@@ -124,6 +130,8 @@ pub struct Stores {
     pub access: Arc<dyn AccessStore>,
     /// Secrets.
     pub secrets: Arc<dyn SecretStore>,
+    /// Webhooks and their deliveries.
+    pub webhooks: Arc<dyn WebhookStore>,
     /// The admin of the first start.
     pub first_admin: Arc<dyn FirstAdminStore>,
 }
@@ -163,6 +171,7 @@ impl Stores {
             + ModelRegistryStore
             + VersionRegistryStore
             + EntrySearchStore
+            + WebhookStore
             + 'static,
     {
         Self {
@@ -188,6 +197,7 @@ impl Stores {
             tokens: Arc::clone(&store) as Arc<dyn TokenStore>,
             access: Arc::clone(&store) as Arc<dyn AccessStore>,
             secrets: Arc::clone(&store) as Arc<dyn SecretStore>,
+            webhooks: Arc::clone(&store) as Arc<dyn WebhookStore>,
             first_admin: store as Arc<dyn FirstAdminStore>,
         }
     }

@@ -188,6 +188,7 @@ impl Registry {
         let created = self.stores.version_registry.create_version_entry(&new).await?;
         ::metrics::counter!(metrics::MODEL_VERSIONS).increment(1);
         self.desired.notify();
+        self.webhooks.wake();
         tracing::info!(
             model = name,
             version = created.version,
@@ -546,7 +547,9 @@ impl Registry {
             None => check_tag_key(key)?,
         }
         let store = &self.stores.version_registry;
-        store.tag_version(project, name, number, key, value, &event).await
+        store.tag_version(project, name, number, key, value, &event).await?;
+        self.webhooks.wake();
+        Ok(())
     }
 }
 
