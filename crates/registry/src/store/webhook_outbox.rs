@@ -1,6 +1,6 @@
 //! Telling webhooks: a delivery is stored, and its job with it, in the transaction of what it tells of.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 use conditional_trait_gen::trait_gen;
 use modelyard_auth::audit::NewEvent;
@@ -39,6 +39,41 @@ fn delivery_id(cause: Uuid, place: usize, webhook: &str) -> Uuid {
         .into_uuid()
 }
 
+/// A message for one webhook.
+struct Message {
+    id: Uuid,
+    webhook: String,
+    event: String,
+    body: Arc<str>,
+}
+
+/// The messages for those of `told`, webhooks with what they are told, that are told such things.
+fn messages(
+    project: &str,
+    model: &str,
+    is_prompt: bool,
+    cause: &NewEvent,
+    happenings: &[Happening<'_>],
+    told: &[(String, String)],
+) -> Vec<Message> {
+    let mut messages = Vec::new();
+    for (place, happening) in happenings.iter().enumerate() {
+        let Some((event, data)) = happening.told(model, happening.is_of_prompt(is_prompt)) else {
+            continue;
+        };
+        let name = event.to_string();
+        let text: Arc<str> = body(project, event, cause.at, &data).into();
+        let listeners = told.iter().filter(|(_, wanted)| *wanted == name);
+        messages.extend(listeners.map(|(webhook, _)| Message {
+            id: delivery_id(cause.id, place, webhook),
+            webhook: webhook.clone(),
+            event: name.clone(),
+            body: Arc::clone(&text),
+        }));
+    }
+    messages
+}
+
 #[trait_gen(P -> SqlitePools, PostgresPools)]
 impl SqlStore<P> {
     /// Enqueues deliveries to those who are told such things. `cause` is the event of the change, which has a time and an
@@ -68,20 +103,8 @@ impl SqlStore<P> {
                 .fetch_optional(&mut **tx)
                 .await?;
         let is_prompt = prompt.is_some_and(|value| value.eq_ignore_ascii_case("true"));
-        for (place, happening) in happenings.iter().enumerate() {
-            let Some((event, data)) = happening.told(model, happening.is_of_prompt(is_prompt)) else {
-                continue;
-            };
-            let event_name = event.to_string();
-            let mut listeners = told.iter().filter(|(_, wanted)| *wanted == event_name).peekable();
-            if listeners.peek().is_none() {
-                continue;
-            }
-            let text = body(project, event, cause.at, &data);
-            for (webhook, _) in listeners {
-                let id = delivery_id(cause.id, place, webhook);
-                Self::enqueue_delivery(tx, id, webhook, &event_name, &text, cause.at).await?;
-            }
+        for message in messages(project, model, is_prompt, cause, happenings, &told) {
+            Self::enqueue_delivery(tx, &message, cause.at).await?;
         }
         Ok(())
     }
@@ -137,14 +160,8 @@ impl SqlStore<P> {
         Self::tell_webhooks(tx, request.project, request.model, request.event, &[alias]).await
     }
 
-    async fn enqueue_delivery(
-        tx: &mut Transaction<<P as Pools>::Db>,
-        id: Uuid,
-        webhook: &str,
-        event: &str,
-        text: &str,
-        now: Timestamp,
-    ) -> Result<()> {
+    async fn enqueue_delivery(tx: &mut Transaction<<P as Pools>::Db>, message: &Message, now: Timestamp) -> Result<()> {
+        let Message { id, webhook, event, .. } = message;
         let waiting: i64 = sqlx::query_scalar(
             "SELECT COUNT(*) FROM (SELECT 1 FROM webhook_delivery WHERE webhook_id = $1 AND state = 'pending' LIMIT $2) w",
         )
@@ -166,7 +183,7 @@ impl SqlStore<P> {
         .bind(id.to_string())
         .bind(webhook)
         .bind(event)
-        .bind(if is_full { "" } else { text })
+        .bind(if is_full { "" } else { message.body.as_ref() })
         .bind(state.as_str())
         .bind(error)
         .bind(now.as_micros())
@@ -184,7 +201,7 @@ impl SqlStore<P> {
         let job = NewJob {
             // How often it is tried is decided where it is sent.
             max_attempts: MAX_ATTEMPTS,
-            ..NewJob::new(JobId::from(id), QUEUE, json!({}), now)
+            ..NewJob::new(JobId::from(*id), QUEUE, json!({}), now)
         };
         modelyard_jobs::enqueue_in(tx, &job, now).await?;
         Ok(())
