@@ -45,4 +45,3 @@ CREATE TABLE webhook_delivery (
 );
 CREATE INDEX webhook_delivery_webhook ON webhook_delivery (webhook_id, id);
 CREATE INDEX webhook_delivery_pending ON webhook_delivery (webhook_id) WHERE state = 'pending';
-CREATE INDEX webhook_delivery_finished ON webhook_delivery (finished_at) WHERE finished_at IS NOT NULL;

@@ -201,6 +201,8 @@ impl SqlStore<P> {
         let job = NewJob {
             // How often it is tried is decided where it is sent.
             max_attempts: MAX_ATTEMPTS,
+            // One that does not answer, with all that waits for it, does not keep the others waiting.
+            priority: -waiting,
             ..NewJob::new(JobId::from(*id), QUEUE, json!({}), now)
         };
         modelyard_jobs::enqueue_in(tx, &job, now).await?;

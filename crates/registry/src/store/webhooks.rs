@@ -69,7 +69,7 @@ pub trait WebhookStore: Send + Sync {
     async fn find_pending(&self, delivery: &str) -> Result<Option<Pending>>;
     /// Writes down how an attempt ended; a delivery that is finished takes its job with it.
     async fn end_attempt(&self, delivery: &str, end: &AttemptEnd, job: Option<&Claim>, now: Timestamp) -> Result<()>;
-    /// Forgets deliveries that were finished before a time; how many.
+    /// Forgets deliveries of what happened before a time, and those of webhooks that are gone; how many.
     async fn prune_deliveries(&self, before: Timestamp) -> Result<u64>;
     /// All webhooks with secrets, as project, id and sealed secret: for sealing them with another key.
     async fn webhook_secrets(&self) -> Result<Vec<(String, String, String)>>;
@@ -439,7 +439,7 @@ impl WebhookStore for SqlStore<P> {
         let mut tx = self.pools.begin().await?;
         // What was enqueued while its webhook was removed has nobody to go to.
         let pruned = sqlx::query(
-            "DELETE FROM webhook_delivery WHERE finished_at < $1
+            "DELETE FROM webhook_delivery WHERE created_at < $1
              OR NOT EXISTS (SELECT 1 FROM webhook w WHERE w.id = webhook_delivery.webhook_id)",
         )
         .bind(before.as_micros())
