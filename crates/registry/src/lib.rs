@@ -11,7 +11,8 @@
 //! - Every change that others follow has a revision, taken inside its transaction; whoever sees revision 7 can see all up to
 //!   7.
 //! - Creating with an idempotency key twice creates once.
-//! - What is done and its audit event are one transaction; the chain is only added to.
+//! - What is done and its audit event are one transaction; the chain is only added to. So is what webhooks are told of it,
+//!   which is delivered until it is taken or given up.
 //! - A model version whose file is an ONNX model with a signature can be served; MLflow's clients register others, too. A
 //!   dataset version can be read: its files are Parquet or CSV with one set of columns.
 //!

@@ -73,11 +73,12 @@ fn reach_v4(address: Ipv4Addr) -> Reach {
 }
 
 fn reach_v6(address: Ipv6Addr) -> Reach {
-    match address.segments() {
+    let segments = address.segments();
+    // Protocols, documentation.
+    let is_special = matches!(segments, [0x2001, 0..=0x1ff | 0xdb8, ..] | [0x3fff, ..]);
+    match segments {
         [0, 0, 0, 0, 0, 0, 0, 1] | [0xfc00..=0xfdff, ..] => Reach::Private,
-        // Documentation, protocols.
-        [0x2001, 0xdb8, ..] | [0x2001, 0..=0x1ff, ..] | [0x3fff, ..] => Reach::Never,
-        [0x2000..=0x3fff, ..] => Reach::Public,
+        [0x2000..=0x3fff, ..] if !is_special => Reach::Public,
         _ => Reach::Never,
     }
 }
