@@ -96,6 +96,10 @@ actions! {
     TriggerRead = "trigger.read",
     /// Declare and remove triggers.
     TriggerWrite = "trigger.write",
+    /// See webhooks and what became of their deliveries.
+    WebhookRead = "webhook.read",
+    /// Make, change, test and remove webhooks.
+    WebhookWrite = "webhook.write",
     /// See users, service accounts and their tokens.
     IdentityRead = "identity.read",
     /// Create, change and remove users, service accounts and their tokens.

@@ -54,6 +54,7 @@ kinds! {
     Run = "run",
     Secret = "secret",
     Trigger = "trigger",
+    Webhook = "webhook",
 }
 
 /// A resource: the installation, a project, or something in a project. It need not exist.

@@ -12,6 +12,7 @@ use crate::{
     error::{Error, Result},
     openid::{self, SignIn},
     service::FIRST_ADMIN,
+    webhooks::WebhookConfig,
 };
 
 /// Configuration of the registry.
@@ -28,12 +29,15 @@ pub struct Config {
     pub admin_password: Option<Secret>,
     /// Where people and workloads sign in, beside names with passwords. The same in all processes of the registry.
     pub sign_in: SignIn,
+    /// Where webhooks may go, and how hard they are tried.
+    pub webhooks: WebhookConfig,
 }
 
 impl Config {
     /// Checks what can be checked without opening anything.
     pub fn validate(&self) -> Result<()> {
         self.database.validate()?;
+        self.webhooks.validate()?;
         if let Some(password) = &self.admin_password {
             check_password(password.reveal(), FIRST_ADMIN)
                 .map_err(|error| Error::request(format!("`registry.admin_password` cannot be used: {error}")))?;

@@ -138,6 +138,9 @@ pub enum Error {
     /// Signing in elsewhere.
     #[error(transparent)]
     OpenId(#[from] crate::openid::Error),
+    /// The queue of what webhooks are told.
+    #[error(transparent)]
+    Jobs(#[from] modelyard_jobs::Error),
     /// The database.
     #[error(transparent)]
     Database(#[from] modelyard_db::Error),
@@ -190,6 +193,7 @@ impl Fault for Error {
             Self::Artifacts(error) => error.kind(),
             Self::Access(error) => error.kind(),
             Self::OpenId(error) => error.kind(),
+            Self::Jobs(error) => error.kind(),
             Self::Database(error) => error.kind(),
         }
     }
@@ -217,6 +221,7 @@ impl Fault for Error {
             Self::Artifacts(error) => error.reason(),
             Self::Access(error) => error.reason(),
             Self::OpenId(error) => error.reason(),
+            Self::Jobs(error) => error.reason(),
             Self::Database(error) => error.reason(),
         }
     }

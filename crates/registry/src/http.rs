@@ -12,6 +12,7 @@ mod page;
 mod projects;
 mod runs;
 mod sign_in;
+mod webhooks;
 
 use std::sync::Arc;
 
@@ -82,6 +83,7 @@ fn in_project() -> OpenApiRouter<Arc<Registry>> {
             endpoints::delete_endpoint
         ))
         .routes(routes!(endpoints::list_events))
+        .routes(routes!(webhooks::list_webhook_deliveries))
 }
 
 fn in_installation() -> OpenApiRouter<Arc<Registry>> {

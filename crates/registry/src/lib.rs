@@ -11,7 +11,8 @@
 //! - Every change that others follow has a revision, taken inside its transaction; whoever sees revision 7 can see all up to
 //!   7.
 //! - Creating with an idempotency key twice creates once.
-//! - What is done and its audit event are one transaction; the chain is only added to.
+//! - What is done and its audit event are one transaction; the chain is only added to. So is what webhooks are told of it,
+//!   which is delivered until it is taken or given up.
 //! - A model version whose file is an ONNX model with a signature can be served; MLflow's clients register others, too. A
 //!   dataset version can be read: its files are Parquet or CSV with one set of columns.
 //!
@@ -33,6 +34,7 @@ mod openid;
 pub mod search;
 mod service;
 mod store;
+mod webhooks;
 
 use std::sync::Arc;
 
@@ -48,6 +50,7 @@ pub use self::{
     openid::{Provider, Rule, SignIn, Workload},
     service::{ARTIFACT_LIMIT_BYTES, HEARTBEAT, MAX_PROFILE_BYTES, POLL, Registry},
     store::MIGRATIONS,
+    webhooks::WebhookConfig,
 };
 use self::{
     files::folder::ImportFolders,
@@ -76,7 +79,7 @@ pub async fn start(config: Config, context: &Context, storage: Storage, access: 
     config.validate()?;
     let gate = context.readiness.gate("registry.database");
     let database = Database::open(&config.database, &context.data_dir, DATABASE).await?;
-    database.migrate(&[MIGRATIONS]).await?;
+    database.migrate(&[modelyard_jobs::MIGRATIONS, MIGRATIONS]).await?;
     let stores = Stores::open(&database);
     stores.projects.date_defaults(context.clock.now()).await?;
     let desired = Desired::open(stores.clone()).await?;
@@ -106,6 +109,7 @@ pub async fn start(config: Config, context: &Context, storage: Storage, access: 
     lifecycle.spawn("registry spans", tracing_in);
     let retention = run_retention(stores.clone(), blobs.clone(), Arc::clone(&context.clock), soft.clone());
     lifecycle.spawn("registry retention", retention);
+    let webhooks = webhooks::start(&config.webhooks, context, &database, &stores, &keys).await?;
     let is_open = access.mode() == Mode::Open;
     let registry = Arc::new(Registry::new(Parts {
         stores,
@@ -122,6 +126,7 @@ pub async fn start(config: Config, context: &Context, storage: Storage, access: 
         run_log,
         new_runs,
         spans,
+        webhooks,
         soft: soft.clone(),
     }));
     registry.reseal().await;

@@ -14,6 +14,10 @@ pub const METRIC_POINTS: &str = "modelyard_registry_metric_points_logged_total";
 pub const IMPORT_DURATION: &str = "modelyard_registry_import_duration_seconds";
 /// The label of [`IMPORT_DURATION`].
 pub const KIND: &str = "kind";
+/// Counts attempts to deliver to webhooks, by `state`: `pending` where another follows, `delivered` or `failed`.
+pub const WEBHOOK_ATTEMPTS: &str = "modelyard_registry_webhook_attempts_total";
+/// The label of [`WEBHOOK_ATTEMPTS`].
+pub const STATE: &str = "state";
 /// Streams of the desired state that are open.
 pub const WATCHERS: &str = "modelyard_registry_watchers";
 /// The revision of the desired state that watchers are given.

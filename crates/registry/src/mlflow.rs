@@ -20,6 +20,7 @@ mod runs;
 mod search;
 mod trace_answers;
 mod traces;
+mod webhooks;
 
 use std::sync::Arc;
 
@@ -65,6 +66,7 @@ const GROUPS: &[(&str, &[(&str, &str)])] = &[
     ("/2.0/mlflow", model_versions::ROUTES),
     ("/2.0/mlflow", run_artifacts::ROUTES),
     ("/2.0/mlflow", old_traces::ROUTES),
+    ("/2.0/mlflow", webhooks::ROUTES),
     ("/2.0/mlflow-artifacts", artifacts::ROUTES),
     ("/3.0/mlflow", traces::ROUTES),
     ("/3.0/mlflow", assessments::ROUTES),
@@ -94,6 +96,7 @@ pub(crate) fn router(registry: Arc<Registry>) -> Router {
         .merge(run_artifacts::routes())
         .merge(old_traces::routes());
     let third = traces::routes().merge(assessments::routes());
+        .merge(webhooks::routes());
     let known = PREFIXES.into_iter().fold(Router::new(), |router, prefix| {
         router
             .nest(&format!("{prefix}/2.0/mlflow"), second.clone())

@@ -29,3 +29,5 @@ mod span_translation;
 pub mod token;
 pub mod trace;
 pub mod tracking;
+pub mod webhook;
+pub mod webhook_payload;

@@ -29,6 +29,7 @@ mod tokens;
 mod traces;
 mod tracking;
 mod version_changes;
+mod webhooks;
 
 use std::{path::Path, sync::Arc, time::Instant};
 
@@ -56,6 +57,7 @@ pub use self::{
     runs::{InputRequest, RunRequest},
     tokens::TokenOrder,
     traces::TraceDeletionForm,
+    webhooks::WebhookTrial,
 };
 pub(crate) use self::{
     audit::run_checkpoints,
@@ -75,6 +77,7 @@ use crate::{
         trace::SpanBatch,
     },
     store::Stores,
+    webhooks::Webhooks,
 };
 
 /// How many uploaded files are read at the same time.
@@ -104,6 +107,7 @@ pub struct Registry {
     large_requests: Semaphore,
     guessing: Guessing,
     hashing: Semaphore,
+    webhooks: Webhooks,
     soft: CancellationToken,
 }
 
@@ -123,6 +127,7 @@ pub(crate) struct Parts {
     pub(crate) run_log: Group<RunBatch>,
     pub(crate) new_runs: Group<NewRun, Run>,
     pub(crate) spans: Group<SpanBatch>,
+    pub(crate) webhooks: Webhooks,
     pub(crate) soft: CancellationToken,
 }
 
@@ -147,6 +152,7 @@ impl Registry {
             large_requests: Semaphore::new(LARGE_REQUESTS),
             guessing: Guessing::default(),
             hashing: Semaphore::new(HASHINGS),
+            webhooks: parts.webhooks,
             soft: parts.soft,
         }
     }

@@ -31,6 +31,8 @@ mod traces;
 mod tracking;
 mod version_registry;
 mod versions;
+mod webhook_outbox;
+mod webhooks;
 
 use std::sync::Arc;
 
@@ -67,6 +69,10 @@ pub use self::{
     traces::TraceStore,
     tracking::TrackingStore,
     version_registry::VersionRegistryStore,
+    webhooks::WebhookStore,
+};
+pub(crate) use self::{
+    artifact_files::no_upload, logged_models::no_logged_model, tracking::no_run, webhooks::no_webhook,
 };
 pub(crate) use self::{
     artifact_files::no_upload, assessments::no_assessment, logged_models::no_logged_model, trace_rows::no_trace,
@@ -85,6 +91,7 @@ pub const MIGRATIONS: Migrations = migrations!(
         "0005_model_registry",
         "0014_metric_series"
         "0006_traces"
+        "0008_webhooks"
     ]
 );
 
@@ -139,6 +146,8 @@ pub struct Stores {
     pub access: Arc<dyn AccessStore>,
     /// Secrets.
     pub secrets: Arc<dyn SecretStore>,
+    /// Webhooks and their deliveries.
+    pub webhooks: Arc<dyn WebhookStore>,
     /// The admin of the first start.
     pub first_admin: Arc<dyn FirstAdminStore>,
 }
@@ -180,6 +189,7 @@ impl Stores {
             + EntrySearchStore
             + TraceStore
             + AssessmentStore
+            + WebhookStore
             + 'static,
     {
         Self {
@@ -207,6 +217,7 @@ impl Stores {
             tokens: Arc::clone(&store) as Arc<dyn TokenStore>,
             access: Arc::clone(&store) as Arc<dyn AccessStore>,
             secrets: Arc::clone(&store) as Arc<dyn SecretStore>,
+            webhooks: Arc::clone(&store) as Arc<dyn WebhookStore>,
             first_admin: store as Arc<dyn FirstAdminStore>,
         }
     }

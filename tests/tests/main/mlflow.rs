@@ -98,6 +98,21 @@ async fn the_model_registry_works_on_postgresql_in_separate_processes() -> Resul
     run("mlflow_registry.py", Topology::Split, Engine::Postgres).await
 }
 
+/// The receiver of the script is on this machine.
+const WEBHOOKS_INSIDE: &str = "[registry.webhooks]\nallow_http = true\nallow_private_addresses = true\n";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn webhooks_work_on_sqlite() -> Result<()> {
+    let deployment = Deployment::start_with(Topology::AllInOne, Engine::Sqlite, WEBHOOKS_INSIDE).await?;
+    run_at("mlflow_webhooks.py", deployment).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn webhooks_work_on_postgresql_in_separate_processes() -> Result<()> {
+    let deployment = Deployment::start_with(Topology::Split, Engine::Postgres, WEBHOOKS_INSIDE).await?;
+    run_at("mlflow_webhooks.py", deployment).await
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn traces_work_on_sqlite() -> Result<()> {
     run("mlflow_traces.py", Topology::AllInOne, Engine::Sqlite).await

@@ -5,7 +5,7 @@
 //! | `sign-in`, `token.exchange`, `sign-out` | Authentication (3002) |
 //! | a change of a user or service account | Account Change (3001) |
 //! | a change of a role binding | User Access Management (3005) |
-//! | a change of a role, policy, token or secret | Entity Management (3004) |
+//! | a change of a role, policy, token, secret or webhook | Entity Management (3004) |
 //! | everything else, and all that only looks | API Activity (6003) |
 //!
 //! What was done is the event's detail [`Operation`]; what was refused has none.
@@ -161,7 +161,7 @@ fn classify(event: &AuditEvent) -> (Class, (u32, &'static str)) {
                 (1, "Assign Privileges")
             },
         ),
-        "role-binding" | "role" | "policy" | "token" | "secret" => (Class::EntityManagement, change),
+        "role-binding" | "role" | "policy" | "token" | "secret" | "webhook" => (Class::EntityManagement, change),
         _ => (Class::ApiActivity, change),
     }
 }

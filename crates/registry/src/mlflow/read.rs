@@ -162,6 +162,11 @@ impl Fields {
         }
     }
 
+    /// Whether something is said of it.
+    pub(crate) fn has(&self, name: &str) -> bool {
+        self.get(name).is_some()
+    }
+
     fn get(&self, name: &str) -> Option<&Value> {
         self.0.get(name).filter(|value| !value.is_null())
     }

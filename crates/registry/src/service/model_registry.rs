@@ -45,11 +45,11 @@ pub struct EntryQuery {
     pub page_token: Option<String>,
 }
 
-fn page_token(offset: u64) -> String {
+pub(super) fn page_token(offset: u64) -> String {
     STANDARD.encode(json!({"offset": offset}).to_string())
 }
 
-fn read_page_token(token: &str) -> Result<u64> {
+pub(super) fn read_page_token(token: &str) -> Result<u64> {
     let read = || {
         let decoded = STANDARD.decode(token).ok()?;
         let decoded: Value = serde_json::from_slice(&decoded).ok()?;
@@ -126,6 +126,7 @@ impl Registry {
         };
         let created = self.stores.model_registry.create_model_entry(&new).await?;
         self.desired.notify();
+        self.webhooks.wake();
         Ok(created)
     }
 
@@ -219,7 +220,9 @@ impl Registry {
             None => check_tag_key(key)?,
         }
         let store = &self.stores.model_registry;
-        store.tag_model(project, name, key, value, &event).await
+        store.tag_model(project, name, key, value, &event).await?;
+        self.webhooks.wake();
+        Ok(())
     }
 
     /// The newest version of each of some stages; of all where none is named.

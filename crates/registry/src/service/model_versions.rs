@@ -188,6 +188,7 @@ impl Registry {
         let created = self.stores.version_registry.create_version_entry(&new).await?;
         ::metrics::counter!(metrics::MODEL_VERSIONS).increment(1);
         self.desired.notify();
+        self.webhooks.wake();
         tracing::info!(
             model = name,
             version = created.version,

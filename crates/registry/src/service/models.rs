@@ -164,6 +164,7 @@ impl Registry {
         if created {
             ::metrics::counter!(metrics::MODEL_VERSIONS).increment(1);
             self.desired.notify();
+            self.webhooks.wake();
             tracing::info!(model, version = version.version, "model version created");
         }
         Ok((version, created))
@@ -339,6 +340,7 @@ impl Registry {
     fn alias_changed(&self) {
         ::metrics::counter!(metrics::ALIAS_CHANGES).increment(1);
         self.desired.notify();
+        self.webhooks.wake();
     }
 
     /// Where an alias points.

@@ -14,6 +14,8 @@ pub const EVENT_RETENTION: Duration = Duration::from_hours(24 * 90);
 pub const TOKEN_RETENTION: Duration = Duration::from_hours(24 * 30);
 /// An unfinished upload of this age is what a crash left behind.
 pub const UPLOAD_LIFETIME: Duration = Duration::from_hours(48);
+/// How long is kept what became of a webhook's deliveries.
+pub const DELIVERY_RETENTION: Duration = Duration::from_hours(24 * 30);
 /// How often is looked for what can be forgotten.
 const INTERVAL: Duration = Duration::from_hours(1);
 
@@ -41,8 +43,17 @@ async fn forget(stores: &Stores, blobs: &Artifacts, clock: &SharedClock) -> Resu
     let events = stores.events.prune_events(now - EVENT_RETENTION).await?;
     let reports = stores.endpoints.prune_reports(now - REPORT_RETENTION).await?;
     let tokens = stores.tokens.prune_tokens(now - TOKEN_RETENTION).await?;
+    let deliveries = stores.webhooks.prune_deliveries(now - DELIVERY_RETENTION).await?;
     let unfinished = stores.artifact_uploads.prune_uploads(now - UPLOAD_LIFETIME).await?;
     let uploads = blobs.sweep_uploads((now - UPLOAD_LIFETIME).to_datetime()).await?;
-    tracing::debug!(events, reports, tokens, unfinished, uploads, "old entries removed");
+    tracing::debug!(
+        events,
+        reports,
+        tokens,
+        deliveries,
+        unfinished,
+        uploads,
+        "old entries removed"
+    );
     Ok(())
 }

@@ -12,6 +12,7 @@ use crate::{
         secret::{MAX_SECRET_BYTES, SecretEntry},
     },
     store::SealedSecret,
+    webhooks::secret_context,
 };
 
 /// What a secret is sealed for: it opens as this one only.
@@ -114,6 +115,13 @@ impl Registry {
             if self.keys.needs_rotation(&secret.sealed) {
                 let resealed = self.resealed(&context(&secret.project, &secret.name), &secret.sealed)?;
                 self.stores.secrets.reseal_secret(&secret, &resealed).await?;
+                count += 1;
+            }
+        }
+        for (project, id, secret) in self.stores.webhooks.webhook_secrets().await? {
+            if self.keys.needs_rotation(&secret) {
+                let resealed = self.resealed(&secret_context(&project, &id), &secret)?;
+                self.stores.webhooks.reseal_webhook(&id, &secret, &resealed).await?;
                 count += 1;
             }
         }

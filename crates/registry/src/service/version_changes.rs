@@ -110,7 +110,9 @@ impl Registry {
             None => check_tag_key(key)?,
         }
         let store = &self.stores.version_registry;
-        store.tag_version(project, name, number, key, value, &event).await
+        store.tag_version(project, name, number, key, value, &event).await?;
+        self.webhooks.wake();
+        Ok(())
     }
 }
 

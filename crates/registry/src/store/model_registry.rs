@@ -17,7 +17,10 @@ use super::{
 };
 use crate::{
     error::{Error, Result},
-    model::mlflow_registry::{ModelEntry, NewModelEntry, VersionEntry, is_prompt, no_model},
+    model::{
+        mlflow_registry::{ModelEntry, NewModelEntry, VersionEntry, is_prompt, no_model},
+        webhook_payload::Happening,
+    },
 };
 
 /// How many models are completed by one statement.
@@ -363,6 +366,11 @@ impl ModelRegistryStore for SqlStore<P> {
         }
         let created = Self::required_model(&mut tx, &new.project, &new.name).await?;
         Self::append_audit(&mut tx, &after(&new.event, &created)?).await?;
+        let made = Happening::Created {
+            tags: &new.tags,
+            description: &new.description,
+        };
+        Self::tell_webhooks(&mut tx, &new.project, &new.name, &new.event, &[made]).await?;
         tx.commit().await?;
         Ok(created)
     }
@@ -536,6 +544,7 @@ impl ModelRegistryStore for SqlStore<P> {
         query.execute(&mut *tx).await?;
         let event = with_detail(event, "tag", key);
         Self::append_audit(&mut tx, &event.with_digests(before.as_deref(), value)).await?;
+        Self::tell_webhooks(&mut tx, project, model, &event, &[Happening::Tag { key, value }]).await?;
         Ok(tx.commit().await?)
     }
 }

@@ -399,6 +399,7 @@ impl ModelStore for SqlStore<P> {
         if let Some(repeated) = Self::repeated_version(&mut tx, new).await? {
             return Ok((repeated, false));
         }
+        let is_first = Self::is_new_model(&mut tx, new).await?;
         let version = Self::next_version(&mut tx, new).await?;
         Self::insert_version(&mut tx, new, version).await?;
         let subject = json!({"model": new.model, "version": version});
@@ -420,6 +421,7 @@ impl ModelStore for SqlStore<P> {
         let created = created.ok_or_else(|| modelyard_db::Error::value("version", &version.to_string()))?;
         let event = with_detail(&new.event, "version", version);
         Self::append_audit(&mut tx, &after(&event, &created)?).await?;
+        Self::tell_of_version(&mut tx, new, version, is_first).await?;
         tx.commit().await?;
         Ok((created, true))
     }
@@ -524,6 +526,7 @@ impl ModelStore for SqlStore<P> {
         let previous = Self::move_alias(&mut tx, request, revision, i64::from(version)).await?;
         if previous != Some(i64::from(version)) {
             Self::append_audit(&mut tx, &alias_event(request, previous, Some(i64::from(version)))).await?;
+            Self::tell_of_alias(&mut tx, request, Some(i64::from(version))).await?;
             tx.commit().await?;
         }
         maybe("version", previous)
@@ -543,6 +546,7 @@ impl ModelStore for SqlStore<P> {
         if previous.is_some() {
             Self::record_alias(&mut tx, request, revision, previous, None).await?;
             Self::append_audit(&mut tx, &alias_event(request, previous, None)).await?;
+            Self::tell_of_alias(&mut tx, request, None).await?;
             tx.commit().await?;
         }
         maybe("version", previous)

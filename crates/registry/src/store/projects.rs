@@ -178,6 +178,11 @@ impl ProjectStore for SqlStore<P> {
             .bind(name)
             .execute(&mut *tx)
             .await?;
+        // A project that is made anew tells nobody whom it does not know; deliveries go with the retention.
+        sqlx::query("DELETE FROM webhook WHERE project = $1")
+            .bind(name)
+            .execute(&mut *tx)
+            .await?;
         Self::append_audit(&mut tx, &event.with_digests(Some(&description), None)).await?;
         tx.commit().await?;
         Ok(true)

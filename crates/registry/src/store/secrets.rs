@@ -40,7 +40,8 @@ pub trait SecretStore: Send + Sync {
     async fn remove_secret(&self, project: &str, name: &str, event: &NewEvent) -> Result<bool>;
     /// The sealed value, together with the event that it was opened.
     async fn open_secret(&self, project: &str, name: &str, event: &NewEvent) -> Result<Option<String>>;
-    /// Whether anything in the database is sealed with a key that is not in it: secrets, or keys of the audit chain.
+    /// Whether anything in the database is sealed with a key that is not in it: secrets, also of webhooks, or keys of the
+    /// audit chain.
     async fn has_sealed(&self) -> Result<bool>;
     /// All secrets, for sealing them with another key.
     async fn all_secrets(&self) -> Result<Vec<SealedSecret>>;
@@ -148,9 +149,12 @@ impl SecretStore for SqlStore<P> {
     }
 
     async fn has_sealed(&self) -> Result<bool> {
-        let count: i64 = sqlx::query_scalar("SELECT (SELECT COUNT(*) FROM secret) + (SELECT COUNT(*) FROM audit_key)")
-            .fetch_one(self.pools.reader())
-            .await?;
+        let count: i64 = sqlx::query_scalar(
+            "SELECT (SELECT COUNT(*) FROM secret) + (SELECT COUNT(*) FROM audit_key)
+                    + (SELECT COUNT(*) FROM webhook WHERE secret IS NOT NULL)",
+        )
+        .fetch_one(self.pools.reader())
+        .await?;
         Ok(count > 0)
     }
 

@@ -23,6 +23,7 @@ use crate::{
             LoggedSource, MODEL_VERSIONS_TAG, NewVersionEntry, Stage, VersionEntry, VersionStatus, no_version,
         },
         tracking::PROXY_SCHEME,
+        webhook_payload::Happening,
     },
 };
 
@@ -371,6 +372,14 @@ impl VersionRegistryStore for SqlStore<P> {
         let created = Self::required_entry(&mut tx, &common.project, &common.model, version).await?;
         let event = with_detail(&common.event, "version", version);
         Self::append_audit(&mut tx, &after(&event, &created)?).await?;
+        let made = Happening::VersionCreated {
+            version,
+            source: &new.source,
+            run_id: new.run_id.as_deref(),
+            tags: &common.tags,
+            description: &common.description,
+        };
+        Self::tell_webhooks(&mut tx, &common.project, &common.model, &event, &[made]).await?;
         tx.commit().await?;
         Ok(created)
     }
@@ -546,6 +555,12 @@ impl VersionRegistryStore for SqlStore<P> {
         let mut event = with_detail(event, "version", version);
         event.add_detail("tag", key);
         Self::append_audit(&mut tx, &event.with_digests(before.as_deref(), value)).await?;
+        let tag = Happening::VersionTag {
+            version: number,
+            key,
+            value,
+        };
+        Self::tell_webhooks(&mut tx, project, model, &event, &[tag]).await?;
         Ok(tx.commit().await?)
     }
 

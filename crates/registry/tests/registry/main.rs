@@ -12,3 +12,4 @@ mod openid;
 mod runs;
 mod support;
 mod watch;
+mod webhooks;

@@ -12,12 +12,16 @@ const WRITE_ARTIFACTS: Need = Need::Project(&["artifact.write"]);
 const READ_MODELS: Need = Need::Project(&["model.read"]);
 const WRITE_MODELS: Need = Need::Project(&["model.write"]);
 const WRITE_ALIASES: Need = Need::Project(&["alias.write"]);
+const READ_WEBHOOKS: Need = Need::Project(&["webhook.read"]);
+const WRITE_WEBHOOKS: Need = Need::Project(&["webhook.write"]);
 
 const RUN: &str = r#"{"run_id": "absent"}"#;
 const EXPERIMENT: &str = r#"{"experiment_id": "4711", "new_name": "absent", "key": "k", "value": "v"}"#;
 const TRACE: &str = r#"{"trace": {"trace_info": {"trace_id": "tr-1", "trace_location": {"mlflow_experiment": {"experiment_id": "4711"}}}}}"#;
 const MODEL: &str = r#"{"name": "absent", "new_name": "gone", "key": "k", "value": "v", "alias": "a", "version": "1"}"#;
 const VERSION: &str = r#"{"name": "absent", "version": "1", "key": "k", "value": "v", "stage": "Staging"}"#;
+const WEBHOOK: &str =
+    r#"{"name": "_", "url": "https://example.com/", "events": [{"entity": "PROMPT", "action": "CREATED"}]}"#;
 
 /// Everything in the `routes!` of the protocol. What is named is absent, or it does not matter that it comes into being.
 pub const MLFLOW: &[Operation] = &[
@@ -161,4 +165,11 @@ pub const MLFLOW: &[Operation] = &[
         .at("/api/2.0/mlflow/model-versions/get-download-uri?name=absent&version=1"),
     op("POST /api/2.0/mlflow/model-versions/set-tag", WRITE_MODELS).json(VERSION),
     op("DELETE /api/2.0/mlflow/model-versions/delete-tag", WRITE_MODELS).json(VERSION),
+    // --- webhooks
+    op("POST /api/2.0/mlflow/webhooks", WRITE_WEBHOOKS).json(WEBHOOK),
+    op("GET /api/2.0/mlflow/webhooks", READ_WEBHOOKS).at("/api/2.0/mlflow/webhooks?max_results=1"),
+    op("GET /api/2.0/mlflow/webhooks/{webhook_id}", READ_WEBHOOKS),
+    op("PATCH /api/2.0/mlflow/webhooks/{webhook_id}", WRITE_WEBHOOKS).json(WEBHOOK),
+    op("DELETE /api/2.0/mlflow/webhooks/{webhook_id}", WRITE_WEBHOOKS),
+    op("POST /api/2.0/mlflow/webhooks/{webhook_id}/test", WRITE_WEBHOOKS).json("{}"),
 ];

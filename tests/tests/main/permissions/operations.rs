@@ -231,6 +231,11 @@ pub const API: &[Operation] = &[
         "GET /api/v1/projects/{project}/runs/{run_id}/metrics/{key}",
         Need::Project(&["run.read"]),
     ),
+    // --- webhooks
+    op(
+        "GET /api/v1/projects/{project}/webhooks/{webhook_id}/deliveries",
+        Need::Project(&["webhook.read"]),
+    ),
     // --- models
     op("GET /api/v1/projects/{project}/models", Need::Project(&["model.read"])),
     op(

@@ -42,6 +42,8 @@ const ADMINISTER: &[&str] = &[
     "identity.read",
     "identity.write",
     "project.write",
+    "webhook.read",
+    "webhook.write",
 ];
 /// What services do among themselves.
 const SERVE: &[&str] = &[
