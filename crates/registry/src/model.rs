@@ -4,6 +4,7 @@ pub mod access;
 pub mod alias;
 pub mod artifact_file;
 pub mod audit;
+pub mod collection;
 pub mod column;
 pub mod dataset;
 pub mod desired;

@@ -5,6 +5,8 @@ mod artifact_files;
 mod artifacts;
 mod audit;
 mod audit_export;
+mod collections;
+mod collector;
 mod datasets;
 mod desired;
 mod endpoints;
@@ -32,7 +34,10 @@ use std::{path::Path, sync::Arc, time::Instant};
 use modelyard_artifacts::{Artifacts, Digest};
 use modelyard_auth::{Access, Action, Caller, Resource, audit::NewEvent, seal::KeyRing};
 use modelyard_common::{clock::SharedClock, id::SharedIds};
-use tokio::{sync::Semaphore, task::spawn_blocking};
+use tokio::{
+    sync::{Notify, Semaphore},
+    task::spawn_blocking,
+};
 use tokio_util::sync::CancellationToken;
 
 use self::passwords::Guessing;
@@ -55,6 +60,7 @@ pub use self::{
 };
 pub(crate) use self::{
     audit::run_checkpoints,
+    collector::run_collections,
     desired::Desired,
     first_admin::NAME as FIRST_ADMIN,
     group::{Chain, Group, NewRuns, RunLog, group},
@@ -94,6 +100,8 @@ pub struct Registry {
     guessing: Guessing,
     hashing: Semaphore,
     soft: CancellationToken,
+    /// Wakes whoever works at collections.
+    collections: Notify,
 }
 
 /// What a registry is made of.
@@ -134,6 +142,7 @@ impl Registry {
             guessing: Guessing::default(),
             hashing: Semaphore::new(HASHINGS),
             soft: parts.soft,
+            collections: Notify::new(),
         }
     }
 

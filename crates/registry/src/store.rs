@@ -6,6 +6,9 @@
 mod access;
 mod artifact_files;
 mod audit;
+mod blobs;
+mod collections;
+mod collector;
 mod datasets;
 mod endpoints;
 mod entry_search;
@@ -37,8 +40,11 @@ use serde_json::Value;
 
 pub use self::{
     access::AccessStore,
-    artifact_files::{ArtifactFileStore, ArtifactUploadStore},
+    artifact_files::{Arrival, ArtifactFileStore, ArtifactUploadStore},
     audit::AuditStore,
+    blobs::{BlobStore, OldBlob},
+    collections::{CollectionStore, Ending, FoundObject, Step},
+    collector::CollectorStore,
     datasets::{DatasetStore, Inserted, NewDatasetVersion},
     endpoints::{EndpointRecord, EndpointStore},
     entry_search::EntrySearchStore,
@@ -62,7 +68,9 @@ pub use self::{
     tracking::TrackingStore,
     version_registry::VersionRegistryStore,
 };
-pub(crate) use self::{artifact_files::no_upload, logged_models::no_logged_model, tracking::no_run};
+pub(crate) use self::{
+    artifact_files::no_upload, collections::object_place, logged_models::no_logged_model, tracking::no_run,
+};
 use crate::{error::Result, model::event::EventKind};
 
 /// The registry's tables.
@@ -73,7 +81,8 @@ pub const MIGRATIONS: Migrations = migrations!(
         "0002_access",
         "0003_tracking",
         "0004_artifact_file",
-        "0005_model_registry"
+        "0005_model_registry",
+        "0009_collection"
     ]
 );
 
@@ -98,6 +107,12 @@ pub struct Stores {
     pub artifact_files: Arc<dyn ArtifactFileStore>,
     /// Uploads of artifacts in parts.
     pub artifact_uploads: Arc<dyn ArtifactUploadStore>,
+    /// Blobs and quotas.
+    pub blobs: Arc<dyn BlobStore>,
+    /// The records of collections.
+    pub collections: Arc<dyn CollectionStore>,
+    /// The steps of collections.
+    pub collector: Arc<dyn CollectorStore>,
     /// What MLflow's registry tells of models.
     pub model_registry: Arc<dyn ModelRegistryStore>,
     /// What MLflow's registry tells of versions.
@@ -163,6 +178,9 @@ impl Stores {
             + ModelRegistryStore
             + VersionRegistryStore
             + EntrySearchStore
+            + BlobStore
+            + CollectionStore
+            + CollectorStore
             + 'static,
     {
         Self {
@@ -175,6 +193,9 @@ impl Stores {
             logged_models: Arc::clone(&store) as Arc<dyn LoggedModelStore>,
             artifact_files: Arc::clone(&store) as Arc<dyn ArtifactFileStore>,
             artifact_uploads: Arc::clone(&store) as Arc<dyn ArtifactUploadStore>,
+            blobs: Arc::clone(&store) as Arc<dyn BlobStore>,
+            collections: Arc::clone(&store) as Arc<dyn CollectionStore>,
+            collector: Arc::clone(&store) as Arc<dyn CollectorStore>,
             model_registry: Arc::clone(&store) as Arc<dyn ModelRegistryStore>,
             version_registry: Arc::clone(&store) as Arc<dyn VersionRegistryStore>,
             entry_search: Arc::clone(&store) as Arc<dyn EntrySearchStore>,

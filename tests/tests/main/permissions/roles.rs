@@ -14,6 +14,7 @@ const VIEW: &[&str] = &[
     "prediction.read",
     "project.read",
     "run.read",
+    "storage.read",
     "trigger.read",
 ];
 const CONTRIBUTE: &[&str] = &[
@@ -42,6 +43,7 @@ const ADMINISTER: &[&str] = &[
     "identity.read",
     "identity.write",
     "project.write",
+    "storage.write",
 ];
 /// What services do among themselves.
 const SERVE: &[&str] = &[
