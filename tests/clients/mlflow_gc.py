@@ -55,10 +55,11 @@ def collect(**request):
     return ended(call("POST", "/gc", 202, json={"blob_grace": "0s", **request}))
 
 
-def objects(collection):
+def objects(collection, outcome=None):
     items, cursor = [], None
     while True:
-        page = call("GET", f"/gc/{collection['id']}/objects", params={"limit": 2, **({"cursor": cursor} if cursor else {})})
+        query = {"limit": 2, **({"outcome": outcome} if outcome else {}), **({"cursor": cursor} if cursor else {})}
+        page = call("GET", f"/gc/{collection['id']}/objects", params=query)
         items += page["items"]
         cursor = page["next_cursor"]
         if cursor is None:
@@ -66,7 +67,7 @@ def objects(collection):
 
 
 def listed(collection, kind, outcome):
-    return sorted(item["id"] for item in objects(collection) if (item["kind"], item["outcome"]) == (kind, outcome))
+    return sorted(item["id"] for item in objects(collection, outcome) if item["kind"] == kind)
 
 
 def counts(collection):

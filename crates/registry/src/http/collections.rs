@@ -19,8 +19,8 @@ use utoipa::{IntoParams, ToSchema};
 use super::page::PageQuery;
 use crate::{
     model::{
-        collection::{CollectedObject, Collection, CollectionRequest, Quota},
-        page::Page,
+        collection::{CollectedObject, CollectedOutcome, Collection, CollectionRequest, Quota},
+        page::{Page, PageRequest},
     },
     service::Registry,
 };
@@ -30,6 +30,20 @@ use crate::{
 pub struct Collections {
     /// One for each project.
     items: Vec<Collection>,
+}
+
+/// Which objects of a collection are wanted.
+#[derive(Debug, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub struct ObjectQuery {
+    /// Only those of which this became: `freed`, `would-be-freed` or `kept`.
+    #[param(inline)]
+    outcome: Option<CollectedOutcome>,
+    /// The most items, 1 to 1000; 50 when it is left out.
+    limit: Option<u32>,
+    /// `next_cursor` of the page before.
+    cursor: Option<String>,
 }
 
 /// Whether an experiment can come back.
@@ -106,16 +120,19 @@ pub async fn get_collection(
 
 /// What a collection freed, would free or kept, by kind and id.
 #[utoipa::path(get, path = "/gc/{id}/objects", tag = "storage",
-    params(("project" = String, Path), ("id" = String, Path), PageQuery),
+    params(("project" = String, Path), ("id" = String, Path), ObjectQuery),
     responses((status = OK, body = Page<CollectedObject>), (status = "default", body = Problem)))]
 pub async fn list_collected(
     State(registry): State<Arc<Registry>>,
     caller: Caller,
     Path((project, id)): Path<(String, String)>,
-    Query(page): Query<PageQuery>,
+    Query(query): Query<ObjectQuery>,
 ) -> Result<Json<Page<CollectedObject>>, Problem> {
-    let page = page.request()?;
-    Ok(Json(registry.list_collected(&caller, &project, &id, &page).await?))
+    let page = PageRequest::new(query.limit, query.cursor.as_deref())?;
+    let objects = registry
+        .list_collected(&caller, &project, &id, query.outcome, &page)
+        .await?;
+    Ok(Json(objects))
 }
 
 /// Deletes an experiment with its runs.

@@ -6,7 +6,7 @@ use super::Registry;
 use crate::{
     error::{Error, Result},
     model::{
-        collection::{CollectedObject, Collection, CollectionRequest, NewCollection, Quota},
+        collection::{CollectedObject, CollectedOutcome, Collection, CollectionRequest, NewCollection, Quota},
         page::{Cursor as _, MAX_PAGE, Page, PageRequest},
         run::Experiment,
         tracking::{ExperimentChange, Lifecycle},
@@ -164,10 +164,11 @@ impl Registry {
         caller: &Caller,
         project: &str,
         id: &str,
+        outcome: Option<CollectedOutcome>,
         page: &PageRequest<String>,
     ) -> Result<Page<CollectedObject>> {
         self.get_collection(caller, project, id).await?;
-        self.stores.collections.list_collected(project, id, page).await
+        self.stores.collections.list_collected(project, id, outcome, page).await
     }
 
     /// Deletes an experiment with its runs. With `for_good` it is removed, with all that is in it, and its name is free again when the

@@ -424,7 +424,7 @@ impl Registry {
             let listed = self
                 .stores
                 .collections
-                .list_collected(&claim.project, &claim.id, &page)
+                .list_collected(&claim.project, &claim.id, None, &page)
                 .await?;
             let freed = listed
                 .items

@@ -72,11 +72,12 @@ pub trait CollectionStore: Send + Sync {
     async fn find_collection(&self, project: &str, id: &str) -> Result<Option<Collection>>;
     /// The collections of a project, the newest first.
     async fn list_collections(&self, project: &str, page: &PageRequest<String>) -> Result<Page<Collection>>;
-    /// The objects of a collection by kind and id. The place of an object is `KIND ID`.
+    /// The objects of a collection by kind and id: all, or those with an outcome. The place of an object is `KIND ID`.
     async fn list_collected(
         &self,
         project: &str,
         id: &str,
+        outcome: Option<CollectedOutcome>,
         page: &PageRequest<String>,
     ) -> Result<Page<CollectedObject>>;
     /// Takes up a collection that runs and that nobody works at, or this node did.
@@ -396,6 +397,7 @@ impl CollectionStore for SqlStore<P> {
         &self,
         project: &str,
         id: &str,
+        outcome: Option<CollectedOutcome>,
         page: &PageRequest<String>,
     ) -> Result<Page<CollectedObject>> {
         let (kind, after) = page
@@ -407,6 +409,7 @@ impl CollectionStore for SqlStore<P> {
             "SELECT o.kind, o.id, o.outcome, o.size_bytes, o.reason
              FROM collected_object o JOIN collection c ON c.id = o.collection_id
              WHERE c.project = $1 AND c.id = $2 AND (o.kind > $3 OR (o.kind = $3 AND o.id > $4))
+               AND o.outcome = COALESCE($6, o.outcome)
              ORDER BY o.kind, o.id LIMIT $5",
         )
         .bind(project)
@@ -414,6 +417,7 @@ impl CollectionStore for SqlStore<P> {
         .bind(kind)
         .bind(after)
         .bind(page.rows())
+        .bind(outcome.map(CollectedOutcome::as_str))
         .fetch_all(self.pools.reader())
         .await?;
         let objects = rows.into_iter().map(ObjectRow::into_object).collect::<Result<_>>()?;
