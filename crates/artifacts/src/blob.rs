@@ -380,6 +380,15 @@ impl ProjectArtifacts {
         }
     }
 
+    /// When a blob was stored last, or `None` if there is no such blob. Its content is not verified, and no key is needed.
+    ///
+    /// # Errors
+    /// A storage error.
+    pub async fn stored_at(&self, digest: Digest) -> Result<Option<DateTime<Utc>>> {
+        let found = self.find_head(digest).await?;
+        Ok(found.map(|(_, result)| result.meta.last_modified))
+    }
+
     /// Whether there is such a blob. Its content is not verified, and no key is needed.
     ///
     /// # Errors

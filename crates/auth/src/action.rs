@@ -92,6 +92,10 @@ actions! {
     SecretRead = "secret.read",
     /// Set and remove secrets.
     SecretWrite = "secret.write",
+    /// See how much a project stores, and what was freed.
+    StorageRead = "storage.read",
+    /// Free what was deleted; set how much a project may store.
+    StorageWrite = "storage.write",
     /// See triggers.
     TriggerRead = "trigger.read",
     /// Declare and remove triggers.

@@ -107,6 +107,22 @@ pub enum Error {
         /// Its name.
         name: String,
     },
+    /// A project that would store more than it may.
+    #[error(
+        "project `{project}` may store {limit_bytes} bytes, and this would be more: delete what is not needed and run `modelyard gc`, or ask an admin for a larger quota"
+    )]
+    Quota {
+        /// The project.
+        project: String,
+        /// How much it may store.
+        limit_bytes: u64,
+    },
+    /// Content that is being removed, or was since it was stored.
+    #[error("content {digest} was removed as unused at the very moment at which it was needed: send it again")]
+    Removed {
+        /// The content.
+        digest: String,
+    },
     /// The working folder failed.
     #[error("the registry's working folder failed: {0}: check the disk of the data folder")]
     Folder(#[from] io::Error),
@@ -186,7 +202,8 @@ impl Fault for Error {
             Self::NotFound { .. } | Self::NotThere(_) => ErrorKind::NotFound,
             Self::KeyReused { .. } | Self::ParamChanged { .. } | Self::Exists(_) => ErrorKind::AlreadyExists,
             Self::State(_) => ErrorKind::FailedPrecondition,
-            Self::Stopping => ErrorKind::Unavailable,
+            Self::Stopping | Self::Removed { .. } => ErrorKind::Unavailable,
+            Self::Quota { .. } => ErrorKind::TooLarge,
             Self::Contended { .. } => ErrorKind::Aborted,
             Self::Folder(error) if error.kind() == io::ErrorKind::StorageFull => ErrorKind::ResourceExhausted,
             Self::Folder(_) | Self::Keys { .. } | Self::Thread(_) | Self::Profile { .. } => ErrorKind::Internal,
@@ -214,6 +231,8 @@ impl Fault for Error {
             Self::ParamChanged { .. } => "PARAM_CHANGED",
             Self::State(_) => "WRONG_STATE",
             Self::Contended { .. } => "CONTENDED",
+            Self::Quota { .. } => "QUOTA_EXCEEDED",
+            Self::Removed { .. } => "REMOVED",
             Self::Folder(_) => "WORKING_FOLDER",
             Self::Keys { .. } => "KEYS",
             Self::Thread(_) => "THREAD",

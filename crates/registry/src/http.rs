@@ -3,6 +3,7 @@
 mod access;
 mod artifacts;
 mod audit;
+mod collections;
 mod datasets;
 mod endpoints;
 mod identities;
@@ -73,6 +74,11 @@ fn in_project() -> OpenApiRouter<Arc<Registry>> {
         .routes(routes!(models::get_alias, models::set_alias, models::remove_alias))
         .routes(routes!(models::alias_history))
         .routes(routes!(runs::list_experiments))
+        .routes(routes!(collections::delete_experiment))
+        .routes(routes!(collections::list_collections, collections::start_collection))
+        .routes(routes!(collections::get_collection))
+        .routes(routes!(collections::list_collected))
+        .routes(routes!(collections::get_quota, collections::put_quota))
         .routes(routes!(runs::list_runs))
         .routes(routes!(runs::get_run))
         .routes(routes!(runs::metric_history))
@@ -89,6 +95,7 @@ fn in_project() -> OpenApiRouter<Arc<Registry>> {
 fn in_installation() -> OpenApiRouter<Arc<Registry>> {
     OpenApiRouter::new()
         .routes(routes!(projects::list_projects))
+        .routes(routes!(collections::start_collections))
         .routes(routes!(
             projects::get_project,
             projects::put_project,

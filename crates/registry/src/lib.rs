@@ -56,6 +56,7 @@ use self::{
     files::folder::ImportFolders,
     service::{
         Chain, Desired, Known, NewRuns, OpenId, Parts, RunLog, Spans, group, run_checkpoints, run_retention,
+        Chain, Desired, Known, NewRuns, OpenId, Parts, RunLog, group, run_checkpoints, run_collections, run_retention,
         set_group_roles,
     },
     store::Stores,
@@ -130,6 +131,8 @@ pub async fn start(config: Config, context: &Context, storage: Storage, access: 
         soft: soft.clone(),
     }));
     registry.reseal().await;
+    let collecting = run_collections(Arc::clone(&registry), Arc::clone(&context.node), soft.clone());
+    lifecycle.spawn("registry collections", collecting);
     lifecycle.spawn("registry checkpoints", run_checkpoints(Arc::clone(&registry), soft));
     let admin_password = config.admin_password.as_ref().map(Secret::reveal);
     let first_token = if is_open {

@@ -5,6 +5,7 @@ pub mod alias;
 pub mod artifact_file;
 pub mod assessment;
 pub mod audit;
+pub mod collection;
 pub mod column;
 pub mod dataset;
 pub mod desired;

@@ -6,6 +6,8 @@ mod artifacts;
 mod assessments;
 mod audit;
 mod audit_export;
+mod collections;
+mod collector;
 mod datasets;
 mod desired;
 mod endpoints;
@@ -36,7 +38,10 @@ use std::{path::Path, sync::Arc, time::Instant};
 use modelyard_artifacts::{Artifacts, Digest};
 use modelyard_auth::{Access, Action, Caller, Resource, audit::NewEvent, seal::KeyRing};
 use modelyard_common::{clock::SharedClock, id::SharedIds};
-use tokio::{sync::Semaphore, task::spawn_blocking};
+use tokio::{
+    sync::{Notify, Semaphore},
+    task::spawn_blocking,
+};
 use tokio_util::sync::CancellationToken;
 
 use self::passwords::Guessing;
@@ -61,6 +66,7 @@ pub use self::{
 };
 pub(crate) use self::{
     audit::run_checkpoints,
+    collector::run_collections,
     desired::Desired,
     first_admin::NAME as FIRST_ADMIN,
     group::{Chain, Group, NewRuns, RunLog, Spans, group},
@@ -109,6 +115,8 @@ pub struct Registry {
     hashing: Semaphore,
     webhooks: Webhooks,
     soft: CancellationToken,
+    /// Wakes whoever works at collections.
+    collections: Notify,
 }
 
 /// What a registry is made of.
@@ -154,6 +162,7 @@ impl Registry {
             hashing: Semaphore::new(HASHINGS),
             webhooks: parts.webhooks,
             soft: parts.soft,
+            collections: Notify::new(),
         }
     }
 

@@ -7,6 +7,9 @@ mod access;
 mod artifact_files;
 mod assessments;
 mod audit;
+mod blobs;
+mod collections;
+mod collector;
 mod datasets;
 mod endpoints;
 mod entry_search;
@@ -45,7 +48,11 @@ pub use self::{
     access::AccessStore,
     artifact_files::{ArtifactFileStore, ArtifactUploadStore},
     assessments::AssessmentStore,
+    artifact_files::{Arrival, ArtifactFileStore, ArtifactUploadStore},
     audit::AuditStore,
+    blobs::{BlobStore, OldBlob},
+    collections::{CollectionStore, Ending, FoundObject, Step},
+    collector::CollectorStore,
     datasets::{DatasetStore, Inserted, NewDatasetVersion},
     endpoints::{EndpointRecord, EndpointStore},
     entry_search::EntrySearchStore,
@@ -78,6 +85,9 @@ pub(crate) use self::{
     artifact_files::no_upload, assessments::no_assessment, logged_models::no_logged_model, trace_rows::no_trace,
     tracking::no_run,
 };
+pub(crate) use self::{
+    artifact_files::no_upload, collections::object_place, logged_models::no_logged_model, tracking::no_run,
+};
 use crate::{error::Result, model::event::EventKind};
 
 /// The registry's tables.
@@ -92,6 +102,7 @@ pub const MIGRATIONS: Migrations = migrations!(
         "0014_metric_series"
         "0006_traces"
         "0008_webhooks"
+        "0009_collection"
     ]
 );
 
@@ -116,6 +127,12 @@ pub struct Stores {
     pub artifact_files: Arc<dyn ArtifactFileStore>,
     /// Uploads of artifacts in parts.
     pub artifact_uploads: Arc<dyn ArtifactUploadStore>,
+    /// Blobs and quotas.
+    pub blobs: Arc<dyn BlobStore>,
+    /// The records of collections.
+    pub collections: Arc<dyn CollectionStore>,
+    /// The steps of collections.
+    pub collector: Arc<dyn CollectorStore>,
     /// What MLflow's registry tells of models.
     pub model_registry: Arc<dyn ModelRegistryStore>,
     /// What MLflow's registry tells of versions.
@@ -190,6 +207,9 @@ impl Stores {
             + TraceStore
             + AssessmentStore
             + WebhookStore
+            + BlobStore
+            + CollectionStore
+            + CollectorStore
             + 'static,
     {
         Self {
@@ -202,6 +222,9 @@ impl Stores {
             logged_models: Arc::clone(&store) as Arc<dyn LoggedModelStore>,
             artifact_files: Arc::clone(&store) as Arc<dyn ArtifactFileStore>,
             artifact_uploads: Arc::clone(&store) as Arc<dyn ArtifactUploadStore>,
+            blobs: Arc::clone(&store) as Arc<dyn BlobStore>,
+            collections: Arc::clone(&store) as Arc<dyn CollectionStore>,
+            collector: Arc::clone(&store) as Arc<dyn CollectorStore>,
             model_registry: Arc::clone(&store) as Arc<dyn ModelRegistryStore>,
             version_registry: Arc::clone(&store) as Arc<dyn VersionRegistryStore>,
             entry_search: Arc::clone(&store) as Arc<dyn EntrySearchStore>,

@@ -124,6 +124,16 @@ async fn traces_work_on_postgresql_in_separate_processes() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_was_deleted_is_collected_on_sqlite() -> Result<()> {
+    run("mlflow_gc.py", Topology::AllInOne, Engine::Sqlite).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_deleted_is_collected_on_postgresql_in_separate_processes() -> Result<()> {
+    run("mlflow_gc.py", Topology::Split, Engine::Postgres).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn artifacts_work_on_s3_and_sealed() -> Result<()> {
     let objects = ObjectStore::start().await?;
     let keys = tempfile::NamedTempFile::new()?;

@@ -82,6 +82,8 @@ impl From<Error> for Refusal {
         // The params of a run never change; MLflow has no other word for it.
         let (status, code) = match error {
             Error::ParamChanged { .. } => (StatusCode::BAD_REQUEST, INVALID_PARAMETER_VALUE),
+            // Clients try again where the status says so: this one does not, and asking again would not help.
+            Error::Quota { .. } => (StatusCode::PAYLOAD_TOO_LARGE, "RESOURCE_LIMIT_EXCEEDED"),
             _ => codes(error.kind()),
         };
         Self {

@@ -82,6 +82,11 @@ impl Uri {
         same_place && is_below && length > 0
     }
 
+    /// The path with its names decoded.
+    pub(crate) fn decoded_path(&self) -> String {
+        self.parts().collect::<Vec<_>>().join("/")
+    }
+
     /// The path in this server's artifact store, if it is there.
     #[must_use]
     pub fn proxied_path(&self) -> Option<String> {

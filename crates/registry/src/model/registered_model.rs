@@ -9,7 +9,7 @@ use utoipa::ToSchema;
 
 use crate::{
     error::{Error, Result},
-    model::{alias::Alias, run::MAX_KEY_BYTES},
+    model::{alias::Alias, collection::NamedBlob, run::MAX_KEY_BYTES},
 };
 
 /// The only format of model files.
@@ -104,6 +104,10 @@ pub struct NewModelVersion {
     pub signature: String,
     /// The profile of its training data.
     pub reference_profile_digest: Option<String>,
+    /// The size of that profile in bytes.
+    pub reference_profile_size_bytes: u64,
+    /// How many removals of blobs had begun before its blobs were looked for.
+    pub removals: i64,
     /// Its metrics.
     pub metrics: BTreeMap<String, f64>,
     /// The run that trained it.
@@ -126,6 +130,22 @@ pub struct NewModelVersion {
     pub event: NewEvent,
     /// Now.
     pub now: Timestamp,
+}
+
+impl NewModelVersion {
+    /// The blobs that it names.
+    #[must_use]
+    pub fn blobs(&self) -> Vec<NamedBlob> {
+        let file = (!self.artifact_digest.is_empty()).then(|| NamedBlob {
+            digest: self.artifact_digest.clone(),
+            size_bytes: self.artifact_size_bytes,
+        });
+        let profile = self.reference_profile_digest.as_ref().map(|digest| NamedBlob {
+            digest: digest.clone(),
+            size_bytes: self.reference_profile_size_bytes,
+        });
+        file.into_iter().chain(profile).collect()
+    }
 }
 
 /// Checks metrics: finite numbers.

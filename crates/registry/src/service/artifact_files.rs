@@ -27,7 +27,7 @@ use crate::{
         },
         page::{Cursor as _, MAX_PAGE, Page, PageRequest},
     },
-    store::no_upload,
+    store::{Arrival, no_upload},
 };
 
 /// The most entries of a folder that are listed at once.
@@ -70,10 +70,15 @@ impl Registry {
     {
         self.enter(caller, Action::ArtifactWrite, Resource::project(project))
             .await?;
-        let blobs = self.blobs.project(project)?;
-        let blob = blobs.put_stream(content, None, ARTIFACT_LIMIT_BYTES).await?;
+        let view = self.stores.blobs.storage_view(project).await?;
+        let room = view.room(project, ARTIFACT_LIMIT_BYTES)?;
+        let stored = self.blobs.project(project)?.put_stream(content, None, room).await;
+        let blob = stored.map_err(|error| view.refusal(project, ARTIFACT_LIMIT_BYTES, error))?;
         let file = self.file_of(project, path, blob);
-        self.stores.artifact_files.put_artifact_file(&file).await?;
+        self.stores
+            .artifact_files
+            .put_artifact_file(&file, view.removals)
+            .await?;
         Ok(file)
     }
 
@@ -294,16 +299,26 @@ impl Registry {
                 upload.upload_id, upload.part_count
             )));
         }
-        let blobs = self.blobs.project(&upload.project)?;
-        let blob = blobs.put_stream(content, None, MAX_PART_BYTES).await?;
+        let view = self.stores.blobs.storage_view(&upload.project).await?;
+        let room = view.room(&upload.project, MAX_PART_BYTES)?;
+        let stored = self
+            .blobs
+            .project(&upload.project)?
+            .put_stream(content, None, room)
+            .await;
+        let blob = stored.map_err(|error| view.refusal(&upload.project, MAX_PART_BYTES, error))?;
         let part = UploadPart {
             number,
             digest: blob.digest,
             size_bytes: blob.size_bytes,
         };
+        let arrival = Arrival {
+            removals: view.removals,
+            now: self.clock.now(),
+        };
         self.stores
             .artifact_uploads
-            .put_part(upload_id, &part, ARTIFACT_LIMIT_BYTES)
+            .put_part(&upload, &part, ARTIFACT_LIMIT_BYTES, arrival)
             .await?;
         Ok(part)
     }
@@ -339,9 +354,16 @@ impl Registry {
         }
         let arrived = self.stores.artifact_uploads.list_parts(upload_id).await?;
         let parts = choose_parts(chosen, &arrived)?;
+        let view = self.stores.blobs.storage_view(project).await?;
         let blob = self.join_parts(project, &parts).await?;
         let file = self.file_of(project, path, blob);
-        self.stores.artifact_uploads.complete_upload(upload_id, &file).await
+        self.stores
+            .artifact_uploads
+            .complete_upload(upload_id, &file, view.removals)
+            .await?;
+        // They are the same content again, which counts as long as it is there.
+        self.remove_unnamed(project, &arrived).await;
+        Ok(())
     }
 
     async fn join_parts(&self, project: &str, parts: &[UploadPart]) -> Result<Blob> {
@@ -367,7 +389,10 @@ impl Registry {
     pub async fn abort_upload(&self, caller: &Caller, project: &str, upload_id: &str) -> Result<()> {
         self.enter(caller, Action::ArtifactWrite, Resource::project(project))
             .await?;
-        self.stores.artifact_uploads.abort_upload(project, upload_id).await?;
+        let parts = self.stores.artifact_uploads.list_parts(upload_id).await?;
+        if self.stores.artifact_uploads.abort_upload(project, upload_id).await? {
+            self.remove_unnamed(project, &parts).await;
+        }
         Ok(())
     }
 }

@@ -6,7 +6,10 @@ use modelyard_artifacts::{Blob, BlobStream, Digest};
 use modelyard_auth::{Action, Caller, Kind, Resource};
 
 use super::Registry;
-use crate::error::{Error, Result};
+use crate::{
+    error::{Error, Result},
+    model::collection::NamedBlob,
+};
 
 /// The largest artifact, in bytes.
 pub const ARTIFACT_LIMIT_BYTES: u64 = 64 << 30;
@@ -27,8 +30,23 @@ impl Registry {
         self.enter(caller, Action::ArtifactWrite, Resource::project(project))
             .await?;
         let expected = digest.map(str::parse::<Digest>).transpose()?;
-        let blobs = self.blobs.project(project)?;
-        Ok(blobs.put_stream(content, expected, ARTIFACT_LIMIT_BYTES).await?)
+        let view = self.stores.blobs.storage_view(project).await?;
+        // What is there already takes no room.
+        let is_counted = match expected {
+            Some(digest) => self.stores.blobs.has_blob(project, digest).await?,
+            None => false,
+        };
+        let room = if is_counted {
+            ARTIFACT_LIMIT_BYTES
+        } else {
+            view.room(project, ARTIFACT_LIMIT_BYTES)?
+        };
+        let stored = self.blobs.project(project)?.put_stream(content, expected, room).await;
+        let blob = stored.map_err(|error| view.refusal(project, ARTIFACT_LIMIT_BYTES, error))?;
+        let named = NamedBlob::new(blob.digest, blob.size_bytes);
+        let now = self.clock.now();
+        self.stores.blobs.note_blob(project, &named, view.removals, now).await?;
+        Ok(blob)
     }
 
     /// The content of a blob, verified while it is read.

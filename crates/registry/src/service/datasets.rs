@@ -156,6 +156,7 @@ impl Registry {
         {
             return Ok(Some((newest, false)));
         }
+        let storage = self.stores.blobs.storage_view(project).await?;
         // With append the caller's picture is the newest version, also when there is none.
         let base_version = request
             .append
@@ -173,6 +174,8 @@ impl Registry {
             digest,
             columns: draft.columns,
             profile_digest: profile.digest.to_string(),
+            profile_size_bytes: profile.size_bytes,
+            removals: storage.removals,
             files: draft.files,
             base: base_version,
             event: caller.event(

@@ -85,6 +85,7 @@ struct Served {
     size_bytes: u64,
     signature: Option<Value>,
     reference_profile_digest: Option<String>,
+    reference_profile_size_bytes: u64,
     metrics: BTreeMap<String, f64>,
     dataset: Option<(String, u32)>,
     training_rows: u64,
@@ -144,6 +145,7 @@ impl Registry {
         let event = self.model_event(caller, project, name, Operation::Create).await?;
         order.check()?;
         let tags = collect_tags(order.tags.clone())?;
+        let removals = self.stores.blobs.storage_view(project).await?.removals;
         let (origin, served) = if is_prompt(&tags) {
             (prompt_origin(&order)?, Served::default())
         } else {
@@ -166,6 +168,8 @@ impl Registry {
                 artifact_size_bytes: served.size_bytes,
                 signature: signature.to_string(),
                 reference_profile_digest: served.reference_profile_digest,
+                reference_profile_size_bytes: served.reference_profile_size_bytes,
+                removals,
                 metrics: served.metrics,
                 run_id: known_run.map(|run| run.run_id),
                 dataset: served.dataset,
@@ -378,7 +382,13 @@ impl Registry {
             let selector = Selector::Version(*version);
             let copied = self.stores.models.find_model_version(project, model, &selector).await?;
             let copied = copied.ok_or_else(|| no_version(model, version))?;
+            let profile = copied.reference_profile_digest.as_deref().map(str::parse).transpose()?;
+            let profile_size_bytes = match profile {
+                Some(digest) => self.blobs.project(project)?.size(digest).await?.unwrap_or_default(),
+                None => 0,
+            };
             return Ok(Served {
+                reference_profile_size_bytes: profile_size_bytes,
                 digest: copied.artifact_digest,
                 size_bytes: copied.artifact_size_bytes,
                 signature: Some(copied.signature),

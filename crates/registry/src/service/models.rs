@@ -131,7 +131,8 @@ impl Registry {
         request.check(model)?;
         let key = idempotency_key(&request.idempotency_key)?;
         let digest = request_digest(&(model, &request));
-        let dataset = self.check_lineage(project, &request).await?;
+        let removals = self.stores.blobs.storage_view(project).await?.removals;
+        let (dataset, reference_profile_size_bytes) = self.check_lineage(project, &request).await?;
         let (artifact, size_bytes) = self.blob_size(project, "artifact", &request.artifact_digest).await?;
         // Read in any case: what is registered can be served.
         let read = self
@@ -148,6 +149,8 @@ impl Registry {
             artifact_size_bytes: size_bytes,
             signature: request.signature.unwrap_or(read).to_string(),
             reference_profile_digest: request.reference_profile_digest,
+            reference_profile_size_bytes,
+            removals,
             metrics: request.metrics,
             run_id: request.run_id,
             dataset,
@@ -170,8 +173,12 @@ impl Registry {
         Ok((version, created))
     }
 
-    /// Checks what the version says it was made from. The dataset version, where it names one.
-    async fn check_lineage(&self, project: &str, request: &ModelVersionRequest) -> Result<Option<(String, u32)>> {
+    /// Checks what the version says it was made from. The dataset version, where it names one, and the size of the profile.
+    async fn check_lineage(
+        &self,
+        project: &str,
+        request: &ModelVersionRequest,
+    ) -> Result<(Option<(String, u32)>, u64)> {
         if let Some(run_id) = &request.run_id
             && self.stores.runs.find_run(project, run_id).await?.is_none()
         {
@@ -179,15 +186,16 @@ impl Registry {
                 "run `{run_id}` does not exist: name one that does, or leave it out"
             )));
         }
-        if let Some(profile) = &request.reference_profile_digest {
-            self.blob_size(project, "reference profile", profile).await?;
-        }
+        let profile_size_bytes = match &request.reference_profile_digest {
+            Some(profile) => self.blob_size(project, "reference profile", profile).await?.1,
+            None => 0,
+        };
         match (&request.dataset, request.dataset_version) {
             (Some(dataset), Some(version)) => {
                 self.find_fixed_dataset_version(project, dataset, version).await?;
-                Ok(Some((dataset.clone(), version)))
+                Ok((Some((dataset.clone(), version)), profile_size_bytes))
             }
-            (None, None) => Ok(None),
+            (None, None) => Ok((None, profile_size_bytes)),
             _ => Err(Error::request(
                 "dataset and dataset_version belong together: give both, or neither",
             )),

@@ -6,7 +6,15 @@ use modelyard_artifacts::Artifacts;
 use modelyard_common::{clock::SharedClock, error::Chain};
 use tokio_util::sync::CancellationToken;
 
-use crate::{error::Result, model::report::REPORT_RETENTION, store::Stores};
+use super::collector::end_left_removals;
+use crate::{
+    error::Result,
+    model::{
+        collection::{RECORD_RETENTION, REMOVAL_RETENTION},
+        report::REPORT_RETENTION,
+    },
+    store::Stores,
+};
 
 /// How long the feed of events goes back.
 pub const EVENT_RETENTION: Duration = Duration::from_hours(24 * 90);
@@ -45,6 +53,9 @@ async fn forget(stores: &Stores, blobs: &Artifacts, clock: &SharedClock) -> Resu
     let tokens = stores.tokens.prune_tokens(now - TOKEN_RETENTION).await?;
     let deliveries = stores.webhooks.prune_deliveries(now - DELIVERY_RETENTION).await?;
     let unfinished = stores.artifact_uploads.prune_uploads(now - UPLOAD_LIFETIME).await?;
+    let removals = stores.blobs.prune_removals(now - REMOVAL_RETENTION).await?;
+    let collections = stores.collections.prune_collections(now - RECORD_RETENTION).await?;
+    end_left_removals(stores, blobs, now).await?;
     let uploads = blobs.sweep_uploads((now - UPLOAD_LIFETIME).to_datetime()).await?;
     tracing::debug!(
         events,
@@ -52,6 +63,8 @@ async fn forget(stores: &Stores, blobs: &Artifacts, clock: &SharedClock) -> Resu
         tokens,
         deliveries,
         unfinished,
+        removals,
+        collections,
         uploads,
         "old entries removed"
     );

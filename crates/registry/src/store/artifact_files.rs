@@ -17,6 +17,7 @@ use crate::{
             ArtifactFile, ArtifactFolder, ArtifactPath, FilePlace, FolderEntry, FolderPlace, MAX_OPEN_UPLOADS, Upload,
             UploadPart,
         },
+        collection::NamedBlob,
         page::{Page, PageRequest},
     },
 };
@@ -24,8 +25,9 @@ use crate::{
 /// Artifacts by path.
 #[async_trait]
 pub trait ArtifactFileStore: Send + Sync {
-    /// Writes a file, in the place of the one that was there. Nothing is a file and a folder at once.
-    async fn put_artifact_file(&self, file: &ArtifactFile) -> Result<()>;
+    /// Writes a file, in the place of the one that was there. Nothing is a file and a folder at once. `removals` were counted before
+    /// its content was stored.
+    async fn put_artifact_file(&self, file: &ArtifactFile, removals: i64) -> Result<()>;
     /// A file.
     async fn find_artifact_file(&self, project: &str, path: &ArtifactPath) -> Result<Option<ArtifactFile>>;
     /// What is in a folder, one level deep, in the order of paths. A folder that is not there is empty.
@@ -48,6 +50,15 @@ pub trait ArtifactFileStore: Send + Sync {
     async fn delete_artifact_files(&self, project: &str, folder: &ArtifactFolder, limit: u32) -> Result<u64>;
 }
 
+/// When content was stored.
+#[derive(Debug, Clone, Copy)]
+pub struct Arrival {
+    /// How many removals of blobs had begun before.
+    pub removals: i64,
+    /// Now.
+    pub now: Timestamp,
+}
+
 /// Files that arrive in parts.
 #[async_trait]
 pub trait ArtifactUploadStore: Send + Sync {
@@ -57,11 +68,11 @@ pub trait ArtifactUploadStore: Send + Sync {
     async fn find_upload(&self, upload_id: &str) -> Result<Option<Upload>>;
     /// Adds a part to an upload that is not complete, in the place of the one with its number. The parts have `limit_bytes`
     /// together, at most.
-    async fn put_part(&self, upload_id: &str, part: &UploadPart, limit_bytes: u64) -> Result<()>;
+    async fn put_part(&self, upload: &Upload, part: &UploadPart, limit_bytes: u64, arrival: Arrival) -> Result<()>;
     /// The parts that have arrived, by number.
     async fn list_parts(&self, upload_id: &str) -> Result<Vec<UploadPart>>;
     /// Writes the file of an upload and forgets its parts. One that is complete stays as it is.
-    async fn complete_upload(&self, upload_id: &str, file: &ArtifactFile) -> Result<()>;
+    async fn complete_upload(&self, upload_id: &str, file: &ArtifactFile, removals: i64) -> Result<()>;
     /// Gives an upload up; whether there was one that was not complete.
     async fn abort_upload(&self, project: &str, upload_id: &str) -> Result<bool>;
     /// Forgets the uploads that began before a time; how many.
@@ -216,8 +227,15 @@ impl SqlStore<P> {
         }
     }
 
-    async fn upsert_artifact_file(tx: &mut Transaction<<P as Pools>::Db>, file: &ArtifactFile) -> Result<()> {
+    async fn upsert_artifact_file(
+        tx: &mut Transaction<<P as Pools>::Db>,
+        file: &ArtifactFile,
+        removals: i64,
+        spare_bytes: u64,
+    ) -> Result<()> {
         Self::check_artifact_place(tx, file).await?;
+        let blob = [NamedBlob::new(file.digest, file.size_bytes)];
+        Self::replace_blobs(tx, &file.project, &blob, removals, spare_bytes, file.created_at).await?;
         sqlx::query(
             "INSERT INTO artifact_file (project, path, digest, size_bytes, created_at) VALUES ($1, $2, $3, $4, $5)
              ON CONFLICT (project, path) DO UPDATE
@@ -237,9 +255,9 @@ impl SqlStore<P> {
 #[trait_gen(P -> SqlitePools, PostgresPools)]
 #[async_trait]
 impl ArtifactFileStore for SqlStore<P> {
-    async fn put_artifact_file(&self, file: &ArtifactFile) -> Result<()> {
+    async fn put_artifact_file(&self, file: &ArtifactFile, removals: i64) -> Result<()> {
         let mut tx = self.pools.begin().await?;
-        Self::upsert_artifact_file(&mut tx, file).await?;
+        Self::upsert_artifact_file(&mut tx, file, removals, 0).await?;
         Ok(tx.commit().await?)
     }
 
@@ -385,8 +403,11 @@ impl ArtifactUploadStore for SqlStore<P> {
         row.map(UploadRow::into_upload).transpose()
     }
 
-    async fn put_part(&self, upload_id: &str, part: &UploadPart, limit_bytes: u64) -> Result<()> {
+    async fn put_part(&self, upload: &Upload, part: &UploadPart, limit_bytes: u64, arrival: Arrival) -> Result<()> {
+        let upload_id = upload.upload_id.as_str();
         let mut tx = self.pools.begin().await?;
+        let blob = [NamedBlob::new(part.digest, part.size_bytes)];
+        Self::name_blobs(&mut tx, &upload.project, &blob, arrival.removals, arrival.now).await?;
         let others: i64 = sqlx::query_scalar(
             "SELECT CAST(COALESCE(SUM(size_bytes), 0) AS BIGINT) FROM artifact_part WHERE upload_id = $1 AND number <> $2",
         )
@@ -431,7 +452,7 @@ impl ArtifactUploadStore for SqlStore<P> {
         rows.into_iter().map(part).collect()
     }
 
-    async fn complete_upload(&self, upload_id: &str, file: &ArtifactFile) -> Result<()> {
+    async fn complete_upload(&self, upload_id: &str, file: &ArtifactFile, removals: i64) -> Result<()> {
         let mut tx = self.pools.begin().await?;
         let completed =
             sqlx::query("UPDATE artifact_upload SET completed_at = $2 WHERE id = $1 AND completed_at IS NULL")
@@ -446,7 +467,14 @@ impl ArtifactUploadStore for SqlStore<P> {
                 .await?;
             return found.map(|_| ()).ok_or_else(|| no_upload(upload_id));
         }
-        Self::upsert_artifact_file(&mut tx, file).await?;
+        // The parts go when the file is there.
+        let spare: i64 = sqlx::query_scalar(
+            "SELECT CAST(COALESCE(SUM(size_bytes), 0) AS BIGINT) FROM artifact_part WHERE upload_id = $1",
+        )
+        .bind(upload_id)
+        .fetch_one(&mut *tx)
+        .await?;
+        Self::upsert_artifact_file(&mut tx, file, removals, number("size of an upload", spare)?).await?;
         sqlx::query("DELETE FROM artifact_part WHERE upload_id = $1")
             .bind(upload_id)
             .execute(&mut *tx)

@@ -16,6 +16,7 @@ use super::{
 use crate::{
     error::Result,
     model::{
+        collection::NamedBlob,
         column::Column,
         dataset::{Dataset, DatasetFile, DatasetVersion, DatasetVersionSummary, FileFormat},
         event::EventKind,
@@ -41,8 +42,12 @@ pub struct NewDatasetVersion {
     pub columns: Vec<Column>,
     /// The blob with its profile.
     pub profile_digest: String,
+    /// The size of its profile in bytes.
+    pub profile_size_bytes: u64,
     /// Its files.
     pub files: Vec<DatasetFile>,
+    /// How many removals of blobs had begun before its blobs were looked for.
+    pub removals: i64,
     /// The newest version that it was made from; zero: there was none. Another newest one by now is no base.
     pub base: Option<u32>,
     /// What the audit chain is told.
@@ -234,6 +239,15 @@ impl DatasetStore for SqlStore<P> {
         if new.base.is_some_and(|base| base != last) {
             return Ok(Inserted::Moved);
         }
+        let mut blobs = vec![NamedBlob {
+            digest: new.profile_digest.clone(),
+            size_bytes: new.profile_size_bytes,
+        }];
+        blobs.extend(new.files.iter().map(|file| NamedBlob {
+            digest: file.digest.clone(),
+            size_bytes: file.size_bytes,
+        }));
+        Self::name_blobs(&mut tx, &new.project, &blobs, new.removals, new.now).await?;
         let version: i64 = sqlx::query_scalar(
             "INSERT INTO dataset (project, name, last_version, created_at, updated_at) VALUES ($1, $2, 1, $3, $3)
              ON CONFLICT (project, name)

@@ -245,6 +245,7 @@ impl SqlStore<P> {
         new: &NewModelVersion,
         version: i64,
     ) -> Result<()> {
+        Self::name_blobs(tx, &new.project, &new.blobs(), new.removals, new.now).await?;
         let dataset = new.dataset.as_ref();
         let format = if new.artifact_digest.is_empty() { NO_FILE } else { ONNX };
         sqlx::query(

@@ -3,6 +3,7 @@
 
 mod access;
 mod artifacts;
+mod collections;
 mod datasets;
 mod endpoints;
 #[path = "../../src/fixture.rs"]

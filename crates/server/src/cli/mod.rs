@@ -7,6 +7,7 @@ mod config;
 mod data;
 mod deploy;
 mod file;
+mod gc;
 mod input;
 mod keys;
 mod kind;
@@ -70,6 +71,10 @@ enum Command {
     Predict(prediction::PredictArguments),
     /// Run a pipeline by name, or apply it from a file and run it
     Run(pipeline::RunArguments),
+    /// Free what deletion left behind: runs, experiments, logged models, and content that nothing names
+    Gc(gc::GcArguments),
+    /// How much a project stores and may store
+    Quota(gc::QuotaArguments),
     /// Tokens, which let programs and the command line in
     #[command(subcommand)]
     Token(token::TokenCommand),
@@ -203,6 +208,8 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
         Command::Deploy(arguments) => deploy::deploy(&arguments).await,
         Command::Predict(arguments) => prediction::predict(&arguments).await,
         Command::Run(arguments) => pipeline::run(&arguments).await,
+        Command::Gc(arguments) => gc::run(&arguments).await,
+        Command::Quota(arguments) => gc::quota(&arguments).await,
         Command::Token(command) => token::run(&command).await,
         Command::Auth(command) => auth::run(&command).await,
         Command::Secrets(command) => secrets::run(&command).await,

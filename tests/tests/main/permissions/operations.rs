@@ -180,6 +180,30 @@ pub const API: &[Operation] = &[
         "DELETE /api/v1/projects/{project}/secrets/{name}",
         Need::Project(&["secret.write"]),
     ),
+    // --- storage; what is named is not there, so that nothing is collected
+    op("POST /api/v1/projects/{project}/gc", Need::Project(&["storage.write"])).json(r#"{"run_ids": ["absent"]}"#),
+    op("GET /api/v1/projects/{project}/gc", Need::Project(&["storage.read"])),
+    op("GET /api/v1/projects/{project}/gc/{id}", Need::Project(&["storage.read"])),
+    op(
+        "GET /api/v1/projects/{project}/gc/{id}/objects",
+        Need::Project(&["storage.read"]),
+    ),
+    op("POST /api/v1/gc", Need::Installation(&["storage.write"])).json(r#"{"run_ids": ["absent"]}"#),
+    op("GET /api/v1/projects/{project}/quota", Need::Project(&["storage.read"])),
+    op(
+        "PUT /api/v1/projects/{project}/quota",
+        Need::Installation(&["storage.write"]),
+    )
+    .json(r#"{"limit_bytes": null}"#),
+    op(
+        "DELETE /api/v1/projects/{project}/experiments/{id}",
+        Need::Project(&["run.write"]),
+    ),
+    op(
+        "DELETE /api/v1/projects/{project}/experiments/{id}",
+        Need::Project(&["run.write", "storage.write"]),
+    )
+    .at("/api/v1/projects/{project}/experiments/{id}?permanent=true"),
     // --- artifacts and datasets
     Operation {
         body: Body::Bytes("an artifact of the matrix"),

@@ -14,6 +14,7 @@ const VIEW: &[&str] = &[
     "prediction.read",
     "project.read",
     "run.read",
+    "storage.read",
     "trigger.read",
 ];
 const CONTRIBUTE: &[&str] = &[
@@ -44,6 +45,7 @@ const ADMINISTER: &[&str] = &[
     "project.write",
     "webhook.read",
     "webhook.write",
+    "storage.write",
 ];
 /// What services do among themselves.
 const SERVE: &[&str] = &[
