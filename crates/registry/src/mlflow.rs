@@ -6,15 +6,20 @@ mod artifacts;
 mod batch;
 mod error;
 mod experiments;
+mod identities;
 mod logged_models;
 mod meta;
 mod metrics;
 mod model_versions;
 mod models;
 mod read;
+mod roles;
 mod run_artifacts;
 mod runs;
 mod search;
+mod user_permissions;
+mod users;
+mod workspaces;
 
 use std::sync::Arc;
 
@@ -59,7 +64,11 @@ const GROUPS: &[(&str, &[(&str, &str)])] = &[
     ("/2.0/mlflow", models::ROUTES),
     ("/2.0/mlflow", model_versions::ROUTES),
     ("/2.0/mlflow", run_artifacts::ROUTES),
+    ("/2.0/mlflow", users::ROUTES),
     ("/2.0/mlflow-artifacts", artifacts::ROUTES),
+    ("/3.0/mlflow", workspaces::ROUTES),
+    ("/3.0/mlflow", roles::ROUTES),
+    ("/3.0/mlflow", user_permissions::ROUTES),
     ("/3.0/mlflow", meta::ROUTES),
 ];
 
@@ -83,10 +92,15 @@ pub(crate) fn router(registry: Arc<Registry>) -> Router {
         .merge(logged_models::routes())
         .merge(models::routes())
         .merge(model_versions::routes())
-        .merge(run_artifacts::routes());
+        .merge(run_artifacts::routes())
+        .merge(users::routes());
+    let third = workspaces::routes()
+        .merge(roles::routes())
+        .merge(user_permissions::routes());
     let known = PREFIXES.into_iter().fold(Router::new(), |router, prefix| {
         router
             .nest(&format!("{prefix}/2.0/mlflow"), second.clone())
+            .nest(&format!("{prefix}/3.0/mlflow"), third.clone())
             .nest(&format!("{prefix}/2.0/mlflow-artifacts"), artifacts::routes())
     });
     let open = PREFIXES.into_iter().fold(Router::new(), |router, prefix| {

@@ -12,6 +12,7 @@ pub mod entry_search;
 pub mod event;
 pub mod identity;
 pub mod logged_model;
+pub mod mlflow_access;
 pub mod mlflow_registry;
 pub mod model_source;
 pub mod page;
