@@ -69,7 +69,7 @@ trainer = pytorch_lightning.Trainer(
 
 # The parameters of the optimizer and the loss of every epoch are logged without a line for them. What is served is the ONNX
 # file, so that PyTorch's own file is not logged beside it.
-mlflow.pytorch.autolog(log_models=False)
+mlflow.pytorch.autolog(log_models=False, checkpoint=False)
 mlflow.set_experiment("tumors")
 with mlflow.start_run() as run:
     trainer.fit(model, DataLoader(train, batch_size=32, shuffle=True))

@@ -110,7 +110,7 @@ fn read_description(fields: &Fields) -> Result<Option<String>, Refusal> {
             "A workspace cannot have its own `{name}`: everything of a workspace is in the store of the server, apart from that of others. Leave the field out."
         )));
     }
-    Ok(fields.text("description")?)
+    fields.text("description")
 }
 
 async fn list(State(registry): State<Arc<Registry>>, tenant: Tenant) -> Result<Json<Workspaces>, Refusal> {
