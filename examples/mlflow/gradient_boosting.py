@@ -33,7 +33,8 @@ with mlflow.start_run() as run:
         early_stopping_rounds=10,
         verbose_eval=False,
     )
-    graph = convert_xgboost(booster, initial_types=[("features", FloatTensorType([None, features.shape[1]]))])
+    # `X`, as the other scripts name it, so that callers of the endpoint need not know which one made the model.
+    graph = convert_xgboost(booster, initial_types=[("X", FloatTensorType([None, features.shape[1]]))])
     mlflow.onnx.log_model(
         graph,
         name="model",

@@ -40,15 +40,19 @@ class Classifier(pytorch_lightning.LightningModule):
         self.layers = torch.nn.Sequential(
             torch.nn.Linear(features.shape[1], 16),
             torch.nn.ReLU(),
-            torch.nn.Linear(16, 1),
+            torch.nn.Linear(16, 2),
         )
 
+    def scores(self, values):
+        return self.layers((values - self.mean) / self.scale)
+
     def forward(self, values):
-        return torch.sigmoid(self.layers((values - self.mean) / self.scale))
+        probabilities = torch.softmax(self.scores(values), dim=1)
+        return probabilities.argmax(dim=1), probabilities
 
     def training_step(self, batch, _):
         values, wanted = batch
-        loss = torch.nn.functional.binary_cross_entropy(self(values), wanted)
+        loss = torch.nn.functional.cross_entropy(self.scores(values), wanted)
         self.log("loss", loss, on_step=False, on_epoch=True)
         return loss
 
@@ -56,7 +60,7 @@ class Classifier(pytorch_lightning.LightningModule):
         return torch.optim.Adam(self.parameters(), lr=0.01)
 
 
-train = TensorDataset(tensor(train_features), tensor(train_labels).unsqueeze(1))
+train = TensorDataset(tensor(train_features), torch.tensor(train_labels))
 model = Classifier()
 trainer = pytorch_lightning.Trainer(
     max_epochs=30,
@@ -75,8 +79,8 @@ with mlflow.start_run() as run:
     trainer.fit(model, DataLoader(train, batch_size=32, shuffle=True))
     model.eval()
     with torch.no_grad():
-        scores = model(tensor(test_features)).numpy()
-    auc = roc_auc_score(test_labels, scores)
+        _, probabilities = model(tensor(test_features))
+    auc = roc_auc_score(test_labels, probabilities[:, 1].numpy())
     mlflow.log_metric("auc", auc)
     with tempfile.TemporaryDirectory() as folder:
         path = os.path.join(folder, "model.onnx")
@@ -84,16 +88,17 @@ with mlflow.start_run() as run:
             model,
             (tensor(test_features[:2]),),
             path,
-            input_names=["features"],
-            output_names=["probability"],
-            dynamic_axes={"features": {0: "rows"}, "probability": {0: "rows"}},
+            # As the other scripts name them, so that callers of the endpoint need not know which one made the model.
+            input_names=["X"],
+            output_names=["label", "probabilities"],
+            dynamic_axes={"X": {0: "rows"}, "label": {0: "rows"}, "probabilities": {0: "rows"}},
         )
         graph = onnx.load(path)
     mlflow.onnx.log_model(
         graph,
         name="model",
         registered_model_name="tumor",
-        signature=infer_signature(test_features[:5].astype("float32"), scores[:5]),
+        signature=infer_signature(test_features[:5].astype("float32"), probabilities[:5].numpy()),
     )
 
 client = mlflow.MlflowClient()
