@@ -7,6 +7,7 @@ mod batch;
 mod assessments;
 mod error;
 mod experiments;
+mod identities;
 mod logged_models;
 mod meta;
 mod metrics;
@@ -15,12 +16,16 @@ mod models;
 mod old_traces;
 mod otlp;
 mod read;
+mod roles;
 mod run_artifacts;
 mod runs;
 mod search;
 mod trace_answers;
 mod traces;
 mod webhooks;
+mod user_permissions;
+mod users;
+mod workspaces;
 
 use std::sync::Arc;
 
@@ -70,6 +75,11 @@ const GROUPS: &[(&str, &[(&str, &str)])] = &[
     ("/2.0/mlflow-artifacts", artifacts::ROUTES),
     ("/3.0/mlflow", traces::ROUTES),
     ("/3.0/mlflow", assessments::ROUTES),
+    ("/2.0/mlflow", users::ROUTES),
+    ("/2.0/mlflow-artifacts", artifacts::ROUTES),
+    ("/3.0/mlflow", workspaces::ROUTES),
+    ("/3.0/mlflow", roles::ROUTES),
+    ("/3.0/mlflow", user_permissions::ROUTES),
     ("/3.0/mlflow", meta::ROUTES),
 ];
 
@@ -97,6 +107,10 @@ pub(crate) fn router(registry: Arc<Registry>) -> Router {
         .merge(old_traces::routes());
     let third = traces::routes().merge(assessments::routes());
         .merge(webhooks::routes());
+        .merge(users::routes());
+    let third = workspaces::routes()
+        .merge(roles::routes())
+        .merge(user_permissions::routes());
     let known = PREFIXES.into_iter().fold(Router::new(), |router, prefix| {
         router
             .nest(&format!("{prefix}/2.0/mlflow"), second.clone())

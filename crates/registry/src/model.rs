@@ -15,6 +15,7 @@ pub mod event;
 pub mod identity;
 pub(crate) mod json;
 pub mod logged_model;
+pub mod mlflow_access;
 pub mod mlflow_registry;
 pub mod model_source;
 pub mod page;

@@ -54,6 +54,22 @@ async fn its_client_signs_in_by_token_and_by_name_and_password() -> Result<()> {
     at.deployment.stop().await
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn workspaces_users_and_roles_are_projects_identities_and_bindings() -> Result<()> {
+    let at = Installation::start(Topology::AllInOne, "", "").await?;
+    let (url, admin) = (at.url.clone(), at.admin.clone());
+    let said = tokio::task::spawn_blocking(move || {
+        let variables = [
+            ("MLFLOW_TRACKING_URI", url.as_str()),
+            ("MLFLOW_TRACKING_TOKEN", admin.as_str()),
+        ];
+        run_client("mlflow_workspaces.py", &[], &variables)
+    })
+    .await??;
+    anyhow::ensure!(said.lines().count() > 30, "{said}");
+    at.deployment.stop().await
+}
+
 /// Runs a script of the client against a fresh server.
 async fn run(script: &str, topology: Topology, engine: Engine) -> Result<()> {
     run_at(script, Deployment::start(topology, engine).await?).await

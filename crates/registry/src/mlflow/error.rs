@@ -47,6 +47,15 @@ impl Refusal {
         }
     }
 
+    /// 400: the thing is in a state that forbids this. MLflow answers 500 with this code, which its clients would try again.
+    pub(crate) fn invalid_state(message: impl Into<String>) -> Self {
+        Self {
+            status: StatusCode::BAD_REQUEST,
+            code: "INVALID_STATE",
+            message: message.into(),
+        }
+    }
+
     /// 501: MLflow has it, and this server has not.
     pub(crate) fn not_implemented(message: impl Into<String>) -> Self {
         Self {

@@ -34,8 +34,9 @@ impl<S: Send + Sync> FromRequestParts<S> for Tenant {
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Refusal> {
         let project = match parts.headers.get(WORKSPACE) {
             None => DEFAULT_PROJECT.to_owned(),
-            Some(name) => match name.to_str() {
-                Ok(name) if !name.is_empty() => name.to_owned(),
+            Some(name) => match name.to_str().map(str::trim) {
+                Ok("") => DEFAULT_PROJECT.to_owned(),
+                Ok(name) => name.to_owned(),
                 _ => return Err(Refusal::invalid(format!("the header `{WORKSPACE}` names no project"))),
             },
         };
@@ -174,6 +175,11 @@ impl Fields {
     /// Takes a field out of the message; null: it is not there.
     pub(super) fn take(&mut self, name: &str) -> Value {
         self.0.remove(name).unwrap_or_default()
+    }
+
+    /// Whether none of these fields is in the message.
+    pub(crate) fn is_without(&self, names: &[&str]) -> bool {
+        names.iter().all(|name| self.get(name).is_none())
     }
 
     /// A text.

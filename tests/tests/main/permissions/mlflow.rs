@@ -11,6 +11,10 @@ const READ_ARTIFACTS: Need = Need::Project(&["artifact.read"]);
 const WRITE_ARTIFACTS: Need = Need::Project(&["artifact.write"]);
 const READ_MODELS: Need = Need::Project(&["model.read"]);
 const WRITE_MODELS: Need = Need::Project(&["model.write"]);
+const READ_IDENTITIES: Need = Need::Installation(&["identity.read"]);
+const WRITE_IDENTITIES: Need = Need::Installation(&["identity.write"]);
+const READ_ACCESS: Need = Need::Installation(&["access.read"]);
+const WRITE_ACCESS: Need = Need::Installation(&["access.write"]);
 const WRITE_ALIASES: Need = Need::Project(&["alias.write"]);
 const READ_WEBHOOKS: Need = Need::Project(&["webhook.read"]);
 const WRITE_WEBHOOKS: Need = Need::Project(&["webhook.write"]);
@@ -26,6 +30,71 @@ const WEBHOOK: &str =
 /// Everything in the `routes!` of the protocol. What is named is absent, or it does not matter that it comes into being.
 pub const MLFLOW: &[Operation] = &[
     op("GET /api/3.0/mlflow/server-info", Need::Public),
+    // --- workspaces, users and roles
+    op("GET /api/3.0/mlflow/workspaces", Need::SignedIn),
+    op(
+        "POST /api/3.0/mlflow/workspaces",
+        Need::Installation(&["project.write"]),
+    )
+    .json(r#"{"name": "-"}"#),
+    op(
+        "GET /api/3.0/mlflow/workspaces/{name}",
+        Need::Project(&["project.read"]),
+    )
+    .at("/api/3.0/mlflow/workspaces/{project}"),
+    op(
+        "PATCH /api/3.0/mlflow/workspaces/{name}",
+        Need::Project(&["project.write"]),
+    )
+    .at("/api/3.0/mlflow/workspaces/{project}")
+    .json("{}"),
+    op(
+        "DELETE /api/3.0/mlflow/workspaces/{name}",
+        Need::Project(&["project.write"]),
+    )
+    .at("/api/3.0/mlflow/workspaces/{project}?mode=NONE"),
+    op("POST /api/2.0/mlflow/users/create", WRITE_IDENTITIES).json(r#"{"username": "-bad", "password": "x"}"#),
+    op("GET /api/2.0/mlflow/users/get", READ_IDENTITIES).at("/api/2.0/mlflow/users/get?username=absent"),
+    op("GET /api/2.0/mlflow/users/current", Need::SignedIn),
+    op("GET /api/2.0/mlflow/users/list", READ_IDENTITIES),
+    op("PATCH /api/2.0/mlflow/users/update-password", WRITE_IDENTITIES)
+        .json(r#"{"username": "absent", "password": "x"}"#),
+    op("PATCH /api/2.0/mlflow/users/update-admin", WRITE_ACCESS).json(r#"{"username": "absent", "is_admin": true}"#),
+    op("DELETE /api/2.0/mlflow/users/delete", WRITE_IDENTITIES).json(r#"{"username": "absent"}"#),
+    op("POST /api/3.0/mlflow/roles/create", WRITE_ACCESS).json("{}"),
+    op("GET /api/3.0/mlflow/roles/get", READ_ACCESS).at("/api/3.0/mlflow/roles/get?role_id=1"),
+    op("GET /api/3.0/mlflow/roles/list", READ_ACCESS),
+    op("GET /api/3.0/mlflow/roles/list", Need::Project(&["access.read"]))
+        .at("/api/3.0/mlflow/roles/list?workspace={project}"),
+    op("PATCH /api/3.0/mlflow/roles/update", WRITE_ACCESS).json(r#"{"role_id": 1}"#),
+    op("DELETE /api/3.0/mlflow/roles/delete", WRITE_ACCESS).json(r#"{"role_id": 1}"#),
+    op("POST /api/3.0/mlflow/roles/permissions/add", WRITE_ACCESS).json(r#"{"role_id": 1}"#),
+    op("DELETE /api/3.0/mlflow/roles/permissions/remove", WRITE_ACCESS).json("{}"),
+    op("GET /api/3.0/mlflow/roles/permissions/list", READ_ACCESS)
+        .at("/api/3.0/mlflow/roles/permissions/list?role_id=1"),
+    op("PATCH /api/3.0/mlflow/roles/permissions/update", WRITE_ACCESS).json("{}"),
+    op("POST /api/3.0/mlflow/roles/assign", WRITE_ACCESS).json(r#"{"role_id": 1, "username": "absent"}"#),
+    op("DELETE /api/3.0/mlflow/roles/unassign", WRITE_ACCESS).json(r#"{"role_id": 1, "username": "absent"}"#),
+    op("GET /api/3.0/mlflow/roles/users/list", READ_ACCESS).at("/api/3.0/mlflow/roles/users/list?role_id=1"),
+    op("GET /api/3.0/mlflow/users/roles/list", READ_ACCESS).at("/api/3.0/mlflow/users/roles/list?username=absent"),
+    op("GET /api/3.0/mlflow/users/current/permissions", Need::SignedIn),
+    op("GET /api/3.0/mlflow/users/permissions/list", READ_ACCESS)
+        .at("/api/3.0/mlflow/users/permissions/list?username=absent"),
+    op(
+        "GET /api/3.0/mlflow/users/permissions/get",
+        Need::Project(&["access.read"]),
+    )
+    .at("/api/3.0/mlflow/users/permissions/get?username=absent&resource_type=experiment&resource_id=1"),
+    op(
+        "POST /api/3.0/mlflow/users/permissions/grant",
+        Need::Project(&["access.write"]),
+    )
+    .json("{}"),
+    op(
+        "POST /api/3.0/mlflow/users/permissions/revoke",
+        Need::Project(&["access.write"]),
+    )
+    .json("{}"),
     // --- experiments
     op("POST /api/2.0/mlflow/experiments/create", WRITE_RUNS).json(r#"{"name": "\n"}"#),
     op("GET /api/2.0/mlflow/experiments/get", READ_RUNS).at("/api/2.0/mlflow/experiments/get?experiment_id=4711"),
