@@ -55,9 +55,8 @@ pub use self::{
 use self::{
     files::folder::ImportFolders,
     service::{
-        Chain, Desired, Known, NewRuns, OpenId, Parts, RunLog, Spans, group, run_checkpoints, run_retention,
-        Chain, Desired, Known, NewRuns, OpenId, Parts, RunLog, group, run_checkpoints, run_collections, run_retention,
-        set_group_roles,
+        Chain, Desired, Known, NewRuns, OpenId, Parts, RunLog, Spans, group, run_checkpoints, run_collections,
+        run_retention, set_group_roles,
     },
     store::Stores,
 };

@@ -3,8 +3,8 @@
 
 mod answers;
 mod artifacts;
-mod batch;
 mod assessments;
+mod batch;
 mod error;
 mod experiments;
 mod identities;
@@ -22,9 +22,9 @@ mod runs;
 mod search;
 mod trace_answers;
 mod traces;
-mod webhooks;
 mod user_permissions;
 mod users;
+mod webhooks;
 mod workspaces;
 
 use std::sync::Arc;
@@ -72,11 +72,10 @@ const GROUPS: &[(&str, &[(&str, &str)])] = &[
     ("/2.0/mlflow", run_artifacts::ROUTES),
     ("/2.0/mlflow", old_traces::ROUTES),
     ("/2.0/mlflow", webhooks::ROUTES),
+    ("/2.0/mlflow", users::ROUTES),
     ("/2.0/mlflow-artifacts", artifacts::ROUTES),
     ("/3.0/mlflow", traces::ROUTES),
     ("/3.0/mlflow", assessments::ROUTES),
-    ("/2.0/mlflow", users::ROUTES),
-    ("/2.0/mlflow-artifacts", artifacts::ROUTES),
     ("/3.0/mlflow", workspaces::ROUTES),
     ("/3.0/mlflow", roles::ROUTES),
     ("/3.0/mlflow", user_permissions::ROUTES),
@@ -104,11 +103,12 @@ pub(crate) fn router(registry: Arc<Registry>) -> Router {
         .merge(models::routes())
         .merge(model_versions::routes())
         .merge(run_artifacts::routes())
-        .merge(old_traces::routes());
-    let third = traces::routes().merge(assessments::routes());
-        .merge(webhooks::routes());
+        .merge(old_traces::routes())
+        .merge(webhooks::routes())
         .merge(users::routes());
-    let third = workspaces::routes()
+    let third = traces::routes()
+        .merge(assessments::routes())
+        .merge(workspaces::routes())
         .merge(roles::routes())
         .merge(user_permissions::routes());
     let known = PREFIXES.into_iter().fold(Router::new(), |router, prefix| {

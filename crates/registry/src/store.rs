@@ -46,9 +46,8 @@ use serde_json::Value;
 
 pub use self::{
     access::AccessStore,
-    artifact_files::{ArtifactFileStore, ArtifactUploadStore},
-    assessments::AssessmentStore,
     artifact_files::{Arrival, ArtifactFileStore, ArtifactUploadStore},
+    assessments::AssessmentStore,
     audit::AuditStore,
     blobs::{BlobStore, OldBlob},
     collections::{CollectionStore, Ending, FoundObject, Step},
@@ -79,14 +78,8 @@ pub use self::{
     webhooks::WebhookStore,
 };
 pub(crate) use self::{
-    artifact_files::no_upload, logged_models::no_logged_model, tracking::no_run, webhooks::no_webhook,
-};
-pub(crate) use self::{
-    artifact_files::no_upload, assessments::no_assessment, logged_models::no_logged_model, trace_rows::no_trace,
-    tracking::no_run,
-};
-pub(crate) use self::{
-    artifact_files::no_upload, collections::object_place, logged_models::no_logged_model, tracking::no_run,
+    artifact_files::no_upload, assessments::no_assessment, collections::object_place, logged_models::no_logged_model,
+    trace_rows::no_trace, tracking::no_run, webhooks::no_webhook,
 };
 use crate::{error::Result, model::event::EventKind};
 
@@ -99,10 +92,10 @@ pub const MIGRATIONS: Migrations = migrations!(
         "0003_tracking",
         "0004_artifact_file",
         "0005_model_registry",
+        "0006_traces",
+        "0008_webhooks",
+        "0009_collection",
         "0014_metric_series"
-        "0006_traces"
-        "0008_webhooks"
-        "0009_collection"
     ]
 );
 

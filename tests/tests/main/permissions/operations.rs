@@ -183,7 +183,10 @@ pub const API: &[Operation] = &[
     // --- storage; what is named is not there, so that nothing is collected
     op("POST /api/v1/projects/{project}/gc", Need::Project(&["storage.write"])).json(r#"{"run_ids": ["absent"]}"#),
     op("GET /api/v1/projects/{project}/gc", Need::Project(&["storage.read"])),
-    op("GET /api/v1/projects/{project}/gc/{id}", Need::Project(&["storage.read"])),
+    op(
+        "GET /api/v1/projects/{project}/gc/{id}",
+        Need::Project(&["storage.read"]),
+    ),
     op(
         "GET /api/v1/projects/{project}/gc/{id}/objects",
         Need::Project(&["storage.read"]),
