@@ -229,6 +229,8 @@ async fn what_will_not_pass_is_given_up() {
         receiver.next().await;
         let failed = newest(&registry, &id, "failed", 1).await;
         assert_eq!(failed["error"], "it answered 400: said the receiver");
+        // The newest is the one with the later time.
+        registry.clock.advance(Duration::from_secs(1));
         make_model(&registry, "n").await;
         receiver.next().await;
         let failed = newest(&registry, &id, "failed", 1).await;
