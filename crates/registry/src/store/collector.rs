@@ -110,6 +110,9 @@ impl SqlStore<P> {
         candidates: &[Candidate],
     ) -> Result<BTreeMap<String, String>> {
         let mut found = BTreeMap::new();
+        if candidates.is_empty() {
+            return Ok(found);
+        }
         let is_candidate = |id: &str| candidates.iter().any(|candidate| candidate.id == id);
         let mut after = (String::new(), 0_i64);
         loop {
