@@ -21,5 +21,6 @@ pub mod registered_model;
 pub mod report;
 pub mod run;
 pub mod secret;
+pub mod storage;
 pub mod token;
 pub mod tracking;

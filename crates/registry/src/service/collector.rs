@@ -14,8 +14,9 @@ use crate::{
     error::{Error, Result},
     model::{
         artifact_file::{ArtifactPath, UploadPart},
-        collection::{Claim, CollectedOutcome, CollectionPlan, Freed, NamedBlob, Phase},
+        collection::{Claim, CollectedOutcome, CollectionPlan, Freed, Phase},
         page::{Cursor as _, MAX_PAGE, PageRequest},
+        storage::NamedBlob,
     },
     store::{Ending, FoundObject, OldBlob, Step, Stores, object_place},
 };
