@@ -28,6 +28,7 @@ pub(crate) mod span;
 mod span_preview;
 pub(crate) mod span_totals;
 mod span_translation;
+pub mod storage;
 pub mod token;
 pub mod trace;
 pub mod tracking;

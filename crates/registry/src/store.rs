@@ -10,6 +10,7 @@ mod audit;
 mod blobs;
 mod collections;
 mod collector;
+mod collector_experiments;
 mod datasets;
 mod endpoints;
 mod entry_search;

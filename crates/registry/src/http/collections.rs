@@ -19,8 +19,9 @@ use utoipa::{IntoParams, ToSchema};
 use super::page::PageQuery;
 use crate::{
     model::{
-        collection::{CollectedObject, CollectedOutcome, Collection, CollectionRequest, Quota},
+        collection::{CollectedObject, CollectedOutcome, Collection, CollectionRequest},
         page::{Page, PageRequest},
+        storage::Quota,
     },
     service::Registry,
 };

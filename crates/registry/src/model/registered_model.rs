@@ -9,7 +9,7 @@ use utoipa::ToSchema;
 
 use crate::{
     error::{Error, Result},
-    model::{alias::Alias, collection::NamedBlob, run::MAX_KEY_BYTES},
+    model::{alias::Alias, run::MAX_KEY_BYTES, storage::NamedBlob},
 };
 
 /// The only format of model files.

@@ -8,7 +8,7 @@ use modelyard_auth::{Action, Caller, Kind, Resource};
 use super::Registry;
 use crate::{
     error::{Error, Result},
-    model::collection::NamedBlob,
+    model::storage::NamedBlob,
 };
 
 /// The largest artifact, in bytes.

@@ -6,9 +6,10 @@ use super::Registry;
 use crate::{
     error::{Error, Result},
     model::{
-        collection::{CollectedObject, CollectedOutcome, Collection, CollectionRequest, NewCollection, Quota},
+        collection::{CollectedObject, CollectedOutcome, Collection, CollectionRequest, NewCollection},
         page::{Cursor as _, MAX_PAGE, Page, PageRequest},
         run::Experiment,
+        storage::Quota,
         tracking::{ExperimentChange, Lifecycle},
     },
 };

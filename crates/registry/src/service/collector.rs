@@ -14,8 +14,9 @@ use crate::{
     error::{Error, Result},
     model::{
         artifact_file::{ArtifactPath, UploadPart},
-        collection::{Claim, CollectedOutcome, CollectionPlan, Freed, NamedBlob, Phase},
+        collection::{Claim, CollectedOutcome, CollectionPlan, Freed, Phase},
         page::{Cursor as _, MAX_PAGE, PageRequest},
+        storage::NamedBlob,
     },
     store::{Ending, FoundObject, OldBlob, Step, Stores, object_place},
 };
@@ -88,6 +89,15 @@ pub(crate) async fn end_left_removals(stores: &Stores, blobs: &Artifacts, now: T
         }
     }
     Ok(())
+}
+
+/// Goes on behind the last that was looked at; whether there was none.
+fn go_on<T>(after: &mut T, last: Option<T>) -> bool {
+    let is_over = last.is_none();
+    if let Some(last) = last {
+        *after = last;
+    }
+    is_over
 }
 
 async fn remove_objects(blobs: &Artifacts, project: &str, removed: &[OldBlob]) -> Result<()> {
@@ -223,34 +233,33 @@ impl Registry {
                 return Ok(false);
             }
             let step = &self.step(claim, plan);
-            let next = match claim.phase {
-                Phase::Runs => store.take_runs(step, &after).await?,
-                Phase::LoggedModels => store.take_logged_models(step, &after).await?,
-                Phase::Uploads => store.remove_uploads(step, &after).await?,
-                Phase::Experiments => match store.take_experiment(step, after_experiment).await? {
-                    Some(id) => {
-                        after_experiment = id;
-                        continue;
-                    }
-                    None => return Ok(true),
-                },
-                Phase::Remains | Phase::Files if plan.dry_run => return Ok(true),
-                Phase::Remains => match store.remove_remains(step).await? {
-                    true => continue,
-                    false => return Ok(true),
-                },
-                Phase::Files => match store.remove_files(step).await? {
-                    true => continue,
-                    false => return Ok(true),
-                },
+            let is_over = match claim.phase {
+                Phase::Runs => {
+                    let last = store.take_runs(step, &after).await?;
+                    go_on(&mut after, last)
+                }
+                Phase::LoggedModels => {
+                    let last = store.take_logged_models(step, &after).await?;
+                    go_on(&mut after, last)
+                }
+                Phase::Uploads => {
+                    let last = store.remove_uploads(step, &after).await?;
+                    go_on(&mut after, last)
+                }
+                Phase::Experiments => {
+                    let last = store.take_experiment(step, after_experiment).await?;
+                    go_on(&mut after_experiment, last)
+                }
+                Phase::Remains | Phase::Files if plan.dry_run => true,
+                Phase::Remains => !store.remove_remains(step).await?,
+                Phase::Files => !store.remove_files(step).await?,
                 Phase::Inventory => return self.take_inventory(&claim.project, soft).await,
                 Phase::Blobs if plan.dry_run => return self.plan_blobs(claim, plan, soft).await,
                 Phase::Blobs => return self.remove_blobs(claim, plan, soft).await,
-                Phase::Proof => return Ok(true),
+                Phase::Proof => true,
             };
-            match next {
-                Some(last) => after = last,
-                None => return Ok(true),
+            if is_over {
+                return Ok(true);
             }
         }
     }

@@ -382,13 +382,9 @@ impl Registry {
             let selector = Selector::Version(*version);
             let copied = self.stores.models.find_model_version(project, model, &selector).await?;
             let copied = copied.ok_or_else(|| no_version(model, version))?;
-            let profile = copied.reference_profile_digest.as_deref().map(str::parse).transpose()?;
-            let profile_size_bytes = match profile {
-                Some(digest) => self.blobs.project(project)?.size(digest).await?.unwrap_or_default(),
-                None => 0,
-            };
+            let profile = copied.reference_profile_digest.as_deref();
             return Ok(Served {
-                reference_profile_size_bytes: profile_size_bytes,
+                reference_profile_size_bytes: self.profile_size(project, profile).await?,
                 digest: copied.artifact_digest,
                 size_bytes: copied.artifact_size_bytes,
                 signature: Some(copied.signature),

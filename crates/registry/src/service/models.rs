@@ -173,6 +173,15 @@ impl Registry {
         Ok((version, created))
     }
 
+    /// The size of the profile that a version has, in bytes.
+    pub(super) async fn profile_size(&self, project: &str, digest: Option<&str>) -> Result<u64> {
+        let Some(digest) = digest else {
+            return Ok(0);
+        };
+        let size = self.blobs.project(project)?.size(digest.parse()?).await?;
+        Ok(size.unwrap_or_default())
+    }
+
     /// Checks what the version says it was made from. The dataset version, where it names one, and the size of the profile.
     async fn check_lineage(
         &self,

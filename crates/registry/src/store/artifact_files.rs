@@ -17,8 +17,8 @@ use crate::{
             ArtifactFile, ArtifactFolder, ArtifactPath, FilePlace, FolderEntry, FolderPlace, MAX_OPEN_UPLOADS, Upload,
             UploadPart,
         },
-        collection::NamedBlob,
         page::{Page, PageRequest},
+        storage::NamedBlob,
     },
 };
 

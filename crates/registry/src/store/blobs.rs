@@ -15,7 +15,7 @@ use sqlx::QueryBuilder;
 use super::{SqlStore, audit::change, maybe, number, stored};
 use crate::{
     error::{Error, Result},
-    model::collection::{NamedBlob, Quota, StorageView, over_quota},
+    model::storage::{NamedBlob, Quota, StorageView, over_quota},
 };
 
 /// How many blobs are looked for or written with one statement.

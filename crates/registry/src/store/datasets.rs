@@ -16,11 +16,11 @@ use super::{
 use crate::{
     error::Result,
     model::{
-        collection::NamedBlob,
         column::Column,
         dataset::{Dataset, DatasetFile, DatasetVersion, DatasetVersionSummary, FileFormat},
         event::EventKind,
         page::{Page, PageRequest},
+        storage::NamedBlob,
     },
 };
 
