@@ -34,6 +34,7 @@ mod trace_rows;
 mod traces;
 mod tracking;
 mod version_registry;
+mod version_rows;
 mod versions;
 mod webhook_outbox;
 mod webhooks;

@@ -69,7 +69,7 @@ CREATE INDEX collection_finished_at ON collection (finished_at) WHERE finished_a
 
 CREATE TABLE collection_count (
     collection_id TEXT NOT NULL REFERENCES collection (id) ON DELETE CASCADE,
-    -- run, metric, logged-model, experiment, file, upload, blob, ...
+    -- run, metric, logged-model, trace, experiment, file, upload, blob, ...
     kind TEXT NOT NULL,
     amount BIGINT NOT NULL,
     size_bytes BIGINT NOT NULL,

@@ -197,6 +197,8 @@ pub enum Phase {
     LoggedModels,
     /// What runs and logged models logged.
     Remains,
+    /// Traces of experiments that were deleted.
+    Traces,
     /// Experiments that were deleted.
     Experiments,
     /// The paths of the artifacts of all these.
@@ -215,10 +217,11 @@ impl Phase {
     /// The first.
     pub const FIRST: Self = Self::Runs;
 
-    const ORDER: [(Self, &'static str); 9] = [
+    const ORDER: [(Self, &'static str); 10] = [
         (Self::Runs, "runs"),
         (Self::LoggedModels, "logged-models"),
         (Self::Remains, "remains"),
+        (Self::Traces, "traces"),
         (Self::Experiments, "experiments"),
         (Self::Files, "files"),
         (Self::Uploads, "uploads"),
@@ -256,6 +259,8 @@ pub enum Freed {
     Metric,
     /// Logged models.
     LoggedModel,
+    /// Traces. They are counted and not listed.
+    Trace,
     /// Experiments.
     Experiment,
     /// Paths of artifacts, with the bytes that they named. They are counted and not listed.
@@ -274,6 +279,7 @@ impl Freed {
             Self::Run => "run",
             Self::Metric => "metric",
             Self::LoggedModel => "logged-model",
+            Self::Trace => "trace",
             Self::Experiment => "experiment",
             Self::File => "file",
             Self::Upload => "upload",
@@ -318,7 +324,7 @@ impl CollectedOutcome {
 /// How many of a kind were freed, and how many bytes with them.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
 pub struct CollectionCount {
-    /// `run`, `metric`, `logged-model`, `experiment`, `file`, `upload` or `blob`.
+    /// `run`, `metric`, `logged-model`, `trace`, `experiment`, `file`, `upload` or `blob`.
     pub kind: String,
     /// How many.
     pub count: u64,
@@ -335,7 +341,7 @@ pub struct Collection {
     pub project: String,
     /// How it stands.
     pub state: CollectionState,
-    /// What it is at: `runs`, `logged-models`, `remains`, `experiments`, `files`, `uploads`, `inventory`, `blobs`, `proof`.
+    /// What it is at: `runs`, `logged-models`, `remains`, `traces`, `experiments`, `files`, `uploads`, `inventory`, `blobs`, `proof`.
     pub phase: String,
     /// What was asked for.
     pub request: CollectionRequest,

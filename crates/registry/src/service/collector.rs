@@ -252,6 +252,7 @@ impl Registry {
                 }
                 Phase::Remains | Phase::Files if plan.dry_run => true,
                 Phase::Remains => !store.remove_remains(step).await?,
+                Phase::Traces => !store.remove_traces(step).await?,
                 Phase::Files => !store.remove_files(step).await?,
                 Phase::Inventory => return self.take_inventory(&claim.project, soft).await,
                 Phase::Blobs if plan.dry_run => return self.plan_blobs(claim, plan, soft).await,

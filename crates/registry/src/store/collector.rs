@@ -5,8 +5,8 @@
 //! stay because a model version refers to them is decided while the storage of the project is held, as whoever makes a
 //! version holds it.
 //!
-//! Whoever adds things that belong to an experiment (traces, for example) adds a step for them before that of the experiments, which
-//! only takes experiments that nothing belongs to any more.
+//! Whoever adds things that belong to an experiment adds a step for them before that of the experiments, which only takes
+//! experiments that nothing belongs to any more.
 
 use std::collections::BTreeMap;
 
@@ -50,6 +50,8 @@ pub trait CollectorStore: Send + Sync {
     async fn remove_remains(&self, step: &Step<'_>) -> Result<bool>;
     /// Forgets some paths of artifacts of what was taken; whether there may be more.
     async fn remove_files(&self, step: &Step<'_>) -> Result<bool>;
+    /// Removes some traces of the deleted experiments; whether there may be more. A dry run counts them.
+    async fn remove_traces(&self, step: &Step<'_>) -> Result<bool>;
     /// Looks at the first deleted experiment after one, and removes it if nothing belongs to it. It, or none at the end.
     async fn take_experiment(&self, step: &Step<'_>, after: i64) -> Result<Option<i64>>;
     /// Gives up some uploads in parts that began before the time from which content is kept; whether there may be more.
@@ -368,8 +370,9 @@ impl SqlStore<P> {
         id: &str,
     ) -> Result<bool> {
         let statement = if kind == Freed::Run {
-            "DELETE FROM run_metric WHERE run_id = $1 AND (run_id, key, timestamp, step, value, is_nan) IN (
-                 SELECT run_id, key, timestamp, step, value, is_nan FROM run_metric WHERE run_id = $1 LIMIT $2)"
+            "DELETE FROM run_metric_point WHERE (series_id, timestamp, step, value, is_nan) IN (
+                 SELECT p.series_id, p.timestamp, p.step, p.value, p.is_nan
+                 FROM run_metric m JOIN run_metric_point p ON p.series_id = m.id WHERE m.run_id = $1 LIMIT $2)"
         } else {
             "DELETE FROM logged_model_metric WHERE model_id = $1
              AND (model_id, key, run_id, dataset_name, dataset_digest, timestamp, step, value, is_nan) IN (
@@ -477,26 +480,14 @@ impl CollectorStore for SqlStore<P> {
         Ok(!freeing.is_empty())
     }
 
+    async fn remove_traces(&self, step: &Step<'_>) -> Result<bool> {
+        self.take_traces(step).await
+    }
+
     async fn take_experiment(&self, step: &Step<'_>, after: i64) -> Result<Option<i64>> {
-        let plan = step.plan;
-        let mut query = QueryBuilder::<<P as Pools>::Db>::new(
-            "SELECT id, artifact_location FROM experiment WHERE lifecycle = 'deleted' AND project = ",
-        );
-        query
-            .push_bind(step.claim.project.clone())
-            .push(" AND id > ")
-            .push_bind(after);
-        query
-            .push(" AND updated_at <= ")
-            .push_bind(plan.deleted_before.as_micros());
-        if !plan.is_for_all() {
-            query.push(" AND id IN (-1");
-            for id in &plan.experiment_ids {
-                query.push(", ").push_bind(*id);
-            }
-            query.push(")");
-        }
-        query.push(" ORDER BY id LIMIT 1");
+        let mut query = QueryBuilder::<<P as Pools>::Db>::new("SELECT id, artifact_location FROM experiment WHERE ");
+        Self::push_deleted_experiments(&mut query, step);
+        query.push(" AND id > ").push_bind(after).push(" ORDER BY id LIMIT 1");
         let found: Option<(i64, String)> = query.build_query_as().fetch_optional(self.pools.reader()).await?;
         let Some((id, location)) = found else {
             return Ok(None);

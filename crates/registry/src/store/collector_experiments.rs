@@ -1,7 +1,8 @@
-//! The step in which a collection removes an experiment.
+//! The steps in which a collection removes experiments and their traces.
 
 use conditional_trait_gen::trait_gen;
 use modelyard_db::{Pools, PostgresPools, SqlitePools, Transaction};
+use sqlx::QueryBuilder;
 
 use super::{
     SqlStore,
@@ -17,8 +18,69 @@ use crate::{
     },
 };
 
+/// How many traces go in one transaction, each with all its spans.
+const TRACES_AT_ONCE: u32 = 50;
+
 #[trait_gen(P -> SqlitePools, PostgresPools)]
 impl SqlStore<P> {
+    /// What must hold of the experiments that may go.
+    pub(super) fn push_deleted_experiments(query: &mut QueryBuilder<<P as Pools>::Db>, step: &Step<'_>) {
+        let plan = step.plan;
+        query
+            .push("lifecycle = 'deleted' AND project = ")
+            .push_bind(step.claim.project.clone());
+        query
+            .push(" AND updated_at <= ")
+            .push_bind(plan.deleted_before.as_micros());
+        if !plan.is_for_all() {
+            query.push(" AND id IN (-1");
+            for id in &plan.experiment_ids {
+                query.push(", ").push_bind(*id);
+            }
+            query.push(")");
+        }
+    }
+
+    fn push_doomed_traces(query: &mut QueryBuilder<<P as Pools>::Db>, step: &Step<'_>) {
+        query.push("FROM trace WHERE experiment_id IN (SELECT id FROM experiment WHERE id <> ");
+        query.push_bind(FIRST_EXPERIMENT).push(" AND ");
+        Self::push_deleted_experiments(query, step);
+        query.push(")");
+    }
+
+    /// Removes some traces of the experiments that may go; whether there may be more.
+    pub(super) async fn take_traces(&self, step: &Step<'_>) -> Result<bool> {
+        let mut tx = self.pools.begin().await?;
+        Self::hold_claim(&mut tx, step).await?;
+        if step.plan.dry_run {
+            let mut query = QueryBuilder::new("SELECT COUNT(*) ");
+            Self::push_doomed_traces(&mut query, step);
+            let count: i64 = query.build_query_scalar().fetch_one(&mut *tx).await?;
+            Self::add_count(&mut tx, step, Freed::Trace, count.unsigned_abs(), 0).await?;
+            tx.commit().await?;
+            return Ok(false);
+        }
+        let mut query = QueryBuilder::new("SELECT id ");
+        Self::push_doomed_traces(&mut query, step);
+        query.push(" LIMIT ").push_bind(i64::from(TRACES_AT_ONCE));
+        let ids: Vec<String> = query.build_query_scalar().fetch_all(&mut *tx).await?;
+        for id in &ids {
+            for statement in [
+                "DELETE FROM trace_run WHERE project = $1 AND trace_id = $2",
+                "DELETE FROM trace WHERE project = $1 AND id = $2",
+            ] {
+                sqlx::query(statement)
+                    .bind(&step.claim.project)
+                    .bind(id)
+                    .execute(&mut *tx)
+                    .await?;
+            }
+        }
+        Self::add_count(&mut tx, step, Freed::Trace, ids.len() as u64, 0).await?;
+        tx.commit().await?;
+        Ok(!ids.is_empty())
+    }
+
     /// Why an experiment stays; none: nothing belongs to it.
     async fn holders_of_experiment(
         tx: &mut Transaction<<P as Pools>::Db>,

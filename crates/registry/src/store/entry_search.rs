@@ -9,7 +9,7 @@ use super::{
     model_registry::{ModelEntryRow, select_models},
     search::{Dialect, Speaks, Sql, push_filter, push_number, push_text},
     stored,
-    version_registry::{EntryRow, select_entries},
+    version_rows::{EntryRow, select_entries},
 };
 use crate::{
     error::Result,

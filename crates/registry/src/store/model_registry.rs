@@ -13,7 +13,7 @@ use super::{
     AliasRequest, SqlStore,
     audit::{after, change, with_detail},
     number, to_json,
-    version_registry::{EntryRow, select_entries},
+    version_rows::{EntryRow, select_entries},
 };
 use crate::{
     error::{Error, Result},
