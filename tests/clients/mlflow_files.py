@@ -1,7 +1,7 @@
 """Artifacts through mlflow's own client: what is written, listed, read, overwritten and deleted, byte by byte.
 
-usage: mlflow_files.py [--no-multipart], with the server in MLFLOW_TRACKING_URI. The option is for a server that takes
-no uploads in parts, such as MLflow's own on a local folder.
+usage: mlflow_files.py [--no-multipart] [--presigned], with the server in MLFLOW_TRACKING_URI. The first option is for a server
+that takes no uploads in parts, such as MLflow's own on a local folder; the second for one whose object store is asked directly.
 """
 
 import hashlib
@@ -36,6 +36,7 @@ NAMES = [
     "empty.bin",
 ]
 has_multipart = "--no-multipart" not in sys.argv[1:]
+is_presigned = "--presigned" in sys.argv[1:]
 failures = 0
 
 
@@ -200,6 +201,38 @@ def check_uploads(run, path):
     same("what was aborted takes no part", requests.put(first.url, data=b"x", headers=first.headers).status_code, 404)
 
 
+def check_direct(client, run, folder):
+    """A large file comes in pieces from the object store, if the server lets it; else through the server."""
+    os.environ["MLFLOW_ENABLE_PROXY_MULTIPART_DOWNLOAD"] = "true"
+    os.environ["MLFLOW_MULTIPART_DOWNLOAD_MINIMUM_FILE_SIZE"] = str(2 * MEBIBYTE)
+    os.environ["MLFLOW_MULTIPART_DOWNLOAD_CHUNK_SIZE"] = str(MEBIBYTE)
+    run_id = run.info.run_id
+    path = folder / "direct.bin"
+    path.write_bytes(content("direct", 5 * MEBIBYTE + 3))
+    client.log_artifact(run_id, str(path), "large")
+    told = request("GET", "/api/3.0/mlflow/server-info").json()
+    same("the server says where it can be fetched", told["multipart_downloads_enabled"], is_presigned)
+    fetched = []
+    original = HttpArtifactRepository._multipart_download
+
+    def multipart_download(self, presigned_response, *arguments):
+        fetched.append(presigned_response)
+        return original(self, presigned_response, *arguments)
+
+    HttpArtifactRepository._multipart_download = multipart_download
+    found = downloaded(client, run_id, "large/direct.bin", folder).read_bytes()
+    HttpArtifactRepository._multipart_download = original
+    same("it is what was sent, whatever its way", digest(found), digest(path.read_bytes()))
+    same("it came by its own way", len(fetched), int(is_presigned))
+    if fetched:
+        check("the address is the object store's", "X-Amz-Signature" in fetched[0].url, fetched[0].url)
+        same("the address tells the size", fetched[0].file_size, path.stat().st_size)
+    at = f"{PROXY}/presigned/{proxied(run)}/large"
+    expected = [200, 404] if is_presigned else [501, 501]
+    shown = [request("GET", f"{at}/{name}").status_code for name in ["direct.bin", "none"]]
+    same("addresses are given out for files alone", shown, expected)
+
+
 def check_protocol(run):
     run_id, at = run.info.run_id, f"{PROXY}/artifacts/{proxied(run)}"
     data = content("protocol", 3 * MEBIBYTE + 5)
@@ -256,6 +289,7 @@ def main():
             check_changes(client, run, Path(folder))
         with mlflow.start_run() as run:
             check_parts(client, run, Path(folder))
+            check_direct(client, run, Path(folder))
             check_protocol(run)
     sys.exit(failures != 0)
 

@@ -1,6 +1,6 @@
 //! Writing, finding and removing the blobs of a project.
 
-use std::{fmt, pin::pin, sync::Arc};
+use std::{fmt, pin::pin, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
@@ -387,6 +387,25 @@ impl ProjectArtifacts {
     pub async fn stored_at(&self, digest: Digest) -> Result<Option<DateTime<Utc>>> {
         let found = self.find_head(digest).await?;
         Ok(found.map(|(_, result)| result.meta.last_modified))
+    }
+
+    /// An address by which anybody fetches a blob from the storage itself for some time, unverified; none: it comes through this
+    /// server alone.
+    ///
+    /// # Errors
+    /// A storage error.
+    pub async fn presign(&self, digest: Digest, valid_for: Duration) -> Result<Option<String>> {
+        if !self.storage.presigns() {
+            return Ok(None);
+        }
+        match self.find_head(digest).await? {
+            Some((Form::Plain, _)) => {
+                self.storage
+                    .presign(&self.path_of(digest, Form::Plain), valid_for)
+                    .await
+            }
+            Some((Form::Sealed, _)) | None => Ok(None),
+        }
     }
 
     /// Whether there is such a blob. Its content is not verified, and no key is needed.

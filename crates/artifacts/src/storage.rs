@@ -4,12 +4,19 @@ use std::{
     fmt,
     path::{Path as FilePath, PathBuf},
     sync::Arc,
+    time::Duration,
 };
 
 use futures::StreamExt as _;
+use http::Method;
 use modelyard_common::config::Secret;
 use object_store::{
-    ObjectStore, aws::AmazonS3Builder, memory::InMemory, path::Path as ObjectPath, prefix::PrefixStore,
+    ObjectStore,
+    aws::{AmazonS3, AmazonS3Builder},
+    memory::InMemory,
+    path::Path as ObjectPath,
+    prefix::PrefixStore,
+    signer::Signer as _,
 };
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -78,6 +85,10 @@ pub struct S3Config {
     /// The access key's secret.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub secret_access_key: Option<Secret>,
+    /// Whether clients that ask for it fetch artifacts from the storage itself, by addresses that hold for a few minutes. They must
+    /// reach the storage, and nobody verifies what they read. Encrypted artifacts always come through this server.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub presigned_downloads: bool,
 }
 
 /// An opened storage root. Cheap to clone.
@@ -87,6 +98,13 @@ pub struct Storage {
     folder: Option<Arc<DurableFolder>>,
     place: Arc<str>,
     keys: Option<Arc<KeyRing>>,
+    signer: Option<Arc<Presigner>>,
+}
+
+/// Makes addresses by which somebody without keys fetches an object.
+struct Presigner {
+    bucket: AmazonS3,
+    prefix: ObjectPath,
 }
 
 impl fmt::Debug for Storage {
@@ -119,6 +137,7 @@ impl Storage {
                 folder: None,
                 place: "memory:".into(),
                 keys: None,
+                signer: None,
             });
         }
         if let Some(location) = url.strip_prefix("s3://") {
@@ -135,6 +154,7 @@ impl Storage {
             store: Arc::clone(&folder) as Arc<dyn ObjectStore>,
             folder: Some(folder),
             keys: None,
+            signer: None,
         })
     }
 
@@ -171,6 +191,12 @@ impl Storage {
             }
         }
         let bucket = builder.build().map_err(|error| invalid(url, error))?;
+        let signer = config.presigned_downloads.then(|| {
+            Arc::new(Presigner {
+                bucket: bucket.clone(),
+                prefix: prefix.clone(),
+            })
+        });
         let store: Arc<dyn ObjectStore> = if prefix == ObjectPath::default() {
             Arc::new(bucket)
         } else {
@@ -181,6 +207,7 @@ impl Storage {
             folder: None,
             place: url.into(),
             keys: None,
+            signer,
         })
     }
 
@@ -194,6 +221,23 @@ impl Storage {
     #[must_use]
     pub fn place(&self) -> &str {
         &self.place
+    }
+
+    /// Whether artifacts can be fetched from the storage itself.
+    #[must_use]
+    pub const fn presigns(&self) -> bool {
+        self.signer.is_some() && self.keys.is_none()
+    }
+
+    /// An address by which anybody fetches an object for some time; none: it has to come through this server.
+    pub(crate) async fn presign(&self, path: &ObjectPath, valid_for: Duration) -> Result<Option<String>> {
+        let Some(signer) = self.signer.as_ref().filter(|_| self.keys.is_none()) else {
+            return Ok(None);
+        };
+        let path = signer.prefix.parts().chain(path.parts()).collect();
+        let url = signer.bucket.signed_url(Method::GET, &path, valid_for).await;
+        url.map(|url| Some(url.into()))
+            .map_err(|error| Error::of_store(&self.place, error))
     }
 
     /// The keys that blobs are encrypted with, if they are.

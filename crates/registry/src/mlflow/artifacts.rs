@@ -2,11 +2,7 @@
 
 mod sending;
 
-use std::{
-    future::{Ready, ready},
-    num::NonZeroU32,
-    sync::Arc,
-};
+use std::{collections::BTreeMap, num::NonZeroU32, sync::Arc};
 
 use axum::{
     Json, Router,
@@ -304,17 +300,32 @@ async fn abort_upload(
     Ok(Json(Empty {}))
 }
 
-/// No address is given out by which a client could pass this server by: what it reads would not be verified.
-fn presigned(tenant: Tenant, Rest(path): Rest) -> Ready<Refusal> {
-    let file = Resource::named(Kind::Artifact, &tenant.project, &path);
-    let refusal = match tenant.caller.authorize(Action::ArtifactRead, file) {
-        Ok(()) => match ArtifactPath::parse(&path) {
-            Ok(_) => Refusal::not_implemented(NO_PRESIGNED),
-            Err(error) => error.into(),
-        },
-        Err(error) => error.into(),
-    };
-    ready(refusal)
+/// Where a client fetches a file in pieces at the same time.
+#[derive(Serialize)]
+struct PresignedAnswer {
+    url: String,
+    /// What has to be sent along.
+    headers: BTreeMap<String, String>,
+    file_size: u64,
+}
+
+async fn presigned(
+    State(registry): State<Arc<Registry>>,
+    tenant: Tenant,
+    Rest(path): Rest,
+) -> Result<Json<PresignedAnswer>, Refusal> {
+    let path = ArtifactPath::parse(&path)?;
+    if !registry.presigns() {
+        let file = Resource::named(Kind::Artifact, &tenant.project, path.as_str());
+        tenant.caller.authorize(Action::ArtifactRead, file)?;
+        return Err(Refusal::not_implemented(NO_PRESIGNED));
+    }
+    let (file, url) = registry.presign_file(&tenant.caller, &tenant.project, &path).await?;
+    Ok(Json(PresignedAnswer {
+        url: url.ok_or_else(|| Refusal::not_implemented(NO_PRESIGNED))?,
+        headers: BTreeMap::new(),
+        file_size: file.size_bytes,
+    }))
 }
 
 async fn list_below(

@@ -1,9 +1,12 @@
 //! What clients ask about the server itself. Everybody may know.
 
-use axum::Json;
+use std::sync::Arc;
+
+use axum::{Json, extract::State};
 use serde::Serialize;
 
 use super::routes;
+use crate::service::Registry;
 
 #[derive(Serialize)]
 struct ServerInfo {
@@ -16,13 +19,13 @@ struct ServerInfo {
     trace_archival_enabled: bool,
 }
 
-async fn server_info() -> Json<ServerInfo> {
+async fn server_info(State(registry): State<Arc<Registry>>) -> Json<ServerInfo> {
     Json(ServerInfo {
         // The kind of store that clients take for one that can search.
         store_type: "SqlStore",
         workspaces_enabled: true,
         multipart_uploads_enabled: true,
-        multipart_downloads_enabled: false,
+        multipart_downloads_enabled: registry.presigns(),
         presigned_uploads_enabled: false,
         presigned_downloads_enabled: false,
         trace_archival_enabled: false,

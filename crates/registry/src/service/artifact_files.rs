@@ -3,7 +3,7 @@
 //! A blob that no name refers to any more stays until unused blobs are collected: the same content may have another name, and only
 //! the collector can prove that it has none.
 
-use std::{num::NonZeroU32, ops::Range};
+use std::{num::NonZeroU32, ops::Range, time::Duration};
 
 use bytes::Bytes;
 use futures::{
@@ -36,6 +36,9 @@ pub const MAX_LISTED: usize = 100_000;
 const DELETED_AT_ONCE: u32 = 1000;
 /// From this size on S3 takes content only with a digest that is known before. What encryption adds to content is left room for.
 const ADDRESSED_ABOVE_BYTES: u64 = MAX_UNADDRESSED_BYTES - (MAX_UNADDRESSED_BYTES >> 8);
+
+/// How long an address holds by which a file is fetched from the storage itself, as with MLflow's server.
+const PRESIGNED_LIFETIME: Duration = Duration::from_mins(5);
 
 /// The content of a file, or a part of it.
 pub type FileContent = BoxStream<'static, Result<Bytes, modelyard_artifacts::Error>>;
@@ -112,6 +115,26 @@ impl Registry {
         };
         let content = self.open_file(&file, range).await?;
         Ok((file, Some(content)))
+    }
+
+    /// A file, and an address by which it is fetched from the storage itself for [`PRESIGNED_LIFETIME`]; none: it comes through this
+    /// server alone.
+    pub async fn presign_file(
+        &self,
+        caller: &Caller,
+        project: &str,
+        path: &ArtifactPath,
+    ) -> Result<(ArtifactFile, Option<String>)> {
+        let (file, _) = self.get_file(caller, project, path, |_| None).await?;
+        let blobs = self.blobs.project(project)?;
+        let address = blobs.presign(file.digest, PRESIGNED_LIFETIME).await?;
+        Ok((file, address))
+    }
+
+    /// Whether files can be fetched from the storage itself.
+    #[must_use]
+    pub const fn presigns(&self) -> bool {
+        self.blobs.storage().presigns()
     }
 
     /// What is wrong where there is no such file.
