@@ -6,6 +6,7 @@ mod audit;
 mod datasets;
 mod endpoints;
 mod identities;
+mod imports;
 mod models;
 mod openid;
 mod page;
@@ -25,6 +26,8 @@ use crate::{model::endpoint::Outcome, service::Registry};
 
 /// The largest JSON body, in bytes. Artifacts have their own limit.
 pub const JSON_LIMIT_BYTES: usize = 8 << 20;
+/// The largest batch of an import, in bytes: a run can have schemas and profiles of many datasets.
+const IMPORT_LIMIT_BYTES: usize = 32 << 20;
 /// Below which all routes are, but those of signing in at a provider, which name it themselves.
 const PREFIX: &str = "/api/v1";
 /// Below which the routes are of what belongs to a project.
@@ -82,6 +85,21 @@ fn in_project() -> OpenApiRouter<Arc<Registry>> {
             endpoints::delete_endpoint
         ))
         .routes(routes!(endpoints::list_events))
+        .merge(of_imports())
+}
+
+fn of_imports() -> OpenApiRouter<Arc<Registry>> {
+    OpenApiRouter::new()
+        .routes(routes!(imports::import_experiments))
+        .routes(routes!(imports::import_runs))
+        .routes(routes!(imports::import_points))
+        .routes(routes!(imports::import_logged_models))
+        .routes(routes!(imports::import_models))
+        .routes(routes!(imports::import_versions))
+        .routes(routes!(imports::find_import_states))
+        .routes(routes!(imports::set_import_states))
+        .routes(routes!(imports::count_imported))
+        .layer(DefaultBodyLimit::max(IMPORT_LIMIT_BYTES))
 }
 
 fn in_installation() -> OpenApiRouter<Arc<Registry>> {

@@ -13,6 +13,8 @@ mod events;
 mod experiments;
 mod first_admin;
 mod identities;
+mod import;
+mod import_registry;
 mod logged_models;
 mod model_registry;
 mod models;
@@ -46,6 +48,8 @@ pub use self::{
     experiments::ExperimentStore,
     first_admin::{FirstAdmin, FirstAdminStore},
     identities::IdentityStore,
+    import::{ImportStore, MeasuredModel},
+    import_registry::ImportRegistryStore,
     logged_models::LoggedModelStore,
     model_registry::{Aliases, ModelRegistryStore},
     models::{AliasRequest, ModelStore},
@@ -74,6 +78,7 @@ pub const MIGRATIONS: Migrations = migrations!(
         "0003_tracking",
         "0004_artifact_file",
         "0005_model_registry",
+        "0011_import",
         "0014_metric_series"
     ]
 );
@@ -105,6 +110,10 @@ pub struct Stores {
     pub version_registry: Arc<dyn VersionRegistryStore>,
     /// Searches of models and versions.
     pub entry_search: Arc<dyn EntrySearchStore>,
+    /// What comes from other servers.
+    pub imports: Arc<dyn ImportStore>,
+    /// Models and versions that come from other servers.
+    pub import_registry: Arc<dyn ImportRegistryStore>,
     /// Datasets.
     pub datasets: Arc<dyn DatasetStore>,
     /// Models, versions and aliases.
@@ -164,6 +173,8 @@ impl Stores {
             + ModelRegistryStore
             + VersionRegistryStore
             + EntrySearchStore
+            + ImportStore
+            + ImportRegistryStore
             + 'static,
     {
         Self {
@@ -179,6 +190,8 @@ impl Stores {
             model_registry: Arc::clone(&store) as Arc<dyn ModelRegistryStore>,
             version_registry: Arc::clone(&store) as Arc<dyn VersionRegistryStore>,
             entry_search: Arc::clone(&store) as Arc<dyn EntrySearchStore>,
+            imports: Arc::clone(&store) as Arc<dyn ImportStore>,
+            import_registry: Arc::clone(&store) as Arc<dyn ImportRegistryStore>,
             datasets: Arc::clone(&store) as Arc<dyn DatasetStore>,
             models: Arc::clone(&store) as Arc<dyn ModelStore>,
             endpoints: Arc::clone(&store) as Arc<dyn EndpointStore>,

@@ -214,7 +214,7 @@ impl SqlStore<P> {
         Ok(query.build_query_as().fetch_all(&mut **tx).await?)
     }
 
-    async fn entry_in(
+    pub(super) async fn entry_in(
         tx: &mut Transaction<<P as Pools>::Db>,
         project: &str,
         model: &str,
