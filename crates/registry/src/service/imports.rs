@@ -111,7 +111,10 @@ impl Registry {
             Audited { item, event }
         });
         let experiments: Vec<_> = experiments.collect();
-        self.stores.imports.import_experiments(&scope, &experiments, tried).await
+        self.stores
+            .imports
+            .import_experiments(&scope, &experiments, tried)
+            .await
     }
 
     /// Makes runs of another server in an experiment, with their ids: all of them, or none.
@@ -203,9 +206,7 @@ impl Registry {
         check_import_batch("models", models.len(), MAX_IMPORTED)?;
         let mut checked = Vec::with_capacity(models.len());
         for mut item in models {
-            let mut event = self
-                .model_event(caller, project, &item.name, Operation::Create)
-                .await?;
+            let mut event = self.model_event(caller, project, &item.name, Operation::Create).await?;
             event.add_detail(IMPORTED_FROM, source);
             check_model_name("source_id", &item.source_id)?;
             check_text(
@@ -326,7 +327,12 @@ impl Registry {
         let scope = scope(project, source)?;
         check_import_batch("items", states.len(), MAX_IMPORTED)?;
         for state in states {
-            check_text("fingerprint of item", &state.source_id, &state.fingerprint, MAX_TITLE_BYTES)?;
+            check_text(
+                "fingerprint of item",
+                &state.source_id,
+                &state.fingerprint,
+                MAX_TITLE_BYTES,
+            )?;
         }
         self.stores.imports.set_import_states(&scope, kind, states).await
     }

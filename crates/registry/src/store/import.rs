@@ -273,9 +273,8 @@ impl SqlStore<P> {
             .fetch_optional(&mut **tx)
             .await?;
         let is_known = found.is_some();
-        let is_ours = |found: &FoundRun| {
-            is_imported && found.project == scope.project && found.experiment_id == experiment
-        };
+        let is_ours =
+            |found: &FoundRun| is_imported && found.project == scope.project && found.experiment_id == experiment;
         if found.is_some_and(|found| !is_ours(&found)) {
             return Err(taken("run", &run.run_id, &scope.source));
         }
@@ -300,7 +299,10 @@ impl SqlStore<P> {
         .execute(&mut **tx)
         .await?;
         let id = run.run_id.as_str();
-        let params = run.params.iter().map(|(key, value)| ((id, key.as_str()), value.as_str()));
+        let params = run
+            .params
+            .iter()
+            .map(|(key, value)| ((id, key.as_str()), value.as_str()));
         Self::insert_params(tx, &params.collect()).await?;
         let tags = run.tags.iter().map(|(key, value)| ((id, key.as_str()), value.as_str()));
         Self::upsert_tags(tx, &tags.collect()).await?;
@@ -332,9 +334,8 @@ impl SqlStore<P> {
             .fetch_optional(&mut **tx)
             .await?;
         let is_known = found.is_some();
-        let is_ours = |found: &FoundRun| {
-            is_imported && found.project == scope.project && found.experiment_id == experiment
-        };
+        let is_ours =
+            |found: &FoundRun| is_imported && found.project == scope.project && found.experiment_id == experiment;
         if found.is_some_and(|found| !is_ours(&found)) {
             return Err(taken("logged model", &model.model_id, &scope.source));
         }
@@ -363,7 +364,11 @@ impl SqlStore<P> {
         if !is_known {
             let made = Self::logged_model_in(tx, &scope.project, &model.model_id).await?;
             let made = made.ok_or_else(|| no_logged_model(&model.model_id))?;
-            Self::append_audit(tx, &after(&new.event, &(&made.model_id, &made.name, made.experiment_id))?).await?;
+            Self::append_audit(
+                tx,
+                &after(&new.event, &(&made.model_id, &made.name, made.experiment_id))?,
+            )
+            .await?;
         }
         Ok(ImportedAs {
             source_id: model.model_id.clone(),
@@ -443,14 +448,18 @@ impl ImportStore for SqlStore<P> {
 
     async fn import_points(&self, scope: &ImportScope, run_id: &str, key: &str, points: &[MetricPoint]) -> Result<()> {
         let mut tx = self.pools.begin().await?;
-        if Self::imported_as(&mut tx, scope, ImportKind::Run, run_id).await?.is_none() {
+        if Self::imported_as(&mut tx, scope, ImportKind::Run, run_id)
+            .await?
+            .is_none()
+        {
             return Err(no_run(run_id));
         }
-        let experiment: Option<i64> = sqlx::query_scalar("SELECT experiment_id FROM run WHERE project = $1 AND id = $2")
-            .bind(&scope.project)
-            .bind(run_id)
-            .fetch_optional(&mut *tx)
-            .await?;
+        let experiment: Option<i64> =
+            sqlx::query_scalar("SELECT experiment_id FROM run WHERE project = $1 AND id = $2")
+                .bind(&scope.project)
+                .bind(run_id)
+                .fetch_optional(&mut *tx)
+                .await?;
         let experiment = experiment.ok_or_else(|| no_run(run_id))?;
         Self::insert_points(&mut tx, run_id, experiment, key, points).await?;
         Ok(tx.commit().await?)
@@ -463,7 +472,10 @@ impl ImportStore for SqlStore<P> {
         models: &[MeasuredModel],
     ) -> Result<Vec<ImportedAs>> {
         let mut tx = self.pools.begin().await?;
-        if Self::experiment_in(&mut tx, &scope.project, experiment).await?.is_none() {
+        if Self::experiment_in(&mut tx, &scope.project, experiment)
+            .await?
+            .is_none()
+        {
             return Err(super::experiments::no_experiment(experiment));
         }
         let mut imported = Vec::with_capacity(models.len());

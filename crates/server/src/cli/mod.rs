@@ -7,6 +7,7 @@ mod config;
 mod data;
 mod deploy;
 mod file;
+mod import;
 mod input;
 mod keys;
 mod kind;
@@ -61,6 +62,9 @@ enum Command {
     /// Register models
     #[command(subcommand)]
     Models(ModelsCommand),
+    /// Bring what is on another server here
+    #[command(subcommand)]
+    Import(import::ImportCommand),
     /// Datasets and their versions
     #[command(subcommand)]
     Data(DataCommand),
@@ -199,6 +203,7 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
         Command::Describe(arguments) => resource::describe(&arguments).await,
         Command::Delete(arguments) => resource::delete(&arguments).await,
         Command::Models(ModelsCommand::Import(arguments)) => deploy::import(&arguments).await,
+        Command::Import(command) => import::run(&command).await,
         Command::Data(DataCommand::Push(arguments)) => data::push(&arguments).await,
         Command::Deploy(arguments) => deploy::deploy(&arguments).await,
         Command::Predict(arguments) => prediction::predict(&arguments).await,
