@@ -218,6 +218,9 @@ impl Registry {
             item.tags = collect_tags(item.tags.into_iter().collect())?;
             checked.push(Audited { item, event });
         }
+        if checked.is_empty() {
+            return Ok(Vec::new());
+        }
         let imported = self
             .stores
             .import_registry

@@ -13,7 +13,7 @@ use crate::{
     error::{Error, Result},
     files::{
         mlmodel::{MAX_MLMODEL_BYTES, MLMODEL, read_mlmodel},
-        onnx::read_signature,
+        onnx::read_description,
     },
     metrics,
     model::{
@@ -451,14 +451,22 @@ impl Registry {
         let digest = file.digest;
         let read = self
             .import("model", project, digest, move |path| {
-                read_signature(path, &digest.to_string())
+                read_description(path, &digest.to_string())
             })
             .await;
         match read {
+            // Its signature is told in any case.
+            Ok(graph) if graph.is_external => Ok(Served {
+                signature: Some(choose_signature(saved.signature, graph.signature)),
+                problem: "cannot be served: the weights of its ONNX file are in other files (external data), save it as one \
+                          file"
+                    .to_owned(),
+                ..Served::default()
+            }),
             Ok(graph) => Ok(Served {
                 digest: digest.to_string(),
                 size_bytes: file.size_bytes,
-                signature: Some(choose_signature(saved.signature, graph)),
+                signature: Some(choose_signature(saved.signature, graph.signature)),
                 ..Served::default()
             }),
             // Registering what cannot be served is allowed; why it cannot is said.

@@ -2,7 +2,7 @@
 
 mod convert;
 mod files;
-mod mlflow;
+pub mod mlflow;
 mod registry;
 mod report;
 mod target;

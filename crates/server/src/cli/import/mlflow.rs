@@ -246,6 +246,13 @@ impl Mlflow {
             .await
     }
 
+    /// Changes something.
+    pub async fn patch(&self, path: &str, body: &Value) -> anyhow::Result<Value> {
+        let segments: Vec<&str> = path.split('/').collect();
+        self.json(|| Ok(self.request(Method::PATCH, &segments)?.json(body)))
+            .await
+    }
+
     /// Puts something.
     pub async fn put(&self, path: &str, body: &Value) -> anyhow::Result<Value> {
         let segments: Vec<&str> = path.split('/').collect();
