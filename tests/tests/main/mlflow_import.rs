@@ -170,6 +170,10 @@ async fn moves(engine: Engine) -> Result<()> {
     };
     let here = Server { http, url: to.url() };
     fill(&source).await?;
+    // So that the numbers of experiments differ.
+    for name in ["a", "b", "c"] {
+        here.post("experiments/create", &json!({"name": name})).await?;
+    }
     break_off(from.url(), &here).await?;
     let arguments = ["import", "mlflow", "--from", from.url(), "-o", "json"];
     for _ in 0..2 {

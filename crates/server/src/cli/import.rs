@@ -8,7 +8,11 @@ mod report;
 mod target;
 mod tracking;
 
-use std::{collections::BTreeMap, env, fs, path::PathBuf};
+use std::{
+    collections::BTreeMap,
+    env, fs,
+    path::{Path, PathBuf},
+};
 
 use anyhow::{Context, bail};
 use clap::{Args, Subcommand};
@@ -105,7 +109,7 @@ fn renaming(text: &str) -> Result<(String, String), String> {
     Ok((old.to_owned(), new.to_owned()))
 }
 
-fn secret_in(file: &PathBuf) -> anyhow::Result<String> {
+fn secret_in(file: &Path) -> anyhow::Result<String> {
     let content = fs::read_to_string(file).with_context(|| format!("`{}` cannot be read", file.display()))?;
     Ok(content.trim_end_matches(['\n', '\r']).to_owned())
 }
