@@ -458,9 +458,10 @@ impl Registry {
             // Its signature is told in any case.
             Ok(graph) if graph.is_external => Ok(Served {
                 signature: Some(choose_signature(saved.signature, graph.signature)),
-                problem: "cannot be served: the weights of its ONNX file are in other files (external data), save it as one \
+                problem:
+                    "cannot be served: the weights of its ONNX file are in other files (external data), save it as one \
                           file"
-                    .to_owned(),
+                        .to_owned(),
                 ..Served::default()
             }),
             Ok(graph) => Ok(Served {

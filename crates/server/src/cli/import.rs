@@ -21,7 +21,7 @@ use parking_lot::Mutex;
 use serde_json::{Value, json};
 
 use self::{
-    mlflow::{Credential, Mlflow, list, text},
+    mlflow::{Credential, Mlflow, text},
     report::{KINDS, Report, words},
     target::Target,
     tracking::Home,
