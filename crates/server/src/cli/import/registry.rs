@@ -40,7 +40,8 @@ impl Import {
         }
         for (name, version) in later {
             if let Err(error) = self.bring_version(&name, &version).await {
-                let what = format!("version `{name}/{}`", text(&version, "version"));
+                let number = version.get("version").map(Value::to_string).unwrap_or_default();
+                let what = format!("version `{name}/{number}`");
                 self.report.lock().problem(&what, &error);
             }
         }
