@@ -7,6 +7,7 @@ mod collections;
 mod datasets;
 mod endpoints;
 mod identities;
+mod imports;
 mod models;
 mod openid;
 mod page;
@@ -27,6 +28,8 @@ use crate::{model::endpoint::Outcome, service::Registry};
 
 /// The largest JSON body, in bytes. Artifacts have their own limit.
 pub const JSON_LIMIT_BYTES: usize = 8 << 20;
+/// The largest batch of an import, in bytes: a run can have schemas and profiles of many datasets.
+const IMPORT_LIMIT_BYTES: usize = 32 << 20;
 /// Below which all routes are, but those of signing in at a provider, which name it themselves.
 const PREFIX: &str = "/api/v1";
 /// Below which the routes are of what belongs to a project.
@@ -90,6 +93,21 @@ fn in_project() -> OpenApiRouter<Arc<Registry>> {
         ))
         .routes(routes!(endpoints::list_events))
         .routes(routes!(webhooks::list_webhook_deliveries))
+        .merge(of_imports())
+}
+
+fn of_imports() -> OpenApiRouter<Arc<Registry>> {
+    OpenApiRouter::new()
+        .routes(routes!(imports::import_experiments))
+        .routes(routes!(imports::import_runs))
+        .routes(routes!(imports::import_points))
+        .routes(routes!(imports::import_logged_models))
+        .routes(routes!(imports::import_models))
+        .routes(routes!(imports::import_versions))
+        .routes(routes!(imports::find_import_states))
+        .routes(routes!(imports::set_import_states))
+        .routes(routes!(imports::count_imported))
+        .layer(DefaultBodyLimit::max(IMPORT_LIMIT_BYTES))
 }
 
 fn in_installation() -> OpenApiRouter<Arc<Registry>> {

@@ -14,6 +14,7 @@ pub mod entry_search;
 pub mod event;
 pub mod identity;
 pub(crate) mod json;
+pub mod import;
 pub mod logged_model;
 pub mod mlflow_access;
 pub mod mlflow_registry;

@@ -16,6 +16,7 @@ mod first_admin;
 mod follow;
 mod group;
 mod identities;
+mod imports;
 mod known;
 mod logged_models;
 mod model_registry;

@@ -18,6 +18,8 @@ mod events;
 mod experiments;
 mod first_admin;
 mod identities;
+mod import;
+mod import_registry;
 mod logged_models;
 mod model_registry;
 mod models;
@@ -61,6 +63,8 @@ pub use self::{
     experiments::ExperimentStore,
     first_admin::{FirstAdmin, FirstAdminStore},
     identities::IdentityStore,
+    import::{ImportStore, MeasuredModel},
+    import_registry::ImportRegistryStore,
     logged_models::LoggedModelStore,
     model_registry::{Aliases, ModelRegistryStore},
     models::{AliasRequest, ModelStore},
@@ -97,6 +101,7 @@ pub const MIGRATIONS: Migrations = migrations!(
         "0006_traces",
         "0008_webhooks",
         "0009_collection",
+        "0011_import",
         "0014_metric_series"
     ]
 );
@@ -138,6 +143,10 @@ pub struct Stores {
     pub traces: Arc<dyn TraceStore>,
     /// What is said of traces.
     pub assessments: Arc<dyn AssessmentStore>,
+    /// What comes from other servers.
+    pub imports: Arc<dyn ImportStore>,
+    /// Models and versions that come from other servers.
+    pub import_registry: Arc<dyn ImportRegistryStore>,
     /// Datasets.
     pub datasets: Arc<dyn DatasetStore>,
     /// Models, versions and aliases.
@@ -205,6 +214,8 @@ impl Stores {
             + BlobStore
             + CollectionStore
             + CollectorStore
+            + ImportStore
+            + ImportRegistryStore
             + 'static,
     {
         Self {
@@ -225,6 +236,8 @@ impl Stores {
             entry_search: Arc::clone(&store) as Arc<dyn EntrySearchStore>,
             traces: Arc::clone(&store) as Arc<dyn TraceStore>,
             assessments: Arc::clone(&store) as Arc<dyn AssessmentStore>,
+            imports: Arc::clone(&store) as Arc<dyn ImportStore>,
+            import_registry: Arc::clone(&store) as Arc<dyn ImportRegistryStore>,
             datasets: Arc::clone(&store) as Arc<dyn DatasetStore>,
             models: Arc::clone(&store) as Arc<dyn ModelStore>,
             endpoints: Arc::clone(&store) as Arc<dyn EndpointStore>,

@@ -7,6 +7,7 @@ mod deployment;
 mod durable_log;
 mod main_job;
 mod mlflow;
+mod mlflow_import;
 mod observability;
 mod openid;
 mod permissions;

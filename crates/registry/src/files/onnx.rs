@@ -31,6 +31,9 @@ const GRAPH_INITIALIZER: u32 = 5;
 const GRAPH_INPUT: u32 = 11;
 const GRAPH_OUTPUT: u32 = 12;
 const TENSOR_NAME: u32 = 8;
+const TENSOR_LOCATION: u32 = 14;
+/// The content of a constant is in another file.
+const EXTERNAL: u64 = 1;
 
 /// `ValueInfoProto`, as far as a signature needs it.
 #[derive(Clone, PartialEq, Message)]
@@ -78,11 +81,33 @@ struct Graph {
     inputs: Vec<ValueInfo>,
     outputs: Vec<ValueInfo>,
     constants: BTreeSet<String>,
+    is_external: bool,
 }
 
-/// Reads the signature of the model at `path`, as MLflow writes it. `digest` names the model in errors. The weights are
-/// passed over, so that this takes little memory whatever the model's size.
+/// What a model takes and gives.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Description {
+    /// Its signature, as MLflow writes it.
+    pub signature: Value,
+    /// Whether its weights are in other files beside it, which are not read when it is served.
+    pub is_external: bool,
+}
+
+/// Reads the signature of the model at `path`, which has all of its weights in it. `digest` names the model in errors.
 pub fn read_signature(path: &Path, digest: &str) -> Result<Value> {
+    let description = read_description(path, digest)?;
+    if description.is_external {
+        return Err(Error::request(format!(
+            "artifact {digest} cannot be served: its weights are in other files (external data); save the model as one ONNX \
+             file, or import the folder with all of its files, to keep it without serving it"
+        )));
+    }
+    Ok(description.signature)
+}
+
+/// Reads the signature of the model at `path`. The weights are passed over, so that this takes little memory whatever the
+/// model's size.
+pub fn read_description(path: &Path, digest: &str) -> Result<Description> {
     let file = File::open(path)?;
     let size_bytes = file.metadata()?.len();
     let refuse = |problem: String| Error::NotOnnx {
@@ -111,10 +136,14 @@ pub fn read_signature(path: &Path, digest: &str) -> Result<Value> {
     }
     let inputs = inputs.into_iter().map(|input| entry(input, true));
     let outputs = graph.outputs.iter().map(|output| entry(output, false));
-    Ok(json!({
+    let signature = json!({
         "inputs": inputs.collect::<Result<Vec<_>, String>>().map_err(refuse)?,
         "outputs": outputs.collect::<Result<Vec<_>, String>>().map_err(refuse)?,
-    }))
+    });
+    Ok(Description {
+        signature,
+        is_external: graph.is_external,
+    })
 }
 
 fn read_model<R: Read + Seek>(wire: &mut Wire<R>) -> Result<Graph, WireError> {
@@ -159,7 +188,9 @@ fn read_graph<R: Read + Seek>(wire: &mut Wire<R>, end: u64) -> Result<Graph, Wir
                 if graph.constants.len() >= MAX_CONSTANTS {
                     return Err(WireError::Malformed(format!("it has over {MAX_CONSTANTS} constants")));
                 }
-                graph.constants.extend(read_name(wire, constant_end)?);
+                let (name, is_external) = read_constant(wire, constant_end)?;
+                graph.constants.extend(name);
+                graph.is_external |= is_external;
             }
             _ => {
                 graph.nodes += u64::from(number == GRAPH_NODE);
@@ -181,9 +212,9 @@ fn read_value<R: Read + Seek>(wire: &mut Wire<R>, length: u64, before: usize) ->
         .map_err(|_| WireError::Malformed("its inputs or outputs cannot be read".to_owned()))
 }
 
-/// The name of a constant.
-fn read_name<R: Read + Seek>(wire: &mut Wire<R>, end: u64) -> Result<Option<String>, WireError> {
-    let mut name = None;
+/// The name of a constant, and whether its content is in another file.
+fn read_constant<R: Read + Seek>(wire: &mut Wire<R>, end: u64) -> Result<(Option<String>, bool), WireError> {
+    let (mut name, mut is_external) = (None, false);
     while let Some(field) = wire.next(end)? {
         match field {
             Field::Bytes { number, length } if number == TENSOR_NAME => {
@@ -191,10 +222,11 @@ fn read_name<R: Read + Seek>(wire: &mut Wire<R>, end: u64) -> Result<Option<Stri
                 name = String::from_utf8(bytes).ok();
             }
             Field::Bytes { length, .. } => wire.skip(length, end)?,
+            Field::Number { number, value } if number == TENSOR_LOCATION => is_external = value == EXTERNAL,
             _ => {}
         }
     }
-    Ok(name)
+    Ok((name, is_external))
 }
 
 /// The names of an element type in MLflow's column and tensor signatures; a tensor's name is NumPy's.
@@ -290,6 +322,19 @@ mod tests {
             let error = read(content).unwrap_err().to_string();
             assert!(error.contains("artifact sha256:00 is not an ONNX model"), "{error}");
             assert!(error.contains(named), "{named}: {error}");
+        }
+    }
+
+    #[test]
+    fn weights_in_other_files_are_noticed() {
+        // A graph with the constant `w`, whose location is the last byte.
+        for (location, is_external) in [(1, true), (0, false)] {
+            let graph = vec![0x2a, 0x05, 0x42, 0x01, b'w', 0x70, location];
+            let mut wire = Wire::new(std::io::Cursor::new(graph), 7);
+            let end = wire.end();
+            let read = read_graph(&mut wire, end).unwrap();
+            assert_eq!(read.is_external, is_external);
+            assert!(read.constants.contains("w"));
         }
     }
 

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use modelyard_auth::audit::NewEvent;
 use modelyard_common::Timestamp;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::run::{MetricPoint, RunStatus};
@@ -21,7 +21,7 @@ pub const CONTEXT_TAG: &str = "mlflow.data.context";
 pub const MAX_EXPERIMENT_TAG_BYTES: usize = 20_000;
 
 /// Whether something is there or was deleted; what was deleted can be restored.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Lifecycle {
     /// It is there.
@@ -110,7 +110,7 @@ pub struct RunDataset {
 }
 
 /// What a logged model is to a run.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum ModelRole {
     /// The run read it.

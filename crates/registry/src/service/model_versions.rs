@@ -2,7 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use modelyard_auth::{Action, Caller, Kind, Resource, audit::Operation};
+use modelyard_auth::{
+    Action, Caller, Kind, Resource,
+    audit::{NewEvent, Operation},
+};
 use serde_json::{Value, json};
 
 use super::Registry;
@@ -10,7 +13,7 @@ use crate::{
     error::{Error, Result},
     files::{
         mlmodel::{MAX_MLMODEL_BYTES, MLMODEL, read_mlmodel},
-        onnx::read_signature,
+        onnx::read_description,
     },
     metrics,
     model::{
@@ -141,15 +144,39 @@ impl Registry {
     /// served.
     #[tracing::instrument(name = "registry.create_version", skip_all, fields(%project, model = %order.name))]
     pub async fn create_version(&self, caller: &Caller, project: &str, order: VersionOrder) -> Result<VersionEntry> {
+        let event = self
+            .model_event(caller, project, &order.name, Operation::Create)
+            .await?;
+        let new = self.new_entry(caller, project, &order, event).await?;
+        let created = self.stores.version_registry.create_version_entry(&new).await?;
+        ::metrics::counter!(metrics::MODEL_VERSIONS).increment(1);
+        self.desired.notify();
+        self.webhooks.wake();
+        tracing::info!(
+            model = order.name,
+            version = created.version,
+            servable = !created.artifact_digest.is_empty(),
+            "model version created"
+        );
+        Ok(created)
+    }
+
+    /// A version of what an order names, once its source was followed.
+    pub(super) async fn new_entry(
+        &self,
+        caller: &Caller,
+        project: &str,
+        order: &VersionOrder,
+        event: NewEvent,
+    ) -> Result<NewVersionEntry> {
         let name = order.name.as_str();
-        let event = self.model_event(caller, project, name, Operation::Create).await?;
         order.check()?;
         let tags = collect_tags(order.tags.clone())?;
         let removals = self.stores.blobs.storage_view(project).await?.removals;
         let (origin, served) = if is_prompt(&tags) {
-            (prompt_origin(&order)?, Served::default())
+            (prompt_origin(order)?, Served::default())
         } else {
-            let origin = self.origin(caller, project, &order).await?;
+            let origin = self.origin(caller, project, order).await?;
             let served = self.served(project, &origin).await?;
             (origin, served)
         };
@@ -159,7 +186,7 @@ impl Registry {
             None => None,
         };
         let signature = served.signature.unwrap_or_else(|| json!({"inputs": [], "outputs": []}));
-        let new = NewVersionEntry {
+        Ok(NewVersionEntry {
             version: NewModelVersion {
                 project: project.to_owned(),
                 model: name.to_owned(),
@@ -188,18 +215,7 @@ impl Registry {
             run_link: order.run_link.clone(),
             status_message: served.problem,
             model_id: origin.model_id,
-        };
-        let created = self.stores.version_registry.create_version_entry(&new).await?;
-        ::metrics::counter!(metrics::MODEL_VERSIONS).increment(1);
-        self.desired.notify();
-        self.webhooks.wake();
-        tracing::info!(
-            model = name,
-            version = created.version,
-            servable = !created.artifact_digest.is_empty(),
-            "model version created"
-        );
-        Ok(created)
+        })
     }
 
     /// Follows a source, and refuses one that the caller has not shown to be part of a run or logged model.
@@ -442,14 +458,23 @@ impl Registry {
         let digest = file.digest;
         let read = self
             .import("model", project, digest, move |path| {
-                read_signature(path, &digest.to_string())
+                read_description(path, &digest.to_string())
             })
             .await;
         match read {
+            // Its signature is told in any case.
+            Ok(graph) if graph.is_external => Ok(Served {
+                signature: Some(choose_signature(saved.signature, graph.signature)),
+                problem:
+                    "cannot be served: the weights of its ONNX file are in other files (external data), save it as one \
+                          file"
+                        .to_owned(),
+                ..Served::default()
+            }),
             Ok(graph) => Ok(Served {
                 digest: digest.to_string(),
                 size_bytes: file.size_bytes,
-                signature: Some(choose_signature(saved.signature, graph)),
+                signature: Some(choose_signature(saved.signature, graph.signature)),
                 ..Served::default()
             }),
             // Registering what cannot be served is allowed; why it cannot is said.

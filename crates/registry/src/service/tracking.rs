@@ -23,7 +23,7 @@ const MAX_DATASET_SCHEMA_BYTES: usize = 1 << 20;
 /// The largest profile of a dataset, in bytes.
 const MAX_DATASET_PROFILE_BYTES: usize = 16 << 20;
 
-fn check_dataset(dataset: &RunDataset) -> Result<()> {
+pub(super) fn check_dataset(dataset: &RunDataset) -> Result<()> {
     for (what, length, limit) in [
         ("name", dataset.name.len(), MAX_DATASET_NAME_BYTES),
         ("digest", dataset.digest.len(), MAX_DATASET_NAME_BYTES),

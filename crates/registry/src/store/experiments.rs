@@ -131,7 +131,7 @@ impl SqlStore<P> {
         Ok(Self::complete_experiments(tx, rows).await?.pop())
     }
 
-    async fn named_experiment_in(
+    pub(super) async fn named_experiment_in(
         tx: &mut Transaction<<P as Pools>::Db>,
         project: &str,
         name: &str,

@@ -292,7 +292,7 @@ impl SqlStore<P> {
         Ok(models)
     }
 
-    async fn logged_model_in(
+    pub(super) async fn logged_model_in(
         tx: &mut Transaction<<P as Pools>::Db>,
         project: &str,
         model_id: &str,
@@ -306,6 +306,17 @@ impl SqlStore<P> {
             .fetch_all(&mut **tx)
             .await?;
         Ok(Self::complete_logged_models(tx, rows).await?.pop())
+    }
+
+    /// Sets params and tags of a logged model.
+    pub(super) async fn set_logged_model_texts(
+        tx: &mut Transaction<<P as Pools>::Db>,
+        model_id: &str,
+        params: &BTreeMap<String, String>,
+        tags: &BTreeMap<String, String>,
+    ) -> Result<()> {
+        Self::set_logged_texts(tx, SET_PARAM, model_id, params).await?;
+        Self::set_logged_texts(tx, SET_TAG, model_id, tags).await
     }
 
     /// Sets params or tags of a logged model, whose statement is given.

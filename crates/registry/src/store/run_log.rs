@@ -184,7 +184,7 @@ impl SqlStore<P> {
     }
 
     /// Adds params. One that is there with another value is an error.
-    async fn insert_params(tx: &mut Transaction<<P as Pools>::Db>, params: &Texts<'_>) -> Result<()> {
+    pub(super) async fn insert_params(tx: &mut Transaction<<P as Pools>::Db>, params: &Texts<'_>) -> Result<()> {
         let rows: Vec<_> = params.iter().collect();
         for chunk in rows.chunks(INSERTED_ROWS) {
             let mut query = QueryBuilder::new("INSERT INTO run_param (run_id, key, value) ");
@@ -271,6 +271,24 @@ impl SqlStore<P> {
             query.build().execute(&mut **tx).await?;
         }
         Ok(())
+    }
+
+    /// Adds points to one metric of a run.
+    pub(super) async fn insert_points(
+        tx: &mut Transaction<<P as Pools>::Db>,
+        run_id: &str,
+        experiment_id: i64,
+        key: &str,
+        points: &[MetricPoint],
+    ) -> Result<()> {
+        let logged = points.iter().map(|point| Logged {
+            run_id,
+            experiment_id,
+            key,
+            point: *point,
+        });
+        let logged: Vec<Logged<'_>> = logged.collect();
+        Self::insert_metrics(tx, &logged).await
     }
 
     /// The series of a metric of a run; 0, which none has, where it has no point yet; None: no such run.

@@ -152,7 +152,7 @@ impl SqlStore<P> {
         Ok(())
     }
 
-    async fn insert_datasets(
+    pub(super) async fn insert_datasets(
         tx: &mut Transaction<<P as Pools>::Db>,
         run_id: &str,
         datasets: &[RunDataset],
@@ -179,6 +179,27 @@ impl SqlStore<P> {
             .bind(dataset.schema.as_deref())
             .bind(dataset.profile.as_deref())
             .bind(to_json("tags of a dataset", &dataset.tags)?)
+            .execute(&mut **tx)
+            .await?;
+        }
+        Ok(())
+    }
+
+    /// Adds logged models to a run. What is there already stays as it is.
+    pub(super) async fn insert_run_models(
+        tx: &mut Transaction<<P as Pools>::Db>,
+        run_id: &str,
+        models: &[RunModel],
+    ) -> Result<()> {
+        for model in models {
+            sqlx::query(
+                "INSERT INTO run_model (run_id, role, model_id, step) VALUES ($1, $2, $3, $4)
+                 ON CONFLICT (run_id, role, model_id) DO NOTHING",
+            )
+            .bind(run_id)
+            .bind(model.role.as_str())
+            .bind(&model.model_id)
+            .bind(model.step)
             .execute(&mut **tx)
             .await?;
         }
@@ -251,18 +272,7 @@ impl TrackingStore for SqlStore<P> {
         Self::hold_run(&mut tx, project, run_id).await?;
         Self::active_run(&mut tx, project, run_id).await?;
         Self::insert_datasets(&mut tx, run_id, datasets).await?;
-        for model in models {
-            sqlx::query(
-                "INSERT INTO run_model (run_id, role, model_id, step) VALUES ($1, $2, $3, $4)
-                 ON CONFLICT (run_id, role, model_id) DO NOTHING",
-            )
-            .bind(run_id)
-            .bind(model.role.as_str())
-            .bind(&model.model_id)
-            .bind(model.step)
-            .execute(&mut *tx)
-            .await?;
-        }
+        Self::insert_run_models(&mut tx, run_id, models).await?;
         Ok(tx.commit().await?)
     }
 

@@ -91,7 +91,7 @@ fn list_version(listed: Option<&str>, model: &str, version: i64) -> String {
 
 #[trait_gen(P -> SqlitePools, PostgresPools)]
 impl SqlStore<P> {
-    async fn entry_in(
+    pub(super) async fn entry_in(
         tx: &mut Transaction<<P as Pools>::Db>,
         project: &str,
         model: &str,

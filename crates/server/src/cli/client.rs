@@ -44,16 +44,8 @@ impl Client {
         if reqwest::Url::parse(&url).is_err() {
             return Err(UsageError(format!("`{url}` is not a URL: write it as http://HOST:PORT")).into());
         }
-        let http = reqwest::Client::builder()
-            .connect_timeout(CONNECT_TIMEOUT)
-            .read_timeout(READ_TIMEOUT);
-        let http = match ca_file {
-            Some(file) => http.tls_certs_merge(authorities(file)?),
-            None => http,
-        };
-        let http = http.build().context("the HTTP client cannot be made")?;
         Ok(Self {
-            http,
+            http: http_client(ca_file)?,
             url,
             token: token.map(str::to_owned),
             project: None,
@@ -215,6 +207,18 @@ impl Client {
         let digest = answer.get("digest").and_then(Value::as_str);
         digest.map(str::to_owned).context("the server gave no digest")
     }
+}
+
+/// What sends requests; the certificates in `ca_file` are trusted beside those of this machine.
+pub fn http_client(ca_file: Option<&Path>) -> anyhow::Result<reqwest::Client> {
+    let http = reqwest::Client::builder()
+        .connect_timeout(CONNECT_TIMEOUT)
+        .read_timeout(READ_TIMEOUT);
+    let http = match ca_file {
+        Some(file) => http.tls_certs_merge(authorities(file)?),
+        None => http,
+    };
+    http.build().context("the HTTP client cannot be made")
 }
 
 /// A text that can be a segment of a path. The others would be left out of the URL, which names something else then.

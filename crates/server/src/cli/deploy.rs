@@ -1,6 +1,6 @@
-//! `models import` and `deploy`.
+//! `deploy`.
 
-use std::{path::PathBuf, time::Duration};
+use std::time::Duration;
 
 use anyhow::{Context, bail};
 use clap::Args;
@@ -17,23 +17,6 @@ use super::{
 const LOOK_INTERVAL: Duration = Duration::from_millis(200);
 
 #[derive(Args)]
-pub struct ImportArguments {
-    /// ONNX file
-    file: PathBuf,
-    /// Registered model; made when it does not exist
-    #[arg(long)]
-    name: String,
-    /// Alias to point at the new version
-    #[arg(long)]
-    alias: Option<String>,
-    /// Description of the version
-    #[arg(long)]
-    description: Option<String>,
-    #[command(flatten)]
-    connection: ConnectionArguments,
-}
-
-#[derive(Args)]
 pub struct DeployArguments {
     /// Endpoint; made when it does not exist
     endpoint: String,
@@ -48,29 +31,6 @@ pub struct DeployArguments {
     timeout: Duration,
     #[command(flatten)]
     connection: ConnectionArguments,
-}
-
-pub async fn import(arguments: &ImportArguments) -> anyhow::Result<()> {
-    let client = arguments.connection.client()?;
-    let digest = client.upload(&arguments.file).await?;
-    let aliases: Vec<_> = arguments.alias.iter().collect();
-    let mut body = json!({ "artifact_digest": digest, "aliases": aliases });
-    if let Some(description) = &arguments.description {
-        body["description"] = json!(description);
-    }
-    let request = client.project_request(Method::POST, &["models", &arguments.name, "versions"])?;
-    let version = client
-        .send(request.json(&body))
-        .await
-        .with_context(|| format!("`{}` cannot be registered", arguments.file.display()))?;
-    if arguments.connection.server.output == Format::Json {
-        return output::print_json(&version);
-    }
-    let number = version
-        .get("version")
-        .and_then(Value::as_u64)
-        .context("the server gave no version")?;
-    output::print_line(&format!("{}/{number}", arguments.name))
 }
 
 pub async fn deploy(arguments: &DeployArguments) -> anyhow::Result<()> {

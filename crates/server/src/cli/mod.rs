@@ -8,9 +8,11 @@ mod data;
 mod deploy;
 mod file;
 mod gc;
+mod import;
 mod input;
 mod keys;
 mod kind;
+mod model_import;
 mod output;
 mod pipeline;
 mod prediction;
@@ -62,6 +64,9 @@ enum Command {
     /// Register models
     #[command(subcommand)]
     Models(ModelsCommand),
+    /// Bring what is on another server here
+    #[command(subcommand)]
+    Import(import::ImportCommand),
     /// Datasets and their versions
     #[command(subcommand)]
     Data(DataCommand),
@@ -105,8 +110,8 @@ enum Command {
 
 #[derive(Subcommand)]
 enum ModelsCommand {
-    /// Register an ONNX file as a new version; prints NAME/VERSION
-    Import(deploy::ImportArguments),
+    /// Register an ONNX file or a model's folder as a new version; prints NAME/VERSION
+    Import(model_import::ImportArguments),
 }
 
 #[derive(Subcommand)]
@@ -203,7 +208,8 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
         Command::Get(arguments) => resource::get(&arguments).await,
         Command::Describe(arguments) => resource::describe(&arguments).await,
         Command::Delete(arguments) => resource::delete(&arguments).await,
-        Command::Models(ModelsCommand::Import(arguments)) => deploy::import(&arguments).await,
+        Command::Models(ModelsCommand::Import(arguments)) => model_import::import(&arguments).await,
+        Command::Import(command) => import::run(&command).await,
         Command::Data(DataCommand::Push(arguments)) => data::push(&arguments).await,
         Command::Deploy(arguments) => deploy::deploy(&arguments).await,
         Command::Predict(arguments) => prediction::predict(&arguments).await,

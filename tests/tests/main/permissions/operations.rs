@@ -263,6 +263,52 @@ pub const API: &[Operation] = &[
         "GET /api/v1/projects/{project}/webhooks/{webhook_id}/deliveries",
         Need::Project(&["webhook.read"]),
     ),
+    // --- imports
+    op(
+        "POST /api/v1/projects/{project}/import/experiments",
+        Need::Project(&["run.write"]),
+    )
+    .json(r#"{"source": "", "experiments": []}"#),
+    op(
+        "POST /api/v1/projects/{project}/import/runs",
+        Need::Project(&["run.write"]),
+    )
+    .json(r#"{"source": "", "experiment_id": 0, "runs": []}"#),
+    op(
+        "POST /api/v1/projects/{project}/import/points",
+        Need::Project(&["run.write"]),
+    )
+    .json(r#"{"source": "", "run_id": "absent", "key": "m", "points": []}"#),
+    op(
+        "POST /api/v1/projects/{project}/import/logged-models",
+        Need::Project(&["run.write"]),
+    )
+    .json(r#"{"source": "", "experiment_id": 0, "models": []}"#),
+    op(
+        "POST /api/v1/projects/{project}/import/models",
+        Need::Project(&["model.write"]),
+    )
+    .json(r#"{"source": "", "models": []}"#),
+    op(
+        "POST /api/v1/projects/{project}/import/versions",
+        Need::Project(&["model.write"]),
+    )
+    .json(r#"{"source": "", "source_id": "absent", "model": "absent", "versions": []}"#),
+    op(
+        "POST /api/v1/projects/{project}/import/states/find",
+        Need::Project(&["run.read"]),
+    )
+    .json(r#"{"source": "", "kind": "run", "ids": []}"#),
+    op(
+        "PUT /api/v1/projects/{project}/import/states",
+        Need::Project(&["run.write"]),
+    )
+    .json(r#"{"source": "", "kind": "run", "items": []}"#),
+    op(
+        "GET /api/v1/projects/{project}/import/counts",
+        Need::Project(&["run.read"]),
+    )
+    .at("/api/v1/projects/{project}/import/counts?source=s&experiment_id=0"),
     // --- models
     op("GET /api/v1/projects/{project}/models", Need::Project(&["model.read"])),
     op(
