@@ -114,7 +114,7 @@ impl ObjectStore {
     pub fn settings(&self) -> String {
         format!(
             "[storage]\nurl = 's3://{BUCKET}/objects'\ns3 = {{ endpoint = '{}', region = 'us-east-1', allow_http = true, \
-             access_key_id = 'test', secret_access_key = 'test' }}\n",
+             access_key_id = 'test', secret_access_key = 'test', presigned_downloads = true }}\n",
             self.url
         )
     }
