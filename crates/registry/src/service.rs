@@ -28,6 +28,7 @@ mod retention;
 mod runs;
 mod secrets;
 mod tokens;
+mod trace_search;
 mod traces;
 mod tracking;
 mod version_changes;
@@ -61,6 +62,7 @@ pub use self::{
     openid::{ExchangeError, Origin, SESSION_LIFETIME},
     runs::{InputRequest, RunRequest},
     tokens::TokenOrder,
+    trace_search::CorrelationForm,
     traces::TraceDeletionForm,
     webhooks::WebhookTrial,
 };
