@@ -285,14 +285,20 @@ fn push_run(sql: &mut Sql, clause: &Clause, scope: Scope<'_>) {
         push_metadata(sql, &of_metadata);
         return;
     };
+    let prefix: String = run.chars().take(64).collect();
     sql.push("r.project = ").text(scope.project);
-    sql.push(" AND r.id IN (SELECT trace_id FROM trace_run WHERE project = ")
+    // The project is wrapped, and the index named, so that SQLite looks for the run and not through the project.
+    sql.push(" AND r.id IN (SELECT trace_id FROM trace_run WHERE run_id = ")
+        .text(run);
+    sql.push(" AND COALESCE(project, '') = ").text(scope.project);
+    sql.push(" UNION SELECT trace_id FROM trace_metadata");
+    if scope.dialect == Dialect::Sqlite {
+        sql.push(" INDEXED BY trace_metadata_run");
+    }
+    sql.push(" WHERE key = 'mlflow.sourceRun' AND project = ")
         .text(scope.project);
-    sql.push(" AND run_id = ").text(run);
-    sql.push(" UNION SELECT trace_id FROM trace_metadata WHERE key = 'mlflow.sourceRun' AND project = ")
-        .text(scope.project);
-    sql.push(" AND substr(value, 1, 64) = substr(").text(run);
-    sql.push(", 1, 64) AND value = ").text(run).push(")");
+    sql.push(" AND substr(value, 1, 64) = ").text(&prefix);
+    sql.push(" AND value = ").text(run).push(")");
 }
 
 /// The columns of the tokens or of the cost, and how they are told apart from nothing.
