@@ -112,6 +112,8 @@ async fn open_sqlite(data_dir: &Path, readers: u32, service: &str) -> Result<Dat
     let base = SqliteConnectOptions::new()
         .filename(&file)
         .foreign_keys(true)
+        // The operator REGEXP, in linear time.
+        .with_regexp()
         .busy_timeout(BUSY_TIMEOUT);
     let writing = base
         .clone()

@@ -31,7 +31,7 @@ mod tests;
 use std::fmt;
 
 pub use self::{
-    fields::{EXPERIMENTS, LOGGED_MODELS, MODEL_VERSIONS, REGISTERED_MODELS, RUNS, Schema},
+    fields::{EXPERIMENTS, LOGGED_MODELS, MODEL_VERSIONS, REGISTERED_MODELS, RUNS, SPAN_ATTRIBUTE, Schema, TRACES},
     order::{Order, parse_logged_model_order, parse_order},
     parser::parse_filter,
 };
@@ -48,6 +48,8 @@ pub const MAX_LIST: usize = 2000;
 pub const MAX_PATTERN_BYTES: usize = 16_000;
 /// The most `%` of a pattern: SQLite recurses for each.
 pub const MAX_WILDCARDS: usize = 64;
+/// The longest pattern of `RLIKE`, in bytes.
+pub const MAX_EXPRESSION_BYTES: usize = 1000;
 /// The most terms of an order.
 pub const MAX_ORDER: usize = 16;
 
@@ -64,6 +66,16 @@ pub enum Entity {
     Tag,
     /// A dataset that a run has read.
     Dataset,
+    /// Metadata of a trace.
+    Metadata,
+    /// A span of a trace.
+    Span,
+    /// How good something in a trace was.
+    Feedback,
+    /// What should have come out of a trace.
+    Expectation,
+    /// A problem that was found in a trace.
+    Issue,
 }
 
 impl Entity {
@@ -76,6 +88,11 @@ impl Entity {
             Self::Param => "parameter",
             Self::Tag => "tag",
             Self::Dataset => "dataset",
+            Self::Metadata => "request_metadata",
+            Self::Span => "span",
+            Self::Feedback => "feedback",
+            Self::Expectation => "expectation",
+            Self::Issue => "issue",
         }
     }
 }
@@ -99,6 +116,8 @@ pub enum Operator {
     Like,
     /// `ILIKE`: like `LIKE`, and upper and lower case are the same.
     ILike,
+    /// `RLIKE`: a regular expression fits somewhere in the text.
+    RLike,
     /// `IN`
     In,
     /// `NOT IN`
@@ -122,6 +141,7 @@ impl Operator {
             Self::LessOrEqual => "<=",
             Self::Like => "LIKE",
             Self::ILike => "ILIKE",
+            Self::RLike => "RLIKE",
             Self::In => "IN",
             Self::NotIn => "NOT IN",
             Self::IsNull => "IS NULL",

@@ -29,6 +29,7 @@ mod retention;
 mod runs;
 mod secrets;
 mod tokens;
+mod trace_search;
 mod traces;
 mod tracking;
 mod version_changes;
@@ -62,6 +63,7 @@ pub use self::{
     openid::{ExchangeError, Origin, SESSION_LIFETIME},
     runs::{InputRequest, RunRequest},
     tokens::TokenOrder,
+    trace_search::CorrelationForm,
     traces::TraceDeletionForm,
     webhooks::WebhookTrial,
 };

@@ -73,8 +73,9 @@ pub use self::{
     run_log::RunLogStore,
     runs::RunStore,
     search::{
-        ExperimentPage, ExperimentSearch, MAX_EXPERIMENTS as MAX_FOUND_EXPERIMENTS, MAX_RUNS as MAX_FOUND_RUNS,
-        MAX_SEARCHED, RunPage, RunSearch, SearchStore,
+        CorrelationCounts, ExperimentPage, ExperimentSearch, MAX_EXPERIMENTS as MAX_FOUND_EXPERIMENTS,
+        MAX_RUNS as MAX_FOUND_RUNS, MAX_SEARCHED, MAX_TRACES as MAX_FOUND_TRACES, RunPage, RunSearch, SearchStore,
+        TracePage, TraceSearch, TraceSearchStore,
     },
     secrets::{SealedSecret, SecretStore},
     tokens::{TokenMade, TokenRow, TokenStore},
@@ -141,6 +142,8 @@ pub struct Stores {
     pub entry_search: Arc<dyn EntrySearchStore>,
     /// Traces.
     pub traces: Arc<dyn TraceStore>,
+    /// Searches of traces.
+    pub trace_search: Arc<dyn TraceSearchStore>,
     /// What is said of traces.
     pub assessments: Arc<dyn AssessmentStore>,
     /// What comes from other servers.
@@ -209,6 +212,7 @@ impl Stores {
             + VersionRegistryStore
             + EntrySearchStore
             + TraceStore
+            + TraceSearchStore
             + AssessmentStore
             + WebhookStore
             + BlobStore
@@ -234,6 +238,7 @@ impl Stores {
             model_registry: Arc::clone(&store) as Arc<dyn ModelRegistryStore>,
             version_registry: Arc::clone(&store) as Arc<dyn VersionRegistryStore>,
             entry_search: Arc::clone(&store) as Arc<dyn EntrySearchStore>,
+            trace_search: Arc::clone(&store) as Arc<dyn TraceSearchStore>,
             traces: Arc::clone(&store) as Arc<dyn TraceStore>,
             assessments: Arc::clone(&store) as Arc<dyn AssessmentStore>,
             imports: Arc::clone(&store) as Arc<dyn ImportStore>,

@@ -14,6 +14,7 @@ use super::{
     read::{Fields, Tenant, missing},
     routes,
     trace_answers::{sent_metadata, sent_tags},
+    trace_search::found,
     traces::{delete, delete_tag, get_artifact, set_tag, state, texts},
 };
 use crate::{
@@ -174,8 +175,29 @@ async fn link_prompts(
     Ok(Json(Empty {}))
 }
 
+#[derive(Serialize)]
+struct Found {
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    traces: Vec<Info>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    next_page_token: Option<String>,
+}
+
+async fn search(State(registry): State<Arc<Registry>>, tenant: Tenant, fields: Fields) -> Result<Json<Found>, Refusal> {
+    let named = fields.texts("experiment_ids")?;
+    if named.is_empty() {
+        return Err(missing("experiment_ids"));
+    }
+    let page = found(&registry, &tenant, &fields, named).await?;
+    Ok(Json(Found {
+        traces: page.traces.into_iter().map(Info::from).collect(),
+        next_page_token: page.next_token,
+    }))
+}
+
 routes! {
     post "/traces" => start,
+    get "/traces" => search,
     patch "/traces/{trace_id}" => end,
     get "/traces/{trace_id}/info" => get_info,
     patch "/traces/{trace_id}/tags" => set_tag,

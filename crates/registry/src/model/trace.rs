@@ -106,6 +106,13 @@ impl TokenUsage {
         ]
     }
 
+    /// The counts as the metadata says them; None: there are none.
+    #[must_use]
+    pub fn text(&self) -> Option<String> {
+        let counts = Self::KEYS.into_iter().zip(self.counts());
+        spaced(counts.filter_map(|(key, count)| Some((key, count?))))
+    }
+
     /// The usage with these counts.
     #[must_use]
     pub const fn of(counts: [Option<i64>; 6]) -> Self {
@@ -147,6 +154,13 @@ impl Cost {
     #[must_use]
     pub const fn amounts(&self) -> [Option<f64>; 3] {
         [self.input, self.output, self.total]
+    }
+
+    /// The amounts as the metadata says them; None: there are none.
+    #[must_use]
+    pub fn text(&self) -> Option<String> {
+        let amounts = Self::KEYS.into_iter().zip(self.amounts());
+        spaced(amounts.filter_map(|(key, amount)| Some((key, Value::from(amount?)))))
     }
 
     /// The cost with these amounts.
@@ -220,12 +234,10 @@ impl TraceInfo {
         if let Some(session) = &self.session_id {
             metadata.insert(SESSION_KEY.to_owned(), session.clone());
         }
-        let counts = TokenUsage::KEYS.into_iter().zip(self.usage.counts());
-        if let Some(usage) = spaced(counts.filter_map(|(key, count)| Some((key, count?)))) {
+        if let Some(usage) = self.usage.text() {
             metadata.insert(TOKEN_USAGE_KEY.to_owned(), usage);
         }
-        let amounts = Cost::KEYS.into_iter().zip(self.cost.amounts());
-        if let Some(cost) = spaced(amounts.filter_map(|(key, amount)| Some((key, Value::from(amount?))))) {
+        if let Some(cost) = self.cost.text() {
             metadata.insert(COST_KEY.to_owned(), cost);
         }
         metadata

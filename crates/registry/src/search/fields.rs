@@ -10,6 +10,7 @@ pub(super) enum Subject {
     RegisteredModels,
     ModelVersions,
     LoggedModels,
+    Traces,
 }
 
 /// What an attribute holds.
@@ -47,6 +48,11 @@ pub struct Schema {
 /// The keys of a dataset.
 pub(super) const DATASET_KEYS: [&str; 3] = ["name", "digest", "context"];
 
+/// What is asked of a span, but its attributes.
+pub(super) const SPAN_KEYS: [&str; 4] = ["name", "type", "status", "content"];
+/// What stands in front of the name of a span's attribute.
+pub const SPAN_ATTRIBUTE: &str = "attributes.";
+
 /// The comparisons of numbers.
 pub(super) const NUMBERS: &[Operator] = &[
     Operator::Equal,
@@ -76,6 +82,46 @@ pub(super) const KEYED_TEXTS: &[Operator] = &[
     Operator::IsNull,
     Operator::IsNotNull,
 ];
+/// The comparisons of the texts of a trace that are always there, and of spans.
+const SEARCHED_TEXTS: &[Operator] = &[
+    Operator::Equal,
+    Operator::NotEqual,
+    Operator::Like,
+    Operator::ILike,
+    Operator::RLike,
+    Operator::In,
+    Operator::NotIn,
+];
+/// The comparisons of tags, metadata and other texts of a trace that may be missing.
+const SEARCHED_KEYED_TEXTS: &[Operator] = &[
+    Operator::Equal,
+    Operator::NotEqual,
+    Operator::Like,
+    Operator::ILike,
+    Operator::RLike,
+    Operator::In,
+    Operator::NotIn,
+    Operator::IsNull,
+    Operator::IsNotNull,
+];
+/// The comparisons of what is said of a trace.
+const ASSESSED: &[Operator] = &[
+    Operator::Equal,
+    Operator::NotEqual,
+    Operator::Greater,
+    Operator::GreaterOrEqual,
+    Operator::Less,
+    Operator::LessOrEqual,
+    Operator::Like,
+    Operator::ILike,
+    Operator::RLike,
+    Operator::IsNull,
+    Operator::IsNotNull,
+];
+/// The comparisons of all that a span holds.
+const CONTAINED: &[Operator] = &[Operator::Like, Operator::ILike];
+/// The comparisons of what is the same or not there.
+const SAME: &[Operator] = &[Operator::Equal];
 /// The comparisons of what has no order.
 pub(super) const NAMES: &[Operator] = &[Operator::Equal, Operator::NotEqual, Operator::In, Operator::NotIn];
 
@@ -234,6 +280,57 @@ pub const LOGGED_MODELS: Schema = Schema {
     ],
 };
 
+const TRACE_TIME: Holds = Holds::Integer {
+    fractions: true,
+    texts: false,
+};
+
+/// Traces.
+pub const TRACES: Schema = Schema {
+    subject: Subject::Traces,
+    entities: &[
+        (Entity::Tag, &["tag", "tags"]),
+        (Entity::Attribute, &["attribute", "attributes", "trace"]),
+        (Entity::Metadata, &["request_metadata", "metadata"]),
+        (Entity::Span, &["span"]),
+        (Entity::Feedback, &["feedback"]),
+        (Entity::Expectation, &["expectation"]),
+        (Entity::Issue, &["issue"]),
+    ],
+    attributes: &[
+        same("trace_id", &["request_id", "trace_id"], Holds::Text),
+        same("timestamp_ms", &["timestamp", "timestamp_ms"], TRACE_TIME),
+        same(
+            "execution_time_ms",
+            &["execution_time", "execution_time_ms"],
+            TRACE_TIME,
+        ),
+        same("end_time_ms", &["end_time", "end_time_ms"], TRACE_TIME),
+        same("status", &["status"], Holds::Text),
+        same("name", &["name"], Holds::Text),
+        same("run_id", &["run_id"], Holds::Text),
+        ordered("experiment_id", &["experiment_id"]),
+        Attribute {
+            name: "client_request_id",
+            filter: &["client_request_id"],
+            order: &[],
+            holds: Holds::Text,
+        },
+        Attribute {
+            name: "prompt",
+            filter: &["prompt"],
+            order: &[],
+            holds: Holds::Text,
+        },
+        Attribute {
+            name: "text",
+            filter: &["text"],
+            order: &[],
+            holds: Holds::Text,
+        },
+    ],
+};
+
 /// A field of a schema.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Field<'a> {
@@ -246,12 +343,27 @@ pub(super) struct Field<'a> {
 
 impl Field<'_> {
     /// The comparisons that it takes.
-    pub(super) fn operators(&self) -> &'static [Operator] {
+    pub(super) fn operators(&self, schema: &Schema) -> &'static [Operator] {
+        if schema.subject == Subject::Traces {
+            return self.trace_operators();
+        }
         match (self.entity, self.attribute.map(|attribute| attribute.holds)) {
             (Entity::Metric, _) | (Entity::Attribute, Some(Holds::Integer { .. })) => NUMBERS,
             (Entity::Attribute, Some(Holds::ExperimentId)) => NAMES,
             (Entity::Attribute | Entity::Dataset, _) => TEXTS,
-            (Entity::Param | Entity::Tag, _) => KEYED_TEXTS,
+            _ => KEYED_TEXTS,
+        }
+    }
+
+    fn trace_operators(&self) -> &'static [Operator] {
+        match (self.entity, self.attribute.map(|attribute| attribute.holds), self.key) {
+            (Entity::Attribute, Some(Holds::Integer { .. }), _) => NUMBERS,
+            (Entity::Attribute, _, "prompt") | (Entity::Issue, ..) => SAME,
+            (Entity::Attribute, _, "name" | "run_id" | "client_request_id") => SEARCHED_KEYED_TEXTS,
+            (Entity::Span, _, "content") => CONTAINED,
+            (Entity::Attribute | Entity::Span, ..) => SEARCHED_TEXTS,
+            (Entity::Feedback | Entity::Expectation, ..) => ASSESSED,
+            _ => SEARCHED_KEYED_TEXTS,
         }
     }
 }

@@ -71,9 +71,10 @@ fn order(schema: &Schema, path: &str, descending: bool) -> Result<Order, SearchE
     let field = field(schema, path, &mut key, true)?;
     let orderable = match field.entity {
         Entity::Attribute => true,
+        Entity::Metadata => schema.subject == Subject::Traces,
         Entity::Metric => matches!(schema.subject, Subject::Runs | Subject::LoggedModels),
-        Entity::Param | Entity::Tag => schema.subject == Subject::Runs,
-        Entity::Dataset => false,
+        Entity::Param | Entity::Tag => matches!(schema.subject, Subject::Runs | Subject::Traces),
+        _ => false,
     };
     if !orderable {
         return Err(wording::unordered(schema, field.entity, field.key));

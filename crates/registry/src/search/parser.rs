@@ -2,7 +2,7 @@
 
 use super::{
     Entity, Filter, MAX_CLAUSES, MAX_FILTER_BYTES, MAX_NESTING, Operator, SearchError,
-    fields::{DATASET_KEYS, Field, Schema, Subject},
+    fields::{DATASET_KEYS, Field, SPAN_ATTRIBUTE, SPAN_KEYS, Schema, Subject},
     lexer::{Kind, Token, tokens, unquoted},
     value::{self, Written},
     wording,
@@ -48,7 +48,7 @@ pub(super) fn field<'k>(
     key_space: &'k mut String,
     ordering: bool,
 ) -> Result<Field<'k>, SearchError> {
-    let (entity, key) = match path.split_once('.') {
+    let (mut entity, key) = match path.split_once('.') {
         // A point inside quotes does not divide, as in `"a.b"`.
         Some((entity, key)) if !path.starts_with('"') => {
             let word = entity.strip_prefix('`').and_then(|word| word.strip_suffix('`'));
@@ -62,7 +62,15 @@ pub(super) fn field<'k>(
         }
         _ => (Entity::Attribute, path),
     };
-    *key_space = unquoted(key);
+    *key_space = match key.strip_prefix(SPAN_ATTRIBUTE).filter(|_| entity == Entity::Span) {
+        Some(name) => format!("{SPAN_ATTRIBUTE}{}", unquoted(name)),
+        None => unquoted(key),
+    };
+    if schema.subject == Subject::Traces && entity == Entity::Attribute && !ordering && key_space == "text" {
+        // The text of a trace is what is in its spans.
+        "content".clone_into(key_space);
+        entity = Entity::Span;
+    }
     let key: &'k str = key_space;
     let attribute = match entity {
         Entity::Attribute => {
@@ -70,6 +78,10 @@ pub(super) fn field<'k>(
             Some(found.ok_or_else(|| wording::attribute(schema, key, ordering))?)
         }
         Entity::Dataset if !DATASET_KEYS.contains(&key) => return Err(wording::dataset(key)),
+        Entity::Span if key == SPAN_ATTRIBUTE || !(key.starts_with(SPAN_ATTRIBUTE) || SPAN_KEYS.contains(&key)) => {
+            return Err(wording::span(key));
+        }
+        Entity::Issue if key != "id" => return Err(wording::issue(key)),
         _ => None,
     };
     Ok(Field { entity, key, attribute })
@@ -265,7 +277,7 @@ impl<'a> Parser<'a> {
         } else if first.is("ILIKE") {
             Some(Operator::ILike)
         } else if first.is("RLIKE") {
-            None
+            Some(Operator::RLike)
         } else if first.is("IN") {
             Some(Operator::In)
         } else if first.is("IS") {

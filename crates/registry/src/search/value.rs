@@ -1,7 +1,9 @@
 //! What a field is compared with.
 
+use regex::Regex;
+
 use super::{
-    Clause, Entity, MAX_LIST, MAX_PATTERN_BYTES, MAX_WILDCARDS, Operator, SearchError, Value,
+    Clause, Entity, MAX_EXPRESSION_BYTES, MAX_LIST, MAX_PATTERN_BYTES, MAX_WILDCARDS, Operator, SearchError, Value,
     fields::{Field, Holds, Schema, Subject},
     lexer::{Kind, Token, unquoted},
     wording,
@@ -35,17 +37,33 @@ pub(super) fn clause(
     operator: Option<Operator>,
     written: &Written<'_>,
 ) -> Result<Clause, SearchError> {
-    if matches!(written, Written::None) && !field.operators().contains(&Operator::IsNull) {
+    if matches!(written, Written::None) && !field.operators(schema).contains(&Operator::IsNull) {
         return Err(wording::null(schema, field));
     }
     // First the value, then the operator: that is the order in which MLflow complains.
     let value = value(schema, field, operator, written)?;
-    let operator = operator.filter(|operator| field.operators().contains(operator));
+    let operator = operator.filter(|operator| field.operators(schema).contains(operator));
     let operator = operator.ok_or_else(|| wording::comparator(schema, field, comparator))?;
     if let (Operator::Like | Operator::ILike, Value::Text(pattern)) = (operator, &value) {
         let wildcards = pattern.bytes().filter(|byte| *byte == b'%').count();
         if pattern.len() > MAX_PATTERN_BYTES || wildcards > MAX_WILDCARDS {
             return Err(wording::pattern(field.key));
+        }
+    }
+    if let (Subject::Traces, Entity::Attribute, "prompt", Value::Text(prompt)) =
+        (schema.subject, field.entity, field.key, &value)
+        && prompt.matches('/').count() != 1
+    {
+        return Err(wording::prompt(prompt));
+    }
+    if let (Operator::RLike, Value::Text(expression)) = (operator, &value) {
+        let is_short = expression.len() <= MAX_EXPRESSION_BYTES;
+        // Both databases must read it, and alike: what only one of them knows is refused.
+        let is_plain = !["(?P", "(?<", "\\p", "\\P", "&&", "--", "~~"]
+            .iter()
+            .any(|part| expression.contains(part));
+        if !is_short || !is_plain || Regex::new(expression).is_err() {
+            return Err(wording::expression(field.key));
         }
     }
     Ok(Clause {
@@ -72,6 +90,7 @@ fn value(
             Ok(Value::Number(number))
         }
         (Entity::Attribute, Some(Holds::Integer { fractions, texts })) => integer(field, fractions, texts, written),
+        (Entity::Feedback | Entity::Expectation, _) => assessed(schema, field, operator, written),
         (_, holds) => {
             let value = texts(schema, field, operator, written)?;
             if holds == Some(Holds::ExperimentId) {
@@ -81,6 +100,27 @@ fn value(
             }
         }
     }
+}
+
+/// The value of an assessment: a number where greater and less are asked for, else a text.
+fn assessed(
+    schema: &Schema,
+    field: &Field<'_>,
+    operator: Option<Operator>,
+    written: &Written<'_>,
+) -> Result<Value, SearchError> {
+    let ordering = [
+        Operator::Greater,
+        Operator::GreaterOrEqual,
+        Operator::Less,
+        Operator::LessOrEqual,
+    ];
+    let Some(operator) = operator.filter(|operator| ordering.contains(operator)) else {
+        return texts(schema, field, operator, written);
+    };
+    let number = number_of(written).and_then(|text| text.parse().ok());
+    let number = number.ok_or_else(|| wording::assessed(field.entity, operator, written.text()))?;
+    Ok(Value::Number(number))
 }
 
 /// The number that is written.

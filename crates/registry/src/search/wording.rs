@@ -48,7 +48,7 @@ pub(super) fn clause(schema: &Schema, filter: &str, found: &str) -> SearchError 
     }
     // Only the filters of runs have the clause in quotes.
     let found = match schema.subject {
-        Subject::Runs => format!("'{}'", shown(found)),
+        Subject::Runs | Subject::Traces => format!("'{}'", shown(found)),
         _ => shown(found),
     };
     SearchError::new(format!("Invalid clause(s) in filter string: {found}"))
@@ -86,7 +86,7 @@ pub(super) fn entity(schema: &Schema, word: &str) -> SearchError {
     };
     let word = shown(word);
     SearchError::new(match schema.subject {
-        Subject::Runs => format!("Invalid entity type '{word}'. Valid values are [{names}]"),
+        Subject::Runs | Subject::Traces => format!("Invalid entity type '{word}'. Valid values are [{names}]"),
         Subject::LoggedModels => format!("Invalid entity type: '{word}'. Expected one of [{names}]."),
         _ => format!("Invalid entity type '{word}'. Valid entity types are ({names})"),
     })
@@ -109,7 +109,7 @@ pub(super) fn dataset(key: &str) -> SearchError {
 }
 
 pub(super) fn comparator(schema: &Schema, field: &Field<'_>, found: &str) -> SearchError {
-    let valid = operators(field.operators());
+    let valid = operators(field.operators(schema));
     let found = shown(found);
     let key = shown(field.key);
     let holds = field.attribute.map(|attribute| attribute.holds);
@@ -125,7 +125,16 @@ pub(super) fn comparator(schema: &Schema, field: &Field<'_>, found: &str) -> Sea
         (Subject::Experiments, Entity::Attribute) if holds == Some(Holds::ExperimentId) => {
             format!("Invalid comparator for experiment_id: {found}")
         }
-        (Subject::Runs, _) | (Subject::Experiments, Entity::Attribute) => {
+        (Subject::Traces, Entity::Span) => format!("span.{key} comparator '{found}' not one of '{{{valid}}}'"),
+        (Subject::Traces, Entity::Issue) => format!("issue.{key} comparator '{found}' not one of '{{{valid}}}'"),
+        (Subject::Traces, Entity::Feedback | Entity::Expectation) => {
+            format!("assessment.{key} comparator '{found}' not one of '{{{valid}}}'")
+        }
+        (Subject::Traces, _) if key == "prompt" => format!(
+            "Invalid comparator '{found}' for prompts filter. Only '=' is supported with format: \
+             prompt = \"name/version\""
+        ),
+        (Subject::Runs | Subject::Traces, _) | (Subject::Experiments, Entity::Attribute) => {
             format!("Invalid comparator '{found}' not one of '{{{valid}}}'")
         }
         (Subject::ModelVersions, Entity::Attribute) if matches!(holds, Some(Holds::Integer { .. })) => {
@@ -141,6 +150,7 @@ pub(super) fn null(schema: &Schema, field: &Field<'_>) -> SearchError {
         Subject::Experiments => {
             format!("IS NULL / IS NOT NULL is only supported for tags, not for attribute '{key}'")
         }
+        Subject::Traces => return comparator(schema, field, "IS NULL"),
         _ => format!(
             "IS NULL / IS NOT NULL is only supported for tags and params, not for '{}' '{key}'",
             field.entity.as_str()
@@ -183,7 +193,7 @@ pub(super) fn text(schema: &Schema, field: &Field<'_>, found: &str, is_number: b
     let found = shown(found);
     SearchError::new(match field.entity {
         Entity::Dataset => format!("Expected a quoted string value for dataset attributes. Got value {found}"),
-        Entity::Attribute if is_number && schema.subject == Subject::ModelVersions => {
+        Entity::Attribute if is_number && matches!(schema.subject, Subject::ModelVersions | Subject::Traces) => {
             let numeric = schema
                 .attributes
                 .iter()
@@ -192,7 +202,7 @@ pub(super) fn text(schema: &Schema, field: &Field<'_>, found: &str, is_number: b
             format!("Only the '{{{names}}}' attributes support comparison with numeric values.")
         }
         Entity::Attribute => match schema.subject {
-            Subject::RegisteredModels | Subject::ModelVersions => format!(
+            Subject::RegisteredModels | Subject::ModelVersions | Subject::Traces => format!(
                 "Expected a quoted string value or a list of quoted string values for attributes. Got value {found}"
             ),
             _ => format!("Expected a quoted string value for attributes. Got value {found}"),
@@ -230,6 +240,49 @@ pub(super) fn bound(what: &str, most: usize, of: &str) -> SearchError {
     SearchError::new(format!("The {what} is too long: use at most {most} {of}"))
 }
 
+pub(super) fn expression(key: &str) -> SearchError {
+    SearchError::new(format!(
+        "The regular expression for '{}' cannot be used: it is at most {} bytes long, without look-around, back references, \
+         named groups and classes of Unicode",
+        shown(key),
+        super::MAX_EXPRESSION_BYTES
+    ))
+}
+
+pub(super) fn span(key: &str) -> SearchError {
+    if key == super::SPAN_ATTRIBUTE {
+        return SearchError::new("Span attribute name cannot be empty after 'attributes.'");
+    }
+    SearchError::new(format!(
+        "Invalid span attribute '{}'. Supported attributes: name, status, type, attributes.<attribute_name>.",
+        shown(key)
+    ))
+}
+
+pub(super) fn issue(key: &str) -> SearchError {
+    SearchError::new(format!(
+        "Invalid issue attribute '{}'. Supported attributes: id",
+        shown(key)
+    ))
+}
+
+/// What is said of a trace is compared with something that has no order.
+pub(super) fn assessed(entity: Entity, operator: Operator, found: &str) -> SearchError {
+    SearchError::new(format!(
+        "Expected a numeric value for {} when using comparator '{}'. Got value {}",
+        entity.as_str(),
+        operator.as_str(),
+        shown(found)
+    ))
+}
+
+pub(super) fn prompt(found: &str) -> SearchError {
+    SearchError::new(format!(
+        "Invalid prompts filter value '{}'. Expected format: prompt = \"name/version\"",
+        shown(found)
+    ))
+}
+
 pub(super) fn order(found: &str) -> SearchError {
     SearchError::new(format!(
         "Invalid order_by clause '{}'. Could not be parsed.",
@@ -244,7 +297,7 @@ pub(super) fn direction(found: &str) -> SearchError {
 /// A field that can be searched, and not ordered by.
 pub(super) fn unordered(schema: &Schema, entity: Entity, key: &str) -> SearchError {
     SearchError::new(match schema.subject {
-        Subject::Runs => format!("Invalid identifier type '{}'", entity.as_str()),
+        Subject::Runs | Subject::Traces => format!("Invalid identifier type '{}'", entity.as_str()),
         Subject::Experiments => format!("Invalid order_by entity: {}", entity.as_str()),
         Subject::LoggedModels => format!(
             "Invalid order by field name: {}, only `metrics.<name>` is allowed.",

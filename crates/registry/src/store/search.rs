@@ -7,6 +7,8 @@ mod experiments;
 mod place;
 mod runs;
 pub(super) mod sql;
+mod trace_pages;
+mod traces;
 
 #[cfg(test)]
 mod tests;
@@ -20,6 +22,7 @@ use modelyard_db::{Pools, PostgresPools, SqlitePools, Transaction};
 use sqlx::{QueryBuilder, Row as _};
 
 pub(super) use self::sql::{Bind, Dialect, Piece, Sql, push_filter, push_number, push_text};
+pub use self::trace_pages::{CorrelationCounts, MAX_TRACES, TracePage, TraceSearch, TraceSearchStore};
 use self::{
     place::{Sight, Standing, Term},
     runs::{NARROW, Route, Search},
@@ -225,7 +228,7 @@ impl SqlStore<P> {
                         let value: Option<i64> = row.try_get(column)?;
                         value.map(Standing::Integer)
                     }
-                    Sight::Text(_) | Sight::Param(_) | Sight::Tag(_) => {
+                    _ => {
                         let value: Option<String> = row.try_get(column)?;
                         value.map(Standing::Text)
                     }

@@ -140,6 +140,7 @@ pub const MLFLOW: &[Operation] = &[
     op("POST /v1/traces", WRITE_RUNS).json("{}"),
     op("POST /api/2.0/mlflow/traces", WRITE_RUNS).json(EXPERIMENT),
     op("PATCH /api/2.0/mlflow/traces/{trace_id}", WRITE_RUNS).json(r#"{"timestamp_ms": 1, "status": "OK"}"#),
+    op("GET /api/2.0/mlflow/traces", READ_RUNS).at("/api/2.0/mlflow/traces?experiment_ids=4711"),
     op("GET /api/2.0/mlflow/traces/{trace_id}/info", READ_RUNS),
     op("PATCH /api/2.0/mlflow/traces/{trace_id}/tags", WRITE_RUNS).json(r#"{"key": "k", "value": "v"}"#),
     op("DELETE /api/2.0/mlflow/traces/{trace_id}/tags", WRITE_RUNS).json(r#"{"key": "k"}"#),
@@ -150,6 +151,10 @@ pub const MLFLOW: &[Operation] = &[
         .json(r#"{"trace_id": "absent", "prompt_versions": [{"name": "p", "version": "1"}]}"#),
     op("GET /api/2.0/mlflow/get-trace-artifact", READ_RUNS).at("/api/2.0/mlflow/get-trace-artifact?request_id=absent"),
     op("POST /api/3.0/mlflow/traces", WRITE_RUNS).json(TRACE),
+    op("POST /api/3.0/mlflow/traces/search", READ_RUNS)
+        .json(r#"{"locations": [{"type": "MLFLOW_EXPERIMENT", "mlflow_experiment": {"experiment_id": "4711"}}]}"#),
+    op("POST /api/3.0/mlflow/traces/calculate-filter-correlation", READ_RUNS)
+        .json(r#"{"experiment_ids": ["4711"], "filter_string1": "name = 'a'", "filter_string2": "name = 'b'"}"#),
     op("GET /api/3.0/mlflow/traces/get", READ_RUNS).at("/api/3.0/mlflow/traces/get?trace_id=absent"),
     op("GET /api/3.0/mlflow/traces/batchGet", READ_RUNS).at("/api/3.0/mlflow/traces/batchGet?trace_ids=absent"),
     op("POST /api/3.0/mlflow/traces/batchGetInfos", READ_RUNS).json(r#"{"trace_ids": ["absent"]}"#),

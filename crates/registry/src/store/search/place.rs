@@ -69,6 +69,12 @@ pub(super) enum Sight {
     Param(String),
     /// A tag of the run.
     Tag(String),
+    /// A tag of the trace.
+    TraceTag(String),
+    /// Metadata of the trace.
+    TraceMetadata(String),
+    /// A text that can be missing: SQL.
+    OptionalText(&'static str),
     /// A text that is always there: SQL.
     Text(&'static str),
     /// A whole number: SQL, and whether it can be missing.
@@ -93,10 +99,19 @@ impl Term {
         match (&self.sight, standing) {
             (Sight::Metric(_), Standing::Number(bits)) => !f64::from_bits(*bits).is_nan(),
             (Sight::Metric(_), Standing::NotANumber | Standing::Missing)
-            | (Sight::Param(_) | Sight::Tag(_) | Sight::Integer(_, true), Standing::Missing)
+            | (
+                Sight::Param(_)
+                | Sight::Tag(_)
+                | Sight::TraceTag(_)
+                | Sight::TraceMetadata(_)
+                | Sight::OptionalText(_)
+                | Sight::Integer(_, true),
+                Standing::Missing,
+            )
             | (Sight::Integer(..), Standing::Integer(_)) => true,
             // PostgreSQL refuses it.
-            (Sight::Param(_) | Sight::Tag(_) | Sight::Text(_), Standing::Text(text)) => !text.contains('\0'),
+            (Sight::Metric(_) | Sight::Integer(..), _) => false,
+            (_, Standing::Text(text)) => !text.contains('\0'),
             _ => false,
         }
     }
@@ -117,7 +132,9 @@ impl Term {
             Sight::Metric(key) => Some(("run_metric", key)),
             Sight::Param(key) => Some(("run_param", key)),
             Sight::Tag(key) => Some(("run_tag", key)),
-            Sight::Text(_) | Sight::Integer(..) => None,
+            Sight::TraceTag(key) => Some(("trace_tag", key)),
+            Sight::TraceMetadata(key) => Some(("trace_metadata", key)),
+            Sight::Text(_) | Sight::OptionalText(_) | Sight::Integer(..) => None,
         }
     }
 
@@ -128,7 +145,7 @@ impl Term {
     /// Adds the value, in the way in which it is ordered. `index`: which term of the order this is.
     fn push_value(&self, sql: &mut Sql, index: usize) {
         match self.sight {
-            Sight::Text(column) => {
+            Sight::Text(column) | Sight::OptionalText(column) => {
                 sql.push(column).collate();
             }
             Sight::Integer(column, _) => {
@@ -137,7 +154,7 @@ impl Term {
             Sight::Metric(_) => {
                 sql.push(joined(index)).push(".value");
             }
-            Sight::Param(_) | Sight::Tag(_) => {
+            Sight::Param(_) | Sight::Tag(_) | Sight::TraceTag(_) | Sight::TraceMetadata(_) => {
                 sql.push(joined(index)).push(".value").collate();
             }
         }
@@ -147,7 +164,7 @@ impl Term {
     pub(super) fn push_columns(&self, sql: &mut Sql, index: usize) {
         sql.push(", ");
         match self.sight {
-            Sight::Text(column) | Sight::Integer(column, _) => sql.push(column),
+            Sight::Text(column) | Sight::OptionalText(column) | Sight::Integer(column, _) => sql.push(column),
             _ => sql.push(joined(index)).push(".value"),
         };
         if matches!(self.sight, Sight::Metric(_)) {

@@ -74,7 +74,7 @@ fn term(order: &Order) -> Option<Term> {
         (Entity::Attribute, "start_time") => START_TIME,
         (Entity::Attribute, "end_time") => Sight::Integer("r.end_time", true),
         (Entity::Attribute, name) => Sight::Text(text_column(name)?),
-        (Entity::Dataset, _) => return None,
+        _ => return None,
     };
     Some(Term {
         sight,
@@ -327,7 +327,7 @@ fn push_clause(sql: &mut Sql, clause: &Clause) {
         (Entity::Tag, _) => {
             push_keyed(sql, "run_tag d WHERE d.run_id = r.id AND d.key = ", clause);
         }
-        (Entity::Dataset, _) => push_dataset(sql, clause),
+        _ => push_dataset(sql, clause),
     }
 }
 

@@ -34,7 +34,7 @@ pub(crate) enum Piece {
 /// A statement in the making.
 #[derive(Debug)]
 pub(crate) struct Sql {
-    dialect: Dialect,
+    pub(super) dialect: Dialect,
     pieces: Vec<Piece>,
 }
 
@@ -129,6 +129,13 @@ pub(crate) fn push_text(sql: &mut Sql, column: &'static str, clause: &Clause) {
             });
             sql.text(pattern);
             no_escape(sql);
+        }
+        (Value::Text(expression), Operator::RLike) => {
+            sql.push(match sql.dialect {
+                Dialect::Sqlite => " REGEXP ",
+                Dialect::Postgres => " ~ ",
+            });
+            sql.text(expression);
         }
         (Value::Text(text), operator) => {
             sql.push(compared(operator)).text(text);
