@@ -6,6 +6,7 @@ mod audit;
 mod datasets;
 mod endpoints;
 mod identities;
+mod lineage;
 mod models;
 mod openid;
 mod page;
@@ -71,6 +72,8 @@ fn in_project() -> OpenApiRouter<Arc<Registry>> {
         .routes(routes!(models::get_model_version))
         .routes(routes!(models::get_alias, models::set_alias, models::remove_alias))
         .routes(routes!(models::alias_history))
+        .routes(routes!(models::alias_at))
+        .routes(routes!(lineage::get_lineage))
         .routes(routes!(runs::list_experiments))
         .routes(routes!(runs::list_runs))
         .routes(routes!(runs::get_run))

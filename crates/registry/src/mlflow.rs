@@ -95,6 +95,7 @@ pub(crate) fn router(registry: Arc<Registry>) -> Router {
     let open = open.nest("/api/2.0/mlflow-artifacts", artifacts::open_routes());
     known
         .route("/get-artifact", get(artifacts::get_of_run))
+        .route("/model-versions/get-artifact", get(artifacts::get_of_version))
         .layer(from_fn_with_state(registry.access().clone(), authenticate))
         .layer(map_response(error::in_its_words))
         .merge(open)

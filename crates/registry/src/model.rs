@@ -11,6 +11,7 @@ pub mod endpoint;
 pub mod entry_search;
 pub mod event;
 pub mod identity;
+pub mod lineage;
 pub mod logged_model;
 pub mod mlflow_registry;
 pub mod model_source;

@@ -14,6 +14,7 @@ mod follow;
 mod group;
 mod identities;
 mod known;
+mod lineage;
 mod logged_models;
 mod model_registry;
 mod model_versions;

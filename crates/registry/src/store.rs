@@ -13,6 +13,7 @@ mod events;
 mod experiments;
 mod first_admin;
 mod identities;
+mod lineage;
 mod logged_models;
 mod model_registry;
 mod models;
@@ -46,6 +47,7 @@ pub use self::{
     experiments::ExperimentStore,
     first_admin::{FirstAdmin, FirstAdminStore},
     identities::IdentityStore,
+    lineage::LineageStore,
     logged_models::LoggedModelStore,
     model_registry::{Aliases, ModelRegistryStore},
     models::{AliasRequest, ModelStore},
@@ -73,7 +75,8 @@ pub const MIGRATIONS: Migrations = migrations!(
         "0002_access",
         "0003_tracking",
         "0004_artifact_file",
-        "0005_model_registry"
+        "0005_model_registry",
+        "0010_lineage"
     ]
 );
 
@@ -104,6 +107,8 @@ pub struct Stores {
     pub version_registry: Arc<dyn VersionRegistryStore>,
     /// Searches of models and versions.
     pub entry_search: Arc<dyn EntrySearchStore>,
+    /// What leads from one thing to another.
+    pub lineage: Arc<dyn LineageStore>,
     /// Datasets.
     pub datasets: Arc<dyn DatasetStore>,
     /// Models, versions and aliases.
@@ -163,6 +168,7 @@ impl Stores {
             + ModelRegistryStore
             + VersionRegistryStore
             + EntrySearchStore
+            + LineageStore
             + 'static,
     {
         Self {
@@ -178,6 +184,7 @@ impl Stores {
             model_registry: Arc::clone(&store) as Arc<dyn ModelRegistryStore>,
             version_registry: Arc::clone(&store) as Arc<dyn VersionRegistryStore>,
             entry_search: Arc::clone(&store) as Arc<dyn EntrySearchStore>,
+            lineage: Arc::clone(&store) as Arc<dyn LineageStore>,
             datasets: Arc::clone(&store) as Arc<dyn DatasetStore>,
             models: Arc::clone(&store) as Arc<dyn ModelStore>,
             endpoints: Arc::clone(&store) as Arc<dyn EndpointStore>,
