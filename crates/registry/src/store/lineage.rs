@@ -223,25 +223,28 @@ impl SqlStore<P> {
                     }
                     let is_there = walk.met.get(&far).is_some_and(Option::is_some);
                     let key = (link.from, link.to, link.relation);
-                    if !is_there || walk.links.contains_key(&key) {
+                    if !is_there {
                         continue;
                     }
-                    if distance > depth {
-                        walk.bounds.insert(Bound::Depth);
-                        return Ok(());
-                    }
-                    if walk.links.len() >= MAX_EDGES {
-                        walk.bounds.insert(Bound::Edges);
-                        return Ok(());
-                    }
-                    if !walk.is_node(&far) {
-                        if walk.order.len() >= MAX_NODES {
-                            walk.bounds.insert(Bound::Nodes);
-                            continue;
+                    // An edge of a circle may be there from the other way.
+                    if !walk.links.contains_key(&key) {
+                        if distance > depth {
+                            walk.bounds.insert(Bound::Depth);
+                            return Ok(());
                         }
-                        walk.order.push(far.clone());
+                        if walk.links.len() >= MAX_EDGES {
+                            walk.bounds.insert(Bound::Edges);
+                            return Ok(());
+                        }
+                        if !walk.is_node(&far) {
+                            if walk.order.len() >= MAX_NODES {
+                                walk.bounds.insert(Bound::Nodes);
+                                continue;
+                            }
+                            walk.order.push(far.clone());
+                        }
+                        walk.links.insert(key, link.detail);
                     }
-                    walk.links.insert(key, link.detail);
                     if seen.insert(far.clone()) {
                         next.push(far);
                     }
