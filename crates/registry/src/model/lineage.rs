@@ -3,7 +3,7 @@
 use std::{collections::BTreeSet, fmt, str::FromStr};
 
 use modelyard_auth::{Action, Kind, Resource};
-use modelyard_common::Timestamp;
+use modelyard_common::{Timestamp, name::check_name};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -109,7 +109,14 @@ impl Object {
             Self::PipelineRun(id) => below(format!("pipeline-runs/{}", encoded(id))),
             Self::DatasetVersion(name, version) => below(format!("datasets/{}/versions/{version}", encoded(name))),
             Self::LoggedModel(id) => Some(format!("/api/2.0/mlflow/logged-models/{}", encoded(id))),
-            Self::ModelVersion(name, version) => below(format!("models/{}/versions/{version}", encoded(name))),
+            Self::ModelVersion(name, version) if check_name("a model", name).is_ok() => {
+                below(format!("models/{}/versions/{version}", encoded(name)))
+            }
+            // MLflow's clients give names that this server's own API does not take.
+            Self::ModelVersion(name, version) => Some(format!(
+                "/api/2.0/mlflow/model-versions/get?name={}&version={version}",
+                encoded(name)
+            )),
             Self::Endpoint(name) => below(format!("endpoints/{}", encoded(name))),
             Self::DatasetInput(..) | Self::Prediction(..) => None,
         }
@@ -524,8 +531,12 @@ mod tests {
             assert!(text.parse::<Address>().is_err(), "{text}");
         }
         assert_eq!(
+            Object::ModelVersion("a".to_owned(), 1).href("p").as_deref(),
+            Some("/api/v1/projects/p/models/a/versions/1")
+        );
+        assert_eq!(
             Object::ModelVersion("a b/ü".to_owned(), 1).href("p").as_deref(),
-            Some("/api/v1/projects/p/models/a%20b%2F%C3%BC/versions/1")
+            Some("/api/2.0/mlflow/model-versions/get?name=a%20b%2F%C3%BC&version=1")
         );
     }
 

@@ -397,7 +397,6 @@ impl Registry {
     ) -> Result<Page<AliasChange>> {
         self.enter(caller, Action::ModelRead, Resource::named(Kind::Model, project, model))
             .await?;
-        check_name("a model", model)?;
         let history = self.stores.models.alias_history(project, model, alias, page).await?;
         if history.items.is_empty() && page.after.is_none() {
             return Err(no_alias(model, &Selector::Alias(alias.to_owned())));

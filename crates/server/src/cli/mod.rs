@@ -10,6 +10,7 @@ mod file;
 mod input;
 mod keys;
 mod kind;
+mod lineage;
 mod output;
 mod pipeline;
 mod prediction;
@@ -58,7 +59,9 @@ enum Command {
     Describe(resource::DescribeArguments),
     /// Remove a resource
     Delete(resource::DeleteArguments),
-    /// Register models
+    /// Print what something was made from, and what was made from it
+    Lineage(lineage::LineageArguments),
+    /// Register models, and see what their aliases meant
     #[command(subcommand)]
     Models(ModelsCommand),
     /// Datasets and their versions
@@ -102,6 +105,8 @@ enum Command {
 enum ModelsCommand {
     /// Register an ONNX file as a new version; prints NAME/VERSION
     Import(deploy::ImportArguments),
+    /// Print where an alias pointed at a time, since and until when and by whom, or all its changes
+    Alias(lineage::AliasArguments),
 }
 
 #[derive(Subcommand)]
@@ -199,6 +204,8 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
         Command::Describe(arguments) => resource::describe(&arguments).await,
         Command::Delete(arguments) => resource::delete(&arguments).await,
         Command::Models(ModelsCommand::Import(arguments)) => deploy::import(&arguments).await,
+        Command::Models(ModelsCommand::Alias(arguments)) => lineage::alias(&arguments).await,
+        Command::Lineage(arguments) => lineage::lineage(&arguments).await,
         Command::Data(DataCommand::Push(arguments)) => data::push(&arguments).await,
         Command::Deploy(arguments) => deploy::deploy(&arguments).await,
         Command::Predict(arguments) => prediction::predict(&arguments).await,
