@@ -8,6 +8,7 @@ mod datasets;
 mod endpoints;
 mod identities;
 mod imports;
+mod lineage;
 mod models;
 mod openid;
 mod page;
@@ -76,6 +77,8 @@ fn in_project() -> OpenApiRouter<Arc<Registry>> {
         .routes(routes!(models::get_model_version))
         .routes(routes!(models::get_alias, models::set_alias, models::remove_alias))
         .routes(routes!(models::alias_history))
+        .routes(routes!(models::alias_at))
+        .routes(routes!(lineage::get_lineage))
         .routes(routes!(runs::list_experiments))
         .routes(routes!(collections::delete_experiment))
         .routes(routes!(collections::list_collections, collections::start_collection))

@@ -128,6 +128,7 @@ pub(crate) fn router(registry: Arc<Registry>) -> Router {
     known
         .route("/get-artifact", get(artifacts::get_of_run))
         .route("/v1/traces", post(otlp::export))
+        .route("/model-versions/get-artifact", get(artifacts::get_of_version))
         .layer(from_fn_with_state(registry.access().clone(), authenticate))
         .layer(map_response(error::in_its_words))
         .merge(open)

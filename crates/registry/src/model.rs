@@ -15,6 +15,7 @@ pub mod event;
 pub mod identity;
 pub mod import;
 pub(crate) mod json;
+pub mod lineage;
 pub mod logged_model;
 pub mod mlflow_access;
 pub mod mlflow_registry;

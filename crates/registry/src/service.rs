@@ -18,6 +18,7 @@ mod group;
 mod identities;
 mod imports;
 mod known;
+mod lineage;
 mod logged_models;
 mod model_registry;
 mod model_versions;

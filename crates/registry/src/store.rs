@@ -20,6 +20,7 @@ mod first_admin;
 mod identities;
 mod import;
 mod import_registry;
+mod lineage;
 mod logged_models;
 mod model_registry;
 mod models;
@@ -65,6 +66,7 @@ pub use self::{
     identities::IdentityStore,
     import::{ImportStore, MeasuredModel},
     import_registry::ImportRegistryStore,
+    lineage::LineageStore,
     logged_models::LoggedModelStore,
     model_registry::{Aliases, ModelRegistryStore},
     models::{AliasRequest, ModelStore},
@@ -104,6 +106,7 @@ pub const MIGRATIONS: Migrations = migrations!(
         "0009_collection",
         "0011_import",
         "0014_metric_series"
+        "0010_lineage"
     ]
 );
 
@@ -150,6 +153,8 @@ pub struct Stores {
     pub imports: Arc<dyn ImportStore>,
     /// Models and versions that come from other servers.
     pub import_registry: Arc<dyn ImportRegistryStore>,
+    /// What leads from one thing to another.
+    pub lineage: Arc<dyn LineageStore>,
     /// Datasets.
     pub datasets: Arc<dyn DatasetStore>,
     /// Models, versions and aliases.
@@ -220,6 +225,7 @@ impl Stores {
             + CollectorStore
             + ImportStore
             + ImportRegistryStore
+            + LineageStore
             + 'static,
     {
         Self {
@@ -243,6 +249,7 @@ impl Stores {
             assessments: Arc::clone(&store) as Arc<dyn AssessmentStore>,
             imports: Arc::clone(&store) as Arc<dyn ImportStore>,
             import_registry: Arc::clone(&store) as Arc<dyn ImportRegistryStore>,
+            lineage: Arc::clone(&store) as Arc<dyn LineageStore>,
             datasets: Arc::clone(&store) as Arc<dyn DatasetStore>,
             models: Arc::clone(&store) as Arc<dyn ModelStore>,
             endpoints: Arc::clone(&store) as Arc<dyn EndpointStore>,

@@ -164,6 +164,16 @@ async fn what_was_deleted_is_collected_on_postgresql_in_separate_processes() -> 
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn lineage_is_walked_on_sqlite() -> Result<()> {
+    run("mlflow_lineage.py", Topology::AllInOne, Engine::Sqlite).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn lineage_is_walked_on_postgresql_in_separate_processes() -> Result<()> {
+    run("mlflow_lineage.py", Topology::Split, Engine::Postgres).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn artifacts_work_on_s3_and_sealed() -> Result<()> {
     let objects = ObjectStore::start().await?;
     let keys = tempfile::NamedTempFile::new()?;

@@ -6,17 +6,18 @@ use axum::{Json, extract::State};
 use http::StatusCode;
 use modelyard_auth::Caller;
 use modelyard_common::{
+    Timestamp,
     error::Problem,
     extract::{Body, Path, Query},
 };
 use serde::Deserialize;
-use utoipa::ToSchema;
+use utoipa::{IntoParams, ToSchema};
 
 use super::page::PageQuery;
 use crate::{
     error::{Error, Result},
     model::{
-        alias::{Alias, AliasChange, Selector},
+        alias::{Alias, AliasAt, AliasChange, Selector},
         page::Page,
         registered_model::{ModelVersion, RegisteredModel},
     },
@@ -29,6 +30,15 @@ use crate::{
 pub struct AliasTarget {
     /// The version.
     version: u32,
+}
+
+/// The time that is meant.
+#[derive(Debug, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub struct TimeQuery {
+    /// The time, as `2026-03-01T12:00:00Z`.
+    time: Timestamp,
 }
 
 /// The models by name.
@@ -164,5 +174,22 @@ pub async fn alias_history(
     let page = page.request()?;
     Ok(Json(
         registry.alias_history(&caller, &project, &model, &alias, &page).await?,
+    ))
+}
+
+/// Where an alias pointed at a time, since and until when, and who had it so.
+///
+/// It answers for the name as it was: a model that was renamed or removed since then is asked for by the name that it had.
+#[utoipa::path(get, path = "/models/{model}/aliases/{alias}/at", tag = "models",
+    params(("project" = String, Path), ("model" = String, Path), ("alias" = String, Path), TimeQuery),
+    responses((status = OK, body = AliasAt), (status = "default", body = Problem)))]
+pub async fn alias_at(
+    State(registry): State<Arc<Registry>>,
+    caller: Caller,
+    Path((project, model, alias)): Path<(String, String, String)>,
+    Query(query): Query<TimeQuery>,
+) -> Result<Json<AliasAt>, Problem> {
+    Ok(Json(
+        registry.alias_at(&caller, &project, &model, &alias, query.time).await?,
     ))
 }

@@ -400,6 +400,24 @@ pub(super) async fn get_of_run(
     send(&registry, &tenant, &path, &method, &headers).await
 }
 
+/// A file of a model version for pages that show it: `GET /model-versions/get-artifact`.
+pub(super) async fn get_of_version(
+    State(registry): State<Arc<Registry>>,
+    tenant: Tenant,
+    method: Method,
+    headers: HeaderMap,
+    fields: Fields,
+) -> Result<Response, Refusal> {
+    let name = fields.required_text("name")?;
+    let version = fields.required_text("version")?;
+    let below = fields.required_text("path")?;
+    let root = registry
+        .version_artifact_root(&tenant.caller, &tenant.project, &name, &version)
+        .await?;
+    let path = ArtifactFolder::parse(&root)?.file(&below)?;
+    send(&registry, &tenant, &path, &method, &headers).await
+}
+
 /// What asks for no token.
 pub(super) fn open_routes() -> Router<Arc<Registry>> {
     Router::new().route("/mpu/parts/{upload_id}/{number}", routing::put(put_part))

@@ -39,6 +39,27 @@ pub struct AliasChange {
     pub at: Timestamp,
 }
 
+/// Where an alias pointed at a time, and who had it so.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
+pub struct AliasAt {
+    /// The model.
+    pub model: String,
+    /// The alias.
+    pub alias: String,
+    /// The time that was asked for.
+    pub at: Timestamp,
+    /// The version that it pointed at; null: it had been removed.
+    pub version: Option<u32>,
+    /// Since when.
+    pub since: Timestamp,
+    /// Until when; null: it is so now.
+    pub until: Option<Timestamp>,
+    /// Who pointed it there, or removed it.
+    pub changed_by: String,
+    /// Who changed it next; null: nobody did.
+    pub ended_by: Option<String>,
+}
+
 /// Checks an alias: a name, but not `latest` and not `v1`, which mean versions to clients of MLflow.
 pub fn check_alias(alias: &str) -> Result<()> {
     check_name("an alias", alias)?;

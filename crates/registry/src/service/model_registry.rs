@@ -179,7 +179,14 @@ impl Registry {
         }
         let store = &self.stores.model_registry;
         let renamed = store
-            .rename_model(project, name, new_name, Aliases::seen(&model.aliases), &event)
+            .rename_model(
+                project,
+                name,
+                new_name,
+                &caller.principal().to_string(),
+                Aliases::seen(&model.aliases),
+                &event,
+            )
             .await?;
         self.desired.notify();
         tracing::info!(name, new_name, "registered model renamed");

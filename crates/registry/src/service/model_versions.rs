@@ -420,6 +420,11 @@ impl Registry {
     /// The folder of an origin in this server's artifact store.
     async fn folder_of(&self, project: &str, origin: &Origin) -> Result<Option<String>> {
         let place = filled(Some(&origin.storage_location)).unwrap_or(&origin.source);
+        self.folder_at(project, place).await
+    }
+
+    /// The folder in this server's artifact store that a URI means.
+    async fn folder_at(&self, project: &str, place: &str) -> Result<Option<String>> {
         let uri = Uri::split(place);
         let Some((run_id, path)) = read_run_uri(&uri).filter(|_| uri.scheme == "runs") else {
             return Ok(uri.proxied_path());
@@ -427,6 +432,32 @@ impl Registry {
         let run = self.stores.runs.find_run(project, run_id).await?;
         let root = run.and_then(|run| Uri::split(&run.artifact_uri).proxied_path());
         Ok(root.map(|root| below(&root, path)))
+    }
+
+    /// The folder of a version's files in this server's artifact store.
+    pub(crate) async fn version_artifact_root(
+        &self,
+        caller: &Caller,
+        project: &str,
+        name: &str,
+        version: &str,
+    ) -> Result<String> {
+        self.enter(caller, Action::ModelRead, Resource::named(Kind::Model, project, name))
+            .await?;
+        check_model_name("name", name)?;
+        let number = read_version(version)?.ok_or_else(|| no_version(name, version))?;
+        let entry = self.find_entry(project, name, number).await?;
+        let folder = match entry.download_uri() {
+            Some(place) => self.folder_at(project, place).await?,
+            None => None,
+        };
+        folder.filter(|folder| !folder.is_empty()).ok_or_else(|| {
+            Error::request(format!(
+                "The files of version {number} of model '{}' are not in this server's artifact store: fetch them from its \
+                 source",
+                shown(name)
+            ))
+        })
     }
 
     /// Looks for an ONNX model in a folder that MLflow saved.

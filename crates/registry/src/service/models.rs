@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use modelyard_auth::{Action, Caller, Kind, Resource, audit::Operation};
-use modelyard_common::name::check_name;
+use modelyard_common::{Timestamp, name::check_name};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use utoipa::ToSchema;
@@ -14,7 +14,7 @@ use crate::{
     files::onnx::read_signature,
     metrics,
     model::{
-        alias::{Alias, AliasChange, Selector, check_alias},
+        alias::{Alias, AliasAt, AliasChange, Selector, check_alias},
         dataset::MAX_DESCRIPTION_BYTES,
         page::{Page, PageRequest},
         registered_model::{
@@ -374,6 +374,37 @@ impl Registry {
         found.ok_or_else(|| no_alias(model, &Selector::Alias(alias.to_owned())))
     }
 
+    /// Where an alias pointed at a time, and who had it so; also of a model that is gone.
+    pub async fn alias_at(
+        &self,
+        caller: &Caller,
+        project: &str,
+        model: &str,
+        alias: &str,
+        at: Timestamp,
+    ) -> Result<AliasAt> {
+        self.enter(caller, Action::ModelRead, Resource::named(Kind::Model, project, model))
+            .await?;
+        let found = self.stores.models.alias_at(project, model, alias, at).await?;
+        let (held, next) = found.ok_or_else(|| {
+            Error::not_found(
+                "alias",
+                format!("{model}@{alias} at {at}"),
+                "it was not set yet: its history tells when it was",
+            )
+        })?;
+        Ok(AliasAt {
+            model: model.to_owned(),
+            alias: alias.to_owned(),
+            at,
+            version: held.version,
+            since: held.at,
+            until: next.as_ref().map(|next| next.at),
+            changed_by: held.changed_by,
+            ended_by: next.map(|next| next.changed_by),
+        })
+    }
+
     /// The changes of an alias, newest first; also of one that is gone.
     pub async fn alias_history(
         &self,
@@ -385,7 +416,6 @@ impl Registry {
     ) -> Result<Page<AliasChange>> {
         self.enter(caller, Action::ModelRead, Resource::named(Kind::Model, project, model))
             .await?;
-        check_name("a model", model)?;
         let history = self.stores.models.alias_history(project, model, alias, page).await?;
         if history.items.is_empty() && page.after.is_none() {
             return Err(no_alias(model, &Selector::Alias(alias.to_owned())));

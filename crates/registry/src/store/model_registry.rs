@@ -47,6 +47,7 @@ pub trait ModelRegistryStore: Send + Sync {
         project: &str,
         model: &str,
         new_name: &str,
+        changed_by: &str,
         aliases: Aliases,
         event: &NewEvent,
     ) -> Result<ModelEntry>;
@@ -112,12 +113,12 @@ impl ChecksAtTheEnd for PostgresPools {
 }
 
 /// What a model's name is in. Endpoints are not: they are declared elsewhere, and a model that one refers to keeps its name.
-const NAMED: [&str; 5] = [
+/// The history of aliases stays with the name that had them.
+const NAMED: [&str; 4] = [
     "UPDATE registered_model_tag SET model = $3 WHERE project = $1 AND model = $2",
     "UPDATE model_version SET model = $3 WHERE project = $1 AND model = $2",
     "UPDATE model_version_tag SET model = $3 WHERE project = $1 AND model = $2",
     "UPDATE model_alias SET model = $3 WHERE project = $1 AND model = $2",
-    "UPDATE model_alias_change SET model = $3 WHERE project = $1 AND model = $2",
 ];
 
 #[derive(sqlx::FromRow)]
@@ -410,6 +411,7 @@ impl ModelRegistryStore for SqlStore<P> {
         project: &str,
         model: &str,
         new_name: &str,
+        changed_by: &str,
         aliases: Aliases,
         event: &NewEvent,
     ) -> Result<ModelEntry> {
@@ -461,6 +463,22 @@ impl ModelRegistryStore for SqlStore<P> {
         .await?;
         if marked.rows_affected() > 0 {
             Self::raise_access(&mut tx).await?;
+        }
+        // The aliases of the old name end here, and those of the new one begin: at any time, a name tells what it meant then.
+        for (alias, version) in &before.aliases {
+            for (model, previous, version) in [(model, Some(*version), None), (new_name, None, Some(*version))] {
+                let revision = Self::next_revision(&mut tx).await?;
+                let request = AliasRequest {
+                    project,
+                    model,
+                    alias,
+                    changed_by,
+                    event,
+                    now: event.at,
+                };
+                let (previous, version) = (previous.map(i64::from), version.map(i64::from));
+                Self::record_alias(&mut tx, &request, revision, previous, version).await?;
+            }
         }
         let now = Self::required_model(&mut tx, project, new_name).await?;
         let event = with_detail(event, "new_name", new_name);

@@ -68,6 +68,14 @@ pub trait ModelStore: Send + Sync {
     async fn remove_alias(&self, request: &AliasRequest<'_>) -> Result<Option<u32>>;
     /// Where an alias points.
     async fn find_alias(&self, project: &str, model: &str, alias: &str) -> Result<Option<Alias>>;
+    /// The change of an alias that held at a time, and the one that came next.
+    async fn alias_at(
+        &self,
+        project: &str,
+        model: &str,
+        alias: &str,
+        at: Timestamp,
+    ) -> Result<Option<(AliasChange, Option<AliasChange>)>>;
     /// The changes of an alias, newest first.
     async fn alias_history(
         &self,
@@ -564,6 +572,42 @@ impl ModelStore for SqlStore<P> {
         .fetch_optional(self.pools.reader())
         .await?;
         row.map(AliasRow::into_alias).transpose()
+    }
+
+    async fn alias_at(
+        &self,
+        project: &str,
+        model: &str,
+        alias: &str,
+        at: Timestamp,
+    ) -> Result<Option<(AliasChange, Option<AliasChange>)>> {
+        let mut tx = self.pools.snapshot().await?;
+        let held: Option<ChangeRow> = sqlx::query_as(
+            "SELECT revision, previous_version, version, changed_by, at FROM model_alias_change
+             WHERE project = $1 AND model = $2 AND alias = $3 AND at <= $4 ORDER BY revision DESC LIMIT 1",
+        )
+        .bind(project)
+        .bind(model)
+        .bind(alias)
+        .bind(at.as_micros())
+        .fetch_optional(&mut *tx)
+        .await?;
+        let Some(held) = held else {
+            return Ok(None);
+        };
+        let next: Option<ChangeRow> = sqlx::query_as(
+            "SELECT revision, previous_version, version, changed_by, at FROM model_alias_change
+             WHERE project = $1 AND model = $2 AND alias = $3 AND revision > $4 ORDER BY revision LIMIT 1",
+        )
+        .bind(project)
+        .bind(model)
+        .bind(alias)
+        .bind(held.revision)
+        .fetch_optional(&mut *tx)
+        .await?;
+        tx.rollback().await?;
+        let next = next.map(ChangeRow::into_change).transpose()?;
+        Ok(Some((held.into_change()?, next)))
     }
 
     async fn alias_history(

@@ -13,6 +13,7 @@ mod input;
 mod keys;
 mod kind;
 mod model_import;
+mod lineage;
 mod output;
 mod pipeline;
 mod prediction;
@@ -61,7 +62,9 @@ enum Command {
     Describe(resource::DescribeArguments),
     /// Remove a resource
     Delete(resource::DeleteArguments),
-    /// Register models
+    /// Print what something was made from, and what was made from it
+    Lineage(lineage::LineageArguments),
+    /// Register models, and see what their aliases meant
     #[command(subcommand)]
     Models(ModelsCommand),
     /// Bring what is on another server here
@@ -112,6 +115,10 @@ enum Command {
 enum ModelsCommand {
     /// Register an ONNX file or a model's folder as a new version; prints NAME/VERSION
     Import(model_import::ImportArguments),
+    /// Register an ONNX file as a new version; prints NAME/VERSION
+    Import(deploy::ImportArguments),
+    /// Print where an alias pointed at a time, since and until when and by whom, or all its changes
+    Alias(lineage::AliasArguments),
 }
 
 #[derive(Subcommand)]
@@ -210,6 +217,9 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
         Command::Delete(arguments) => resource::delete(&arguments).await,
         Command::Models(ModelsCommand::Import(arguments)) => model_import::import(&arguments).await,
         Command::Import(command) => import::run(&command).await,
+        Command::Models(ModelsCommand::Import(arguments)) => deploy::import(&arguments).await,
+        Command::Models(ModelsCommand::Alias(arguments)) => lineage::alias(&arguments).await,
+        Command::Lineage(arguments) => lineage::lineage(&arguments).await,
         Command::Data(DataCommand::Push(arguments)) => data::push(&arguments).await,
         Command::Deploy(arguments) => deploy::deploy(&arguments).await,
         Command::Predict(arguments) => prediction::predict(&arguments).await,

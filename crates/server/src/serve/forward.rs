@@ -61,9 +61,16 @@ pub fn owner(path: &str) -> Option<Role> {
             .any(|prefix| rest.starts_with(prefix));
         return is_inference.then_some(Role::Gateway);
     }
-    if ["/api/2.0/", "/api/3.0/", "/ajax-api/", "/get-artifact", "/v1/traces"]
-        .iter()
-        .any(|prefix| path.starts_with(prefix))
+    if [
+        "/api/2.0/",
+        "/api/3.0/",
+        "/ajax-api/",
+        "/get-artifact",
+        "/model-versions/get-artifact",
+        "/v1/traces",
+    ]
+    .iter()
+    .any(|prefix| path.starts_with(prefix))
     {
         // MLflow's protocol.
         return Some(Role::Registry);

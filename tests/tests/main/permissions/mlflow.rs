@@ -181,6 +181,8 @@ pub const MLFLOW: &[Operation] = &[
     ),
     // --- artifacts
     op("GET /get-artifact", READ_RUNS).at("/get-artifact?run_id=absent&path=absent"),
+    op("GET /model-versions/get-artifact", READ_MODELS)
+        .at("/model-versions/get-artifact?name=absent&version=1&path=absent"),
     op("GET /api/2.0/mlflow/artifacts/list", READ_RUNS).at("/api/2.0/mlflow/artifacts/list?run_id=absent"),
     op(
         "GET /api/2.0/mlflow/logged-models/{model_id}/artifacts/directories",

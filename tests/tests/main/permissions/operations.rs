@@ -350,6 +350,33 @@ pub const API: &[Operation] = &[
         "GET /api/v1/projects/{project}/models/{model}/aliases/{alias}/history",
         Need::Project(&["model.read"]),
     ),
+    op(
+        "GET /api/v1/projects/{project}/models/{model}/aliases/{alias}/at",
+        Need::Project(&["model.read"]),
+    )
+    .at("/api/v1/projects/{project}/models/absent/aliases/champion/at?time=2026-01-01T00:00:00Z"),
+    // --- lineage
+    op("GET /api/v1/projects/{project}/lineage", Need::Project(&["run.read"]))
+        .at("/api/v1/projects/{project}/lineage?of=run/absent"),
+    op("GET /api/v1/projects/{project}/lineage", Need::Project(&["model.read"]))
+        .at("/api/v1/projects/{project}/lineage?of=model/absent/1"),
+    op("GET /api/v1/projects/{project}/lineage", Need::Project(&["model.read"]))
+        .at("/api/v1/projects/{project}/lineage?of=model/absent@champion"),
+    op(
+        "GET /api/v1/projects/{project}/lineage",
+        Need::Project(&["dataset.read"]),
+    )
+    .at("/api/v1/projects/{project}/lineage?of=dataset/absent/1"),
+    op(
+        "GET /api/v1/projects/{project}/lineage",
+        Need::Project(&["endpoint.read"]),
+    )
+    .at("/api/v1/projects/{project}/lineage?of=endpoint/absent"),
+    op(
+        "GET /api/v1/projects/{project}/lineage",
+        Need::Project(&["pipeline.read"]),
+    )
+    .at("/api/v1/projects/{project}/lineage?of=pipeline-run/absent"),
     // --- endpoints
     op(
         "GET /api/v1/projects/{project}/endpoints",
