@@ -31,7 +31,7 @@ mod tests;
 use std::fmt;
 
 pub use self::{
-    fields::{EXPERIMENTS, LOGGED_MODELS, MODEL_VERSIONS, REGISTERED_MODELS, RUNS, Schema},
+    fields::{EVALUATION_DATASETS, EXPERIMENTS, LOGGED_MODELS, MODEL_VERSIONS, REGISTERED_MODELS, RUNS, Schema},
     order::{Order, parse_logged_model_order, parse_order},
     parser::parse_filter,
 };

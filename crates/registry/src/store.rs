@@ -13,6 +13,8 @@ mod collector;
 mod datasets;
 mod endpoints;
 mod entry_search;
+mod evaluation_datasets;
+mod evaluation_records;
 mod events;
 mod experiments;
 mod first_admin;
@@ -55,6 +57,8 @@ pub use self::{
     datasets::{DatasetStore, Inserted, NewDatasetVersion},
     endpoints::{EndpointRecord, EndpointStore},
     entry_search::EntrySearchStore,
+    evaluation_datasets::EvaluationDatasetStore,
+    evaluation_records::EvaluationRecordStore,
     events::EventStore,
     experiments::ExperimentStore,
     first_admin::{FirstAdmin, FirstAdminStore},
@@ -78,8 +82,9 @@ pub use self::{
     webhooks::WebhookStore,
 };
 pub(crate) use self::{
-    artifact_files::no_upload, assessments::no_assessment, collections::object_place, logged_models::no_logged_model,
-    trace_rows::no_trace, tracking::no_run, webhooks::no_webhook,
+    artifact_files::no_upload, assessments::no_assessment, collections::object_place,
+    evaluation_datasets::no_evaluation_dataset, logged_models::no_logged_model, trace_rows::no_trace, tracking::no_run,
+    webhooks::no_webhook,
 };
 use crate::{error::Result, model::event::EventKind};
 
@@ -93,6 +98,7 @@ pub const MIGRATIONS: Migrations = migrations!(
         "0004_artifact_file",
         "0005_model_registry",
         "0006_traces",
+        "0007_evaluation_dataset",
         "0008_webhooks",
         "0009_collection",
         "0014_metric_series"
@@ -136,6 +142,10 @@ pub struct Stores {
     pub traces: Arc<dyn TraceStore>,
     /// What is said of traces.
     pub assessments: Arc<dyn AssessmentStore>,
+    /// Evaluation datasets.
+    pub evaluation_datasets: Arc<dyn EvaluationDatasetStore>,
+    /// The records of evaluation datasets.
+    pub evaluation_records: Arc<dyn EvaluationRecordStore>,
     /// Datasets.
     pub datasets: Arc<dyn DatasetStore>,
     /// Models, versions and aliases.
@@ -199,6 +209,8 @@ impl Stores {
             + EntrySearchStore
             + TraceStore
             + AssessmentStore
+            + EvaluationDatasetStore
+            + EvaluationRecordStore
             + WebhookStore
             + BlobStore
             + CollectionStore
@@ -223,6 +235,8 @@ impl Stores {
             entry_search: Arc::clone(&store) as Arc<dyn EntrySearchStore>,
             traces: Arc::clone(&store) as Arc<dyn TraceStore>,
             assessments: Arc::clone(&store) as Arc<dyn AssessmentStore>,
+            evaluation_datasets: Arc::clone(&store) as Arc<dyn EvaluationDatasetStore>,
+            evaluation_records: Arc::clone(&store) as Arc<dyn EvaluationRecordStore>,
             datasets: Arc::clone(&store) as Arc<dyn DatasetStore>,
             models: Arc::clone(&store) as Arc<dyn ModelStore>,
             endpoints: Arc::clone(&store) as Arc<dyn EndpointStore>,

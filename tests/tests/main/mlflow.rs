@@ -140,6 +140,16 @@ async fn traces_work_on_postgresql_in_separate_processes() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn evaluation_datasets_work_on_sqlite() -> Result<()> {
+    run("mlflow_evaluation.py", Topology::AllInOne, Engine::Sqlite).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn evaluation_datasets_work_on_postgresql_in_separate_processes() -> Result<()> {
+    run("mlflow_evaluation.py", Topology::Split, Engine::Postgres).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_was_deleted_is_collected_on_sqlite() -> Result<()> {
     run("mlflow_gc.py", Topology::AllInOne, Engine::Sqlite).await
 }

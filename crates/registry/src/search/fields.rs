@@ -10,6 +10,7 @@ pub(super) enum Subject {
     RegisteredModels,
     ModelVersions,
     LoggedModels,
+    EvaluationDatasets,
 }
 
 /// What an attribute holds.
@@ -82,6 +83,12 @@ pub(super) const NAMES: &[Operator] = &[Operator::Equal, Operator::NotEqual, Ope
 const TIME: Holds = Holds::Integer {
     fractions: false,
     texts: false,
+};
+
+/// A time that may be written as a text.
+const TIME_OR_TEXT: Holds = Holds::Integer {
+    fractions: false,
+    texts: true,
 };
 
 /// An attribute with one name.
@@ -231,6 +238,29 @@ pub const LOGGED_MODELS: Schema = Schema {
                 texts: false,
             },
         ),
+    ],
+};
+
+/// Evaluation datasets.
+pub const EVALUATION_DATASETS: Schema = Schema {
+    subject: Subject::EvaluationDatasets,
+    entities: &[(Entity::Tag, &["tags"])],
+    attributes: &[
+        same("name", &["name"], Holds::Text),
+        same("created_time", &["created_time"], TIME_OR_TEXT),
+        same("last_update_time", &["last_update_time"], TIME_OR_TEXT),
+        Attribute {
+            name: "created_by",
+            filter: &["created_by"],
+            order: &[],
+            holds: Holds::Text,
+        },
+        Attribute {
+            name: "last_updated_by",
+            filter: &["last_updated_by"],
+            order: &[],
+            holds: Holds::Text,
+        },
     ],
 };
 

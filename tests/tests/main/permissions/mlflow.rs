@@ -174,6 +174,21 @@ pub const MLFLOW: &[Operation] = &[
         "DELETE /api/3.0/mlflow/traces/{trace_id}/assessments/{assessment_id}",
         WRITE_RUNS,
     ),
+    // --- evaluation datasets
+    op("POST /api/3.0/mlflow/datasets/create", WRITE_RUNS).json(r#"{"name": "\n"}"#),
+    op("POST /api/3.0/mlflow/datasets/search", READ_RUNS).json("{}"),
+    op("GET /api/3.0/mlflow/datasets/search", READ_RUNS).at("/api/3.0/mlflow/datasets/search?max_results=1"),
+    op("GET /api/3.0/mlflow/datasets/{dataset_id}", READ_RUNS),
+    op("DELETE /api/3.0/mlflow/datasets/{dataset_id}", WRITE_RUNS),
+    op("GET /api/3.0/mlflow/datasets/{dataset_id}/records", READ_RUNS),
+    op("POST /api/3.0/mlflow/datasets/{dataset_id}/records", WRITE_RUNS).json(r#"{"records": "[]"}"#),
+    op("DELETE /api/3.0/mlflow/datasets/{dataset_id}/records", WRITE_RUNS)
+        .json(r#"{"dataset_record_ids": ["absent"]}"#),
+    op("PATCH /api/3.0/mlflow/datasets/{dataset_id}/tags", WRITE_RUNS).json(r#"{"tags": "{}"}"#),
+    op("DELETE /api/3.0/mlflow/datasets/{dataset_id}/tags/{key}", WRITE_RUNS),
+    op("GET /api/3.0/mlflow/datasets/{dataset_id}/experiment-ids", READ_RUNS),
+    op("POST /api/3.0/mlflow/datasets/{dataset_id}/add-experiments", WRITE_RUNS).json("{}"),
+    op("POST /api/3.0/mlflow/datasets/{dataset_id}/remove-experiments", WRITE_RUNS).json("{}"),
     // --- artifacts
     op("GET /get-artifact", READ_RUNS).at("/get-artifact?run_id=absent&path=absent"),
     op("GET /api/2.0/mlflow/artifacts/list", READ_RUNS).at("/api/2.0/mlflow/artifacts/list?run_id=absent"),
