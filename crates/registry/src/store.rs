@@ -71,8 +71,8 @@ pub use self::{
     run_log::RunLogStore,
     runs::RunStore,
     search::{
-        ExperimentPage, ExperimentSearch, MAX_EXPERIMENTS as MAX_FOUND_EXPERIMENTS, MAX_RUNS as MAX_FOUND_RUNS,
-        MAX_SEARCHED, RunPage, RunSearch, SearchStore,
+        DatasetSummary, ExperimentPage, ExperimentSearch, MAX_EXPERIMENTS as MAX_FOUND_EXPERIMENTS,
+        MAX_RUNS as MAX_FOUND_RUNS, MAX_SEARCHED, RunPage, RunSearch, SearchStore,
     },
     secrets::{SealedSecret, SecretStore},
     tokens::{TokenMade, TokenRow, TokenStore},

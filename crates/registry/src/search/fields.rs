@@ -85,12 +85,6 @@ const TIME: Holds = Holds::Integer {
     texts: false,
 };
 
-/// A time that may be written as a text.
-const TIME_OR_TEXT: Holds = Holds::Integer {
-    fractions: false,
-    texts: true,
-};
-
 /// An attribute with one name.
 const fn same(name: &'static str, names: &'static [&'static str], holds: Holds) -> Attribute {
     Attribute {
@@ -247,8 +241,8 @@ pub const EVALUATION_DATASETS: Schema = Schema {
     entities: &[(Entity::Tag, &["tags"])],
     attributes: &[
         same("name", &["name"], Holds::Text),
-        same("created_time", &["created_time"], TIME_OR_TEXT),
-        same("last_update_time", &["last_update_time"], TIME_OR_TEXT),
+        same("created_time", &["created_time"], TIME),
+        same("last_update_time", &["last_update_time"], TIME),
         Attribute {
             name: "created_by",
             filter: &["created_by"],
