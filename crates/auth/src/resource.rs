@@ -45,6 +45,7 @@ kinds! {
     Artifact = "artifact",
     Dataset = "dataset",
     Endpoint = "endpoint",
+    EvaluationDataset = "evaluation-dataset",
     Experiment = "experiment",
     Model = "model",
     Monitor = "monitor",

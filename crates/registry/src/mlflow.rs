@@ -6,6 +6,7 @@ mod artifacts;
 mod assessments;
 mod batch;
 mod error;
+mod evaluation_datasets;
 mod experiments;
 mod identities;
 mod logged_models;
@@ -78,6 +79,7 @@ const GROUPS: &[(&str, &[(&str, &str)])] = &[
     ("/3.0/mlflow", traces::ROUTES),
     ("/3.0/mlflow", trace_search::ROUTES),
     ("/3.0/mlflow", assessments::ROUTES),
+    ("/3.0/mlflow", evaluation_datasets::ROUTES),
     ("/3.0/mlflow", workspaces::ROUTES),
     ("/3.0/mlflow", roles::ROUTES),
     ("/3.0/mlflow", user_permissions::ROUTES),
@@ -111,6 +113,7 @@ pub(crate) fn router(registry: Arc<Registry>) -> Router {
     let third = traces::routes()
         .merge(trace_search::routes())
         .merge(assessments::routes())
+        .merge(evaluation_datasets::routes())
         .merge(workspaces::routes())
         .merge(roles::routes())
         .merge(user_permissions::routes());

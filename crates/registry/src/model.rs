@@ -11,6 +11,8 @@ pub mod dataset;
 pub mod desired;
 pub mod endpoint;
 pub mod entry_search;
+pub mod evaluation_dataset;
+pub mod evaluation_record;
 pub mod event;
 pub mod identity;
 pub mod import;

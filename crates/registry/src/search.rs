@@ -31,7 +31,10 @@ mod tests;
 use std::fmt;
 
 pub use self::{
-    fields::{EXPERIMENTS, LOGGED_MODELS, MODEL_VERSIONS, REGISTERED_MODELS, RUNS, SPAN_ATTRIBUTE, Schema, TRACES},
+    fields::{
+        EVALUATION_DATASETS, EXPERIMENTS, LOGGED_MODELS, MODEL_VERSIONS, REGISTERED_MODELS, RUNS, SPAN_ATTRIBUTE,
+        Schema, TRACES,
+    },
     order::{Order, parse_logged_model_order, parse_order},
     parser::parse_filter,
 };

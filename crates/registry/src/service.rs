@@ -11,6 +11,7 @@ mod collector;
 mod datasets;
 mod desired;
 mod endpoints;
+mod evaluation_datasets;
 mod experiments;
 mod first_admin;
 mod follow;
@@ -56,6 +57,7 @@ pub use self::{
     audit_export::ExportFormat,
     datasets::{DatasetVersionRequest, MAX_PROFILE_BYTES},
     desired::Update,
+    evaluation_datasets::EvaluationDatasetQuery,
     follow::{HEARTBEAT, POLL},
     logged_models::LoggedModelOrderForm,
     model_registry::EntryQuery,

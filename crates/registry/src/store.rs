@@ -14,6 +14,8 @@ mod collector_experiments;
 mod datasets;
 mod endpoints;
 mod entry_search;
+mod evaluation_datasets;
+mod evaluation_records;
 mod events;
 mod experiments;
 mod first_admin;
@@ -60,6 +62,8 @@ pub use self::{
     datasets::{DatasetStore, Inserted, NewDatasetVersion},
     endpoints::{EndpointRecord, EndpointStore},
     entry_search::EntrySearchStore,
+    evaluation_datasets::EvaluationDatasetStore,
+    evaluation_records::EvaluationRecordStore,
     events::EventStore,
     experiments::ExperimentStore,
     first_admin::{FirstAdmin, FirstAdminStore},
@@ -75,7 +79,7 @@ pub use self::{
     run_log::RunLogStore,
     runs::RunStore,
     search::{
-        CorrelationCounts, ExperimentPage, ExperimentSearch, MAX_EXPERIMENTS as MAX_FOUND_EXPERIMENTS,
+        CorrelationCounts, DatasetSummary, ExperimentPage, ExperimentSearch, MAX_EXPERIMENTS as MAX_FOUND_EXPERIMENTS,
         MAX_RUNS as MAX_FOUND_RUNS, MAX_SEARCHED, MAX_TRACES as MAX_FOUND_TRACES, RunPage, RunSearch, SearchStore,
         TracePage, TraceSearch, TraceSearchStore,
     },
@@ -87,8 +91,9 @@ pub use self::{
     webhooks::WebhookStore,
 };
 pub(crate) use self::{
-    artifact_files::no_upload, assessments::no_assessment, collections::object_place, logged_models::no_logged_model,
-    trace_rows::no_trace, tracking::no_run, webhooks::no_webhook,
+    artifact_files::no_upload, assessments::no_assessment, collections::object_place,
+    evaluation_datasets::no_evaluation_dataset, logged_models::no_logged_model, trace_rows::no_trace, tracking::no_run,
+    webhooks::no_webhook,
 };
 use crate::{error::Result, model::event::EventKind};
 
@@ -102,11 +107,12 @@ pub const MIGRATIONS: Migrations = migrations!(
         "0004_artifact_file",
         "0005_model_registry",
         "0006_traces",
+        "0007_evaluation_dataset",
         "0008_webhooks",
         "0009_collection",
+        "0010_lineage",
         "0011_import",
         "0014_metric_series"
-        "0010_lineage"
     ]
 );
 
@@ -155,6 +161,10 @@ pub struct Stores {
     pub import_registry: Arc<dyn ImportRegistryStore>,
     /// What leads from one thing to another.
     pub lineage: Arc<dyn LineageStore>,
+    /// Evaluation datasets.
+    pub evaluation_datasets: Arc<dyn EvaluationDatasetStore>,
+    /// The records of evaluation datasets.
+    pub evaluation_records: Arc<dyn EvaluationRecordStore>,
     /// Datasets.
     pub datasets: Arc<dyn DatasetStore>,
     /// Models, versions and aliases.
@@ -219,6 +229,8 @@ impl Stores {
             + TraceStore
             + TraceSearchStore
             + AssessmentStore
+            + EvaluationDatasetStore
+            + EvaluationRecordStore
             + WebhookStore
             + BlobStore
             + CollectionStore
@@ -250,6 +262,8 @@ impl Stores {
             imports: Arc::clone(&store) as Arc<dyn ImportStore>,
             import_registry: Arc::clone(&store) as Arc<dyn ImportRegistryStore>,
             lineage: Arc::clone(&store) as Arc<dyn LineageStore>,
+            evaluation_datasets: Arc::clone(&store) as Arc<dyn EvaluationDatasetStore>,
+            evaluation_records: Arc::clone(&store) as Arc<dyn EvaluationRecordStore>,
             datasets: Arc::clone(&store) as Arc<dyn DatasetStore>,
             models: Arc::clone(&store) as Arc<dyn ModelStore>,
             endpoints: Arc::clone(&store) as Arc<dyn EndpointStore>,

@@ -12,6 +12,7 @@ use modelyard_auth::Caller;
 use serde_json::{Map, Value};
 
 use super::error::Refusal;
+use crate::model::json::quote_bare_numbers;
 
 /// What MLflow adds to each message about a parameter.
 const SEE_DOCS: &str = "See the API docs for more information about request parameters.";
@@ -153,7 +154,7 @@ impl Fields {
         let value: Value = match serde_json::from_slice(body) {
             Ok(value) => value,
             // Python writes numbers that JSON does not have.
-            Err(error) => serde_json::from_slice(&quote_bare_numbers(body))
+            Err(error) => serde_json::from_slice(&quote_bare_numbers(body, ""))
                 .map_err(|_| Refusal::invalid(format!("the body is no JSON: {error}")))?,
         };
         match value {
@@ -322,32 +323,6 @@ pub(super) fn read_number(name: &str, value: &Value) -> Result<Option<f64>, Refu
 /// A parameter that has to be there is not.
 pub(crate) fn missing(name: &str) -> Refusal {
     Refusal::invalid(format!("Missing value for required parameter '{name}'. {SEE_DOCS}"))
-}
-
-/// Puts `NaN`, `Infinity` and `-Infinity` outside of texts in quotes.
-fn quote_bare_numbers(body: &[u8]) -> Vec<u8> {
-    const BARE: [&[u8]; 3] = [b"-Infinity", b"Infinity", b"NaN"];
-    let mut out = Vec::with_capacity(body.len() + 16);
-    let (mut rest, mut in_text) = (body, false);
-    while let [byte, tail @ ..] = rest {
-        if in_text && *byte == b'\\' {
-            let taken = rest.len().min(2);
-            out.extend_from_slice(&rest[..taken]);
-            rest = &rest[taken..];
-            continue;
-        }
-        in_text ^= *byte == b'"';
-        if !in_text && let Some(word) = BARE.iter().find(|word| rest.starts_with(word)) {
-            out.push(b'"');
-            out.extend_from_slice(word);
-            out.push(b'"');
-            rest = &rest[word.len()..];
-            continue;
-        }
-        out.push(*byte);
-        rest = tail;
-    }
-    out
 }
 
 #[cfg(test)]

@@ -19,6 +19,8 @@ use crate::{
 
 /// How many runs a page has where the client does not say.
 const DEFAULT_RUNS: i64 = 1000;
+/// The most experiments whose datasets are asked for at once.
+const MAX_DATASET_EXPERIMENTS: usize = 20;
 
 #[derive(Serialize)]
 struct Runs {
@@ -34,6 +36,21 @@ struct Experiments {
     experiments: Vec<ExperimentAnswer>,
     #[serde(skip_serializing_if = "Option::is_none")]
     next_page_token: Option<String>,
+}
+
+#[derive(Serialize)]
+struct DatasetAnswer {
+    experiment_id: String,
+    name: String,
+    digest: String,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    context: String,
+}
+
+#[derive(Serialize)]
+struct Datasets {
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    dataset_summaries: Vec<DatasetAnswer>,
 }
 
 fn view(fields: &Fields, name: &str) -> Result<View, Refusal> {
@@ -109,8 +126,45 @@ async fn search_experiments(
     }))
 }
 
+async fn search_datasets(
+    State(registry): State<Arc<Registry>>,
+    tenant: Tenant,
+    fields: Fields,
+) -> Result<Json<Datasets>, Refusal> {
+    let named = fields.texts("experiment_ids")?;
+    if named.is_empty() {
+        return Err(Refusal::invalid(
+            "SearchDatasets request must specify at least one experiment_id.",
+        ));
+    }
+    if named.len() > MAX_DATASET_EXPERIMENTS {
+        return Err(Refusal::invalid(format!(
+            "SearchDatasets request cannot specify more than {MAX_DATASET_EXPERIMENTS} experiment_ids. Received {} \
+             experiment_ids.",
+            named.len()
+        )));
+    }
+    let mut experiments = Vec::with_capacity(named.len());
+    for id in named {
+        experiments.push(registry.experiment_number(&tenant.caller, &tenant.project, &id).await?);
+    }
+    let found = registry
+        .search_run_datasets(&tenant.caller, &tenant.project, &experiments)
+        .await?;
+    let summaries = found.into_iter().map(|found| DatasetAnswer {
+        experiment_id: found.experiment_id.to_string(),
+        name: found.name,
+        digest: found.digest,
+        context: found.context,
+    });
+    Ok(Json(Datasets {
+        dataset_summaries: summaries.collect(),
+    }))
+}
+
 routes! {
     post "/runs/search" => search_runs,
     post "/experiments/search" => search_experiments,
     get "/experiments/search" => search_experiments,
+    post "/experiments/search-datasets" => search_datasets,
 }

@@ -7,6 +7,9 @@ use serde::{
     de::{MapAccess, SeqAccess, Visitor},
 };
 
+/// What a text begins with that stands for a number that JSON does not have: a letter for private use.
+const MARK: &str = "\u{f8ff}";
+
 /// A value.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum Json {
@@ -33,11 +36,29 @@ impl Json {
             return Some(value);
         }
         // Python's numbers that JSON does not have.
-        match text.trim() {
-            "NaN" => Some(Self::Number(f64::NAN)),
-            "Infinity" => Some(Self::Number(f64::INFINITY)),
-            "-Infinity" => Some(Self::Number(f64::NEG_INFINITY)),
-            _ => None,
+        let quoted = quote_bare_numbers(text.as_bytes(), MARK);
+        let mut value: Self = serde_json::from_slice(&quoted).ok()?;
+        value.unmark();
+        Some(value)
+    }
+
+    /// Turns marked texts into the numbers that they stand for.
+    fn unmark(&mut self) {
+        match self {
+            Self::Text(text) => {
+                if let Some(word) = text.strip_prefix(MARK) {
+                    let number = match word {
+                        "NaN" => f64::NAN,
+                        "Infinity" => f64::INFINITY,
+                        "-Infinity" => f64::NEG_INFINITY,
+                        _ => return,
+                    };
+                    *self = Self::Number(number);
+                }
+            }
+            Self::List(items) => items.iter_mut().for_each(Self::unmark),
+            Self::Object(fields) => fields.iter_mut().for_each(|(_, value)| value.unmark()),
+            Self::Null | Self::Bool(_) | Self::Integer(_) | Self::Number(_) => {}
         }
     }
 
@@ -83,7 +104,7 @@ impl Json {
             Self::Bool(value) => out.push_str(if *value { "true" } else { "false" }),
             Self::Integer(value) => drop(write!(out, "{value}")),
             Self::Number(value) => write_number(*value, out),
-            Self::Text(text) => write_text(text, out),
+            Self::Text(text) => push_text(text, out),
             Self::List(items) => {
                 let mut separator = "";
                 out.push('[');
@@ -99,7 +120,7 @@ impl Json {
                 out.push('{');
                 for (key, value) in fields {
                     out.push_str(separator);
-                    write_text(key, out);
+                    push_text(key, out);
                     out.push_str(": ");
                     value.write(out);
                     separator = ", ";
@@ -108,6 +129,33 @@ impl Json {
             }
         }
     }
+}
+
+/// Puts `NaN`, `Infinity` and `-Infinity` outside of texts in quotes, after a mark.
+pub(crate) fn quote_bare_numbers(body: &[u8], mark: &str) -> Vec<u8> {
+    const BARE: [&[u8]; 3] = [b"-Infinity", b"Infinity", b"NaN"];
+    let mut out = Vec::with_capacity(body.len() + 16);
+    let (mut rest, mut in_text) = (body, false);
+    while let [byte, tail @ ..] = rest {
+        if in_text && *byte == b'\\' {
+            let (escape, tail) = rest.split_at(rest.len().min(2));
+            out.extend_from_slice(escape);
+            rest = tail;
+            continue;
+        }
+        in_text ^= *byte == b'"';
+        if !in_text && let Some(word) = BARE.iter().find(|word| rest.starts_with(word)) {
+            out.push(b'"');
+            out.extend_from_slice(mark.as_bytes());
+            out.extend_from_slice(word);
+            out.push(b'"');
+            rest = rest.get(word.len()..).unwrap_or_default();
+            continue;
+        }
+        out.push(*byte);
+        rest = tail;
+    }
+    out
 }
 
 fn write_number(value: f64, out: &mut String) {
@@ -121,7 +169,7 @@ fn write_number(value: f64, out: &mut String) {
 }
 
 /// Writes a text with its quotes.
-fn write_text(text: &str, out: &mut String) {
+pub(crate) fn push_text(text: &str, out: &mut String) {
     out.push('"');
     for letter in text.chars() {
         match letter {
@@ -211,5 +259,13 @@ mod tests {
         assert_eq!(Json::parse("NaN").unwrap().dump(), "NaN");
         assert_eq!(Json::List(vec![Json::Number(f64::NEG_INFINITY)]).dump(), "[-Infinity]");
         assert_eq!(Json::parse("{"), None);
+    }
+
+    #[test]
+    fn numbers_that_json_lacks_are_read_and_written() {
+        let text = r#"{"a": [NaN, -Infinity], "NaN": "NaN", "b": Infinity}"#;
+        let value = Json::parse(text).unwrap();
+        assert_eq!(value.dump(), text);
+        assert_eq!(value.get("b"), Some(&Json::Number(f64::INFINITY)));
     }
 }

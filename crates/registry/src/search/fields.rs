@@ -11,6 +11,7 @@ pub(super) enum Subject {
     ModelVersions,
     LoggedModels,
     Traces,
+    EvaluationDatasets,
 }
 
 /// What an attribute holds.
@@ -277,6 +278,29 @@ pub const LOGGED_MODELS: Schema = Schema {
                 texts: false,
             },
         ),
+    ],
+};
+
+/// Evaluation datasets.
+pub const EVALUATION_DATASETS: Schema = Schema {
+    subject: Subject::EvaluationDatasets,
+    entities: &[(Entity::Tag, &["tags"])],
+    attributes: &[
+        same("name", &["name"], Holds::Text),
+        same("created_time", &["created_time"], TIME),
+        same("last_update_time", &["last_update_time"], TIME),
+        Attribute {
+            name: "created_by",
+            filter: &["created_by"],
+            order: &[],
+            holds: Holds::Text,
+        },
+        Attribute {
+            name: "last_updated_by",
+            filter: &["last_updated_by"],
+            order: &[],
+            holds: Holds::Text,
+        },
     ],
 };
 

@@ -352,6 +352,10 @@ fn each_subject_has_its_fields_and_words() {
         ),
         (&MODEL_VERSIONS, "name = 'a' and version_number > 3 and run_id IN ('r')"),
         (&MODEL_VERSIONS, "version_number = '3' OR source_path LIKE 's3%'"),
+        (
+            &EVALUATION_DATASETS,
+            "name IN ('a') AND created_time >= 5 AND (created_by = 'x' OR tags.a IS NULL)",
+        ),
         (&LOGGED_MODELS, "metrics.loss > 0.1 AND params.lr = 0.01"),
         (
             &LOGGED_MODELS,
@@ -362,6 +366,21 @@ fn each_subject_has_its_fields_and_words() {
         assert!(matches!(parse_filter(schema, text), Ok(Some(_))), "{text}");
     }
     let refused = [
+        (
+            &EVALUATION_DATASETS,
+            "colour = 'x'",
+            "Invalid attribute key 'colour' specified. Valid keys are: {'name', ",
+        ),
+        (
+            &EVALUATION_DATASETS,
+            "params.x = 'y'",
+            "Invalid identifier token 'params' specified",
+        ),
+        (
+            &EVALUATION_DATASETS,
+            "name > 'y'",
+            "Invalid comparator for string attribute: >",
+        ),
         (
             &EXPERIMENTS,
             "experiment_id > '1'",
@@ -506,6 +525,17 @@ fn orders_are_read() {
         (&RUNS, "DESC", "Invalid order_by clause"),
         (&EXPERIMENTS, "experiment_id DESC", "attribute experiment_id down"),
         (&EXPERIMENTS, "tags.a", "Invalid order_by entity: tag"),
+        (
+            &EVALUATION_DATASETS,
+            "last_update_time DESC",
+            "attribute last_update_time down",
+        ),
+        (&EVALUATION_DATASETS, "tags.a", "Invalid order_by entity: tag"),
+        (
+            &EVALUATION_DATASETS,
+            "created_by",
+            "Invalid attribute key 'created_by' specified",
+        ),
         (
             &REGISTERED_MODELS,
             "timestamp DESC",

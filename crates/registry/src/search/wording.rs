@@ -88,16 +88,20 @@ pub(super) fn entity(schema: &Schema, word: &str) -> SearchError {
     SearchError::new(match schema.subject {
         Subject::Runs | Subject::Traces => format!("Invalid entity type '{word}'. Valid values are [{names}]"),
         Subject::LoggedModels => format!("Invalid entity type: '{word}'. Expected one of [{names}]."),
+        Subject::EvaluationDatasets => format!("Invalid identifier token '{word}' specified"),
         _ => format!("Invalid entity type '{word}'. Valid entity types are ({names})"),
     })
 }
 
 pub(super) fn attribute(schema: &Schema, key: &str, ordering: bool) -> SearchError {
     let names = listed(schema.attribute_names(ordering));
-    SearchError::new(format!(
-        "Invalid attribute key '{}' specified. Valid keys are '{{{names}}}'",
-        shown(key)
-    ))
+    let key = shown(key);
+    SearchError::new(match schema.subject {
+        Subject::EvaluationDatasets => {
+            format!("Invalid attribute key '{key}' specified. Valid keys are: {{{names}}}")
+        }
+        _ => format!("Invalid attribute key '{key}' specified. Valid keys are '{{{names}}}'"),
+    })
 }
 
 pub(super) fn dataset(key: &str) -> SearchError {
@@ -136,6 +140,13 @@ pub(super) fn comparator(schema: &Schema, field: &Field<'_>, found: &str) -> Sea
         ),
         (Subject::Runs | Subject::Traces, _) | (Subject::Experiments, Entity::Attribute) => {
             format!("Invalid comparator '{found}' not one of '{{{valid}}}'")
+        }
+        (Subject::EvaluationDatasets, Entity::Attribute) => {
+            let kind = match holds {
+                Some(Holds::Integer { .. }) => "numeric",
+                _ => "string",
+            };
+            format!("Invalid comparator for {kind} attribute: {found}")
         }
         (Subject::ModelVersions, Entity::Attribute) if matches!(holds, Some(Holds::Integer { .. })) => {
             format!("Invalid comparator for attribute {key}: {found}")
@@ -298,7 +309,9 @@ pub(super) fn direction(found: &str) -> SearchError {
 pub(super) fn unordered(schema: &Schema, entity: Entity, key: &str) -> SearchError {
     SearchError::new(match schema.subject {
         Subject::Runs | Subject::Traces => format!("Invalid identifier type '{}'", entity.as_str()),
-        Subject::Experiments => format!("Invalid order_by entity: {}", entity.as_str()),
+        Subject::Experiments | Subject::EvaluationDatasets => {
+            format!("Invalid order_by entity: {}", entity.as_str())
+        }
         Subject::LoggedModels => format!(
             "Invalid order by field name: {}, only `metrics.<name>` is allowed.",
             entity.as_str()

@@ -9,11 +9,13 @@ use crate::{
         run::{MAX_INPUTS, MetricPoint, Run, check_key, check_text, check_title},
         tracking::{Lifecycle, MetricSampling, PROXY_SCHEME, RunChange, RunDataset, RunModel},
     },
-    store::{ExperimentPage, ExperimentSearch, RunPage, RunSearch},
+    store::{DatasetSummary, ExperimentPage, ExperimentSearch, RunPage, RunSearch},
 };
 
 /// The most runs of one chart.
 const MAX_SAMPLED_RUNS: usize = 100;
+/// The most datasets of experiments that are found, as MLflow has it.
+const MAX_DATASETS: u32 = 1000;
 /// The longest name of a dataset, its digest, and the kind of its source, in bytes.
 const MAX_DATASET_NAME_BYTES: usize = 500;
 /// The largest source of a dataset, in bytes.
@@ -169,5 +171,17 @@ impl Registry {
     ) -> Result<ExperimentPage> {
         self.enter(caller, Action::RunRead, Resource::project(project)).await?;
         self.stores.search.search_experiments(project, search).await
+    }
+
+    /// The datasets that runs of experiments read.
+    pub async fn search_run_datasets(
+        &self,
+        caller: &Caller,
+        project: &str,
+        experiments: &[i64],
+    ) -> Result<Vec<DatasetSummary>> {
+        self.enter(caller, Action::RunRead, Resource::project(project)).await?;
+        let search = &self.stores.search;
+        search.search_run_datasets(project, experiments, MAX_DATASETS).await
     }
 }

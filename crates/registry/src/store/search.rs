@@ -101,6 +101,19 @@ pub struct ExperimentPage {
     pub next_token: Option<String>,
 }
 
+/// A dataset that runs of an experiment read.
+#[derive(Debug, Clone, PartialEq, Eq, sqlx::FromRow)]
+pub struct DatasetSummary {
+    /// The experiment.
+    pub experiment_id: i64,
+    /// The dataset.
+    pub name: String,
+    /// Its content.
+    pub digest: String,
+    /// What it was read for; empty: it was not said.
+    pub context: String,
+}
+
 /// Searches of runs and experiments.
 #[async_trait]
 pub trait SearchStore: Send + Sync {
@@ -108,6 +121,8 @@ pub trait SearchStore: Send + Sync {
     async fn search_runs(&self, project: &str, search: &RunSearch) -> Result<RunPage>;
     /// A page of the experiments that are found.
     async fn search_experiments(&self, project: &str, search: &ExperimentSearch) -> Result<ExperimentPage>;
+    /// The datasets that runs of experiments read, each once, the first `limit`.
+    async fn search_run_datasets(&self, project: &str, experiments: &[i64], limit: u32) -> Result<Vec<DatasetSummary>>;
 }
 
 impl From<SearchError> for Error {
@@ -339,6 +354,23 @@ impl SqlStore<P> {
 #[trait_gen(P -> SqlitePools, PostgresPools)]
 #[async_trait]
 impl SearchStore for SqlStore<P> {
+    async fn search_run_datasets(&self, project: &str, experiments: &[i64], limit: u32) -> Result<Vec<DatasetSummary>> {
+        let mut sql = Sql::new(<P as Speaks>::DIALECT);
+        sql.push(
+            "SELECT DISTINCT r.experiment_id, d.name, d.digest, d.context FROM run r JOIN run_dataset d ON d.run_id = r.id \
+             WHERE r.project = ",
+        );
+        sql.text(project).push(" AND r.experiment_id IN ");
+        sql.list(experiments.iter().map(|id| Bind::Integer(*id)));
+        sql.push(" ORDER BY r.experiment_id, d.name, d.digest, d.context LIMIT ")
+            .integer(i64::from(limit));
+        let mut query = Self::query(sql);
+        let mut tx = self.pools.snapshot().await?;
+        let found = query.build_query_as().fetch_all(&mut *tx).await?;
+        tx.rollback().await?;
+        Ok(found)
+    }
+
     async fn search_runs(&self, project: &str, search: &RunSearch) -> Result<RunPage> {
         if search.experiment_ids.len() > MAX_SEARCHED {
             return Err(Error::request(format!(

@@ -6,6 +6,7 @@ mod artifacts;
 mod collections;
 mod datasets;
 mod endpoints;
+mod evaluation_datasets;
 #[path = "../../src/fixture.rs"]
 mod fixture;
 mod models;

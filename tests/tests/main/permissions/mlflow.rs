@@ -107,6 +107,7 @@ pub const MLFLOW: &[Operation] = &[
     op("POST /api/2.0/mlflow/experiments/delete-experiment-tag", WRITE_RUNS).json(EXPERIMENT),
     op("POST /api/2.0/mlflow/experiments/search", READ_RUNS).json("{}"),
     op("GET /api/2.0/mlflow/experiments/search", READ_RUNS).at("/api/2.0/mlflow/experiments/search?max_results=1"),
+    op("POST /api/2.0/mlflow/experiments/search-datasets", READ_RUNS).json(r#"{"experiment_ids": ["4711"]}"#),
     // --- runs
     op("POST /api/2.0/mlflow/runs/create", WRITE_RUNS).json(EXPERIMENT),
     op("GET /api/2.0/mlflow/runs/get", READ_RUNS).at("/api/2.0/mlflow/runs/get?run_id=absent"),
@@ -179,6 +180,25 @@ pub const MLFLOW: &[Operation] = &[
         "DELETE /api/3.0/mlflow/traces/{trace_id}/assessments/{assessment_id}",
         WRITE_RUNS,
     ),
+    // --- evaluation datasets
+    op("POST /api/3.0/mlflow/datasets/create", WRITE_RUNS).json(r#"{"name": "\n"}"#),
+    op("POST /api/3.0/mlflow/datasets/search", READ_RUNS).json("{}"),
+    op("GET /api/3.0/mlflow/datasets/search", READ_RUNS).at("/api/3.0/mlflow/datasets/search?max_results=1"),
+    op("GET /api/3.0/mlflow/datasets/{dataset_id}", READ_RUNS),
+    op("DELETE /api/3.0/mlflow/datasets/{dataset_id}", WRITE_RUNS),
+    op("GET /api/3.0/mlflow/datasets/{dataset_id}/records", READ_RUNS),
+    op("POST /api/3.0/mlflow/datasets/{dataset_id}/records", WRITE_RUNS).json(r#"{"records": "[]"}"#),
+    op("DELETE /api/3.0/mlflow/datasets/{dataset_id}/records", WRITE_RUNS)
+        .json(r#"{"dataset_record_ids": ["absent"]}"#),
+    op("PATCH /api/3.0/mlflow/datasets/{dataset_id}/tags", WRITE_RUNS).json(r#"{"tags": "{}"}"#),
+    op("DELETE /api/3.0/mlflow/datasets/{dataset_id}/tags/{key}", WRITE_RUNS),
+    op("GET /api/3.0/mlflow/datasets/{dataset_id}/experiment-ids", READ_RUNS),
+    op("POST /api/3.0/mlflow/datasets/{dataset_id}/add-experiments", WRITE_RUNS).json("{}"),
+    op(
+        "POST /api/3.0/mlflow/datasets/{dataset_id}/remove-experiments",
+        WRITE_RUNS,
+    )
+    .json("{}"),
     // --- artifacts
     op("GET /get-artifact", READ_RUNS).at("/get-artifact?run_id=absent&path=absent"),
     op("GET /model-versions/get-artifact", READ_MODELS)
