@@ -4,6 +4,7 @@
 //! changes happen one after the other, and nobody sees a revision whose predecessor is not there yet.
 
 mod access;
+mod aliases;
 mod artifact_files;
 mod assessments;
 mod audit;
@@ -53,6 +54,7 @@ use serde_json::Value;
 
 pub use self::{
     access::AccessStore,
+    aliases::{AliasRequest, AliasStore},
     artifact_files::{Arrival, ArtifactFileStore, ArtifactUploadStore},
     assessments::AssessmentStore,
     audit::AuditStore,
@@ -73,7 +75,7 @@ pub use self::{
     lineage::LineageStore,
     logged_models::LoggedModelStore,
     model_registry::{Aliases, ModelRegistryStore},
-    models::{AliasRequest, ModelStore},
+    models::ModelStore,
     openid::{ExchangedAs, NewExchange, NewSignIn, SignInStore, SignedIn},
     projects::ProjectStore,
     run_log::RunLogStore,
@@ -167,8 +169,10 @@ pub struct Stores {
     pub evaluation_records: Arc<dyn EvaluationRecordStore>,
     /// Datasets.
     pub datasets: Arc<dyn DatasetStore>,
-    /// Models, versions and aliases.
+    /// Models and versions.
     pub models: Arc<dyn ModelStore>,
+    /// Aliases.
+    pub aliases: Arc<dyn AliasStore>,
     /// Endpoints and the gateways' reports.
     pub endpoints: Arc<dyn EndpointStore>,
     /// The feed of events.
@@ -207,6 +211,7 @@ impl Stores {
             + RunStore
             + DatasetStore
             + ModelStore
+            + AliasStore
             + EndpointStore
             + EventStore
             + AuditStore
@@ -266,6 +271,7 @@ impl Stores {
             evaluation_records: Arc::clone(&store) as Arc<dyn EvaluationRecordStore>,
             datasets: Arc::clone(&store) as Arc<dyn DatasetStore>,
             models: Arc::clone(&store) as Arc<dyn ModelStore>,
+            aliases: Arc::clone(&store) as Arc<dyn AliasStore>,
             endpoints: Arc::clone(&store) as Arc<dyn EndpointStore>,
             events: Arc::clone(&store) as Arc<dyn EventStore>,
             audit: Arc::clone(&store) as Arc<dyn AuditStore>,

@@ -307,7 +307,7 @@ impl Registry {
             ),
             now: self.clock.now(),
         };
-        let previous = self.stores.models.set_alias(&request, version).await?;
+        let previous = self.stores.aliases.set_alias(&request, version).await?;
         if previous != Some(version) {
             self.alias_changed();
             tracing::info!(model, alias, version, previous, "alias set");
@@ -347,7 +347,7 @@ impl Registry {
             ),
             now: self.clock.now(),
         };
-        let previous = self.stores.models.remove_alias(&request).await?;
+        let previous = self.stores.aliases.remove_alias(&request).await?;
         if previous.is_some() {
             self.alias_changed();
         }
@@ -370,7 +370,7 @@ impl Registry {
 
     /// Where an alias points, for whoever may do what needs it.
     pub(crate) async fn find_alias(&self, project: &str, model: &str, alias: &str) -> Result<Alias> {
-        let found = self.stores.models.find_alias(project, model, alias).await?;
+        let found = self.stores.aliases.find_alias(project, model, alias).await?;
         found.ok_or_else(|| no_alias(model, &Selector::Alias(alias.to_owned())))
     }
 
@@ -385,7 +385,7 @@ impl Registry {
     ) -> Result<AliasAt> {
         self.enter(caller, Action::ModelRead, Resource::named(Kind::Model, project, model))
             .await?;
-        let found = self.stores.models.alias_at(project, model, alias, at).await?;
+        let found = self.stores.aliases.alias_at(project, model, alias, at).await?;
         let (held, next) = found.ok_or_else(|| {
             Error::not_found(
                 "alias",
@@ -416,7 +416,7 @@ impl Registry {
     ) -> Result<Page<AliasChange>> {
         self.enter(caller, Action::ModelRead, Resource::named(Kind::Model, project, model))
             .await?;
-        let history = self.stores.models.alias_history(project, model, alias, page).await?;
+        let history = self.stores.aliases.alias_history(project, model, alias, page).await?;
         if history.items.is_empty() && page.after.is_none() {
             return Err(no_alias(model, &Selector::Alias(alias.to_owned())));
         }
