@@ -13,7 +13,7 @@ use super::{
     AliasRequest, SqlStore,
     aliases::AliasRow,
     audit::{after, with_detail},
-    before, maybe, number, stored, to_json,
+    before, number, stored, to_json,
     versions::{VersionRow, select_versions},
 };
 use crate::{
