@@ -22,11 +22,16 @@ pub const MAX_LISTED_BYTES: i64 = 32 << 20;
 /// The longest filter of an online configuration, in bytes.
 pub const MAX_SCORER_FILTER_BYTES: usize = 10_000;
 /// The kinds of scorers that name a model.
-const WITH_MODEL: [&str; 3] = [
+const WITH_MODEL: [&str; 4] = [
     "instructions_judge_pydantic_data",
     "builtin_scorer_pydantic_data",
     "memory_augmented_judge_data",
+    THIRD_PARTY,
 ];
+/// The part of a scorer that another library evaluates.
+const THIRD_PARTY: &str = "third_party_scorer_data";
+/// Options that say where a library sends its requests.
+const DESTINATIONS: [&str; 5] = ["api_base", "base_url", "custom_llm_provider", "fallbacks", "model_list"];
 /// What models of a gateway begin with.
 const GATEWAY: &str = "gateway:/";
 
@@ -70,6 +75,40 @@ fn has_code(value: &Value) -> bool {
         }
         Value::Array(values) => values.iter().any(has_code),
         _ => false,
+    }
+}
+
+/// Whether an option is anywhere in options; pairs of a name and a value are options, too.
+fn has_option(options: &Value, name: &str) -> bool {
+    match options {
+        Value::Object(map) => map.contains_key(name) || map.values().any(|value| has_option(value, name)),
+        Value::Array(values) => values.iter().any(|value| {
+            let pair = value.as_array().filter(|pair| pair.len() == 2);
+            pair.and_then(|pair| pair.first()).and_then(Value::as_str) == Some(name) || has_option(value, name)
+        }),
+        _ => false,
+    }
+}
+
+/// Refuses options of other libraries that would send what is judged to a place of the client's choice.
+fn check_third_party(value: &Value) -> Result<()> {
+    match value {
+        Value::Array(values) => values.iter().try_for_each(check_third_party),
+        Value::Object(map) => {
+            if let Some(options) = map.get(THIRD_PARTY).and_then(|data| data.get("kwargs")) {
+                if !options.is_object() && !options.is_null() {
+                    return Err(Error::request("third_party_scorer_data.kwargs must be a JSON object."));
+                }
+                if let Some(name) = DESTINATIONS.iter().find(|name| has_option(options, name)) {
+                    return Err(Error::request(format!(
+                        "third_party_scorer_data.kwargs must not contain '{name}': it chooses where the scorer's LLM \
+                         client sends requests. Set it where the scorer runs."
+                    )));
+                }
+            }
+            map.values().try_for_each(check_third_party)
+        }
+        _ => Ok(()),
     }
 }
 
@@ -118,6 +157,7 @@ pub fn check_scorer(name: &str, serialized: &str) -> Result<()> {
              with `make_judge`.",
         ));
     }
+    check_third_party(&scorer)?;
     match model_of(&scorer) {
         None => Ok(()),
         Some(Value::String(model)) if model.trim().is_empty() => Err(Error::request(
@@ -149,6 +189,11 @@ mod tests {
         for text in [r#"{"call_source": "x"}"#, r#"{"a": [{"call_source": "x"}]}"#, "{", ""] {
             assert!(check_scorer("a", text).is_err(), "{text}");
         }
+        for options in ["[]", r#"{"api_base": "x"}"#, r#"{"a": [["base_url", "x"]]}"#] {
+            let text = format!(r#"{{"a": [{{"third_party_scorer_data": {{"kwargs": {options}}}}}]}}"#);
+            assert!(check_scorer("a", &text).is_err(), "{text}");
+        }
+        check_scorer("a", r#"{"third_party_scorer_data": {"kwargs": {"threshold": 1}}}"#).unwrap();
         assert!(check_scorer(" ", "{}").is_err() && check_scorer(&"a".repeat(257), "{}").is_err());
     }
 

@@ -9,6 +9,7 @@ use crate::{
         mlflow_registry::shown,
         scorer::{MAX_LISTED_SCORERS, MAX_SCORER_FILTER_BYTES, ScorerOnlineConfig, ScorerVersion, check_scorer},
     },
+    search::{TRACES, parse_filter},
 };
 
 fn check_count(what: &str, count: usize) -> Result<()> {
@@ -158,6 +159,7 @@ impl Registry {
                 filter.len()
             )));
         }
+        parse_filter(&TRACES, filter.as_deref().unwrap_or_default())?;
         let wanted = ScorerOnlineConfig {
             id: self.ids.next().simple().to_string(),
             scorer_id: String::new(),
