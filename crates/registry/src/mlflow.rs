@@ -20,6 +20,7 @@ mod read;
 mod roles;
 mod run_artifacts;
 mod runs;
+mod scorers;
 mod search;
 mod trace_answers;
 mod trace_search;
@@ -80,6 +81,7 @@ const GROUPS: &[(&str, &[(&str, &str)])] = &[
     ("/3.0/mlflow", trace_search::ROUTES),
     ("/3.0/mlflow", assessments::ROUTES),
     ("/3.0/mlflow", evaluation_datasets::ROUTES),
+    ("/3.0/mlflow", scorers::ROUTES),
     ("/3.0/mlflow", workspaces::ROUTES),
     ("/3.0/mlflow", roles::ROUTES),
     ("/3.0/mlflow", user_permissions::ROUTES),
@@ -114,6 +116,7 @@ pub(crate) fn router(registry: Arc<Registry>) -> Router {
         .merge(trace_search::routes())
         .merge(assessments::routes())
         .merge(evaluation_datasets::routes())
+        .merge(scorers::routes())
         .merge(workspaces::routes())
         .merge(roles::routes())
         .merge(user_permissions::routes());

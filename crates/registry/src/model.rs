@@ -27,6 +27,7 @@ pub mod project;
 pub mod registered_model;
 pub mod report;
 pub mod run;
+pub mod scorer;
 pub mod secret;
 pub(crate) mod span;
 mod span_preview;

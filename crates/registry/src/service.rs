@@ -29,6 +29,7 @@ mod passwords;
 mod projects;
 mod retention;
 mod runs;
+mod scorers;
 mod secrets;
 mod tokens;
 mod trace_search;

@@ -32,6 +32,7 @@ mod projects;
 mod run_log;
 mod run_rows;
 mod runs;
+mod scorers;
 mod search;
 mod secrets;
 mod spans;
@@ -80,6 +81,7 @@ pub use self::{
     projects::ProjectStore,
     run_log::RunLogStore,
     runs::RunStore,
+    scorers::ScorerStore,
     search::{
         CorrelationCounts, DatasetSummary, ExperimentPage, ExperimentSearch, MAX_EXPERIMENTS as MAX_FOUND_EXPERIMENTS,
         MAX_RUNS as MAX_FOUND_RUNS, MAX_SEARCHED, MAX_TRACES as MAX_FOUND_TRACES, RunPage, RunSearch, SearchStore,
@@ -114,6 +116,7 @@ pub const MIGRATIONS: Migrations = migrations!(
         "0009_collection",
         "0010_lineage",
         "0011_import",
+        "0012_scorer",
         "0014_metric_series"
     ]
 );
@@ -131,6 +134,8 @@ pub struct Stores {
     pub run_log: Arc<dyn RunLogStore>,
     /// What changes runs.
     pub tracking: Arc<dyn TrackingStore>,
+    /// Scorers of experiments.
+    pub scorers: Arc<dyn ScorerStore>,
     /// Searches of runs and experiments.
     pub search: Arc<dyn SearchStore>,
     /// Logged models.
@@ -224,6 +229,7 @@ impl Stores {
             + ExperimentStore
             + TrackingStore
             + RunLogStore
+            + ScorerStore
             + SearchStore
             + LoggedModelStore
             + ArtifactFileStore
@@ -251,6 +257,7 @@ impl Stores {
             experiments: Arc::clone(&store) as Arc<dyn ExperimentStore>,
             run_log: Arc::clone(&store) as Arc<dyn RunLogStore>,
             tracking: Arc::clone(&store) as Arc<dyn TrackingStore>,
+            scorers: Arc::clone(&store) as Arc<dyn ScorerStore>,
             search: Arc::clone(&store) as Arc<dyn SearchStore>,
             logged_models: Arc::clone(&store) as Arc<dyn LoggedModelStore>,
             artifact_files: Arc::clone(&store) as Arc<dyn ArtifactFileStore>,

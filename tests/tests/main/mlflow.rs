@@ -144,6 +144,16 @@ async fn traces_work_on_postgresql_in_separate_processes() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn scorers_work_on_sqlite() -> Result<()> {
+    run("mlflow_scorers.py", Topology::AllInOne, Engine::Sqlite).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn scorers_work_on_postgresql_in_separate_processes() -> Result<()> {
+    run("mlflow_scorers.py", Topology::Split, Engine::Postgres).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn traces_are_found_on_sqlite() -> Result<()> {
     run("mlflow_trace_search.py", Topology::AllInOne, Engine::Sqlite).await
 }

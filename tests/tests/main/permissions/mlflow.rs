@@ -22,6 +22,7 @@ const WRITE_WEBHOOKS: Need = Need::Project(&["webhook.write"]);
 const RUN: &str = r#"{"run_id": "absent"}"#;
 const EXPERIMENT: &str = r#"{"experiment_id": "4711", "new_name": "absent", "key": "k", "value": "v"}"#;
 const TRACE: &str = r#"{"trace": {"trace_info": {"trace_id": "tr-1", "trace_location": {"mlflow_experiment": {"experiment_id": "4711"}}}}}"#;
+const SCORER: &str = r#"{"experiment_id": "4711", "name": "absent", "serialized_scorer": "{}", "sample_rate": 0.5}"#;
 const MODEL: &str = r#"{"name": "absent", "new_name": "gone", "key": "k", "value": "v", "alias": "a", "version": "1"}"#;
 const VERSION: &str = r#"{"name": "absent", "version": "1", "key": "k", "value": "v", "stage": "Staging"}"#;
 const WEBHOOK: &str =
@@ -199,6 +200,15 @@ pub const MLFLOW: &[Operation] = &[
         WRITE_RUNS,
     )
     .json("{}"),
+    op("POST /api/3.0/mlflow/scorers/register", WRITE_RUNS).json(SCORER),
+    op("GET /api/3.0/mlflow/scorers/list", READ_RUNS),
+    op("GET /api/3.0/mlflow/scorers/versions", READ_RUNS)
+        .at("/api/3.0/mlflow/scorers/versions?experiment_id=4711&name=absent"),
+    op("GET /api/3.0/mlflow/scorers/get", READ_RUNS).at("/api/3.0/mlflow/scorers/get?experiment_id=4711&name=absent"),
+    op("DELETE /api/3.0/mlflow/scorers/delete", WRITE_RUNS).json(SCORER),
+    op("GET /api/3.0/mlflow/scorers/online-configs", READ_RUNS)
+        .at("/api/3.0/mlflow/scorers/online-configs?scorer_ids=absent"),
+    op("PUT /api/3.0/mlflow/scorers/online-config", WRITE_RUNS).json(SCORER),
     // --- artifacts
     op("GET /get-artifact", READ_RUNS).at("/get-artifact?run_id=absent&path=absent"),
     op("GET /model-versions/get-artifact", READ_MODELS)
