@@ -21,6 +21,7 @@ mod run_artifacts;
 mod runs;
 mod search;
 mod trace_answers;
+mod trace_metrics;
 mod trace_search;
 mod traces;
 mod user_permissions;
@@ -77,6 +78,7 @@ const GROUPS: &[(&str, &[(&str, &str)])] = &[
     ("/2.0/mlflow-artifacts", artifacts::ROUTES),
     ("/3.0/mlflow", traces::ROUTES),
     ("/3.0/mlflow", trace_search::ROUTES),
+    ("/3.0/mlflow", trace_metrics::ROUTES),
     ("/3.0/mlflow", assessments::ROUTES),
     ("/3.0/mlflow", workspaces::ROUTES),
     ("/3.0/mlflow", roles::ROUTES),
@@ -110,6 +112,7 @@ pub(crate) fn router(registry: Arc<Registry>) -> Router {
         .merge(users::routes());
     let third = traces::routes()
         .merge(trace_search::routes())
+        .merge(trace_metrics::routes())
         .merge(assessments::routes())
         .merge(workspaces::routes())
         .merge(roles::routes())

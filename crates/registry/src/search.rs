@@ -20,6 +20,7 @@
 
 mod fields;
 mod lexer;
+mod metric_filter;
 mod order;
 mod parser;
 mod value;
@@ -32,6 +33,7 @@ use std::fmt;
 
 pub use self::{
     fields::{EXPERIMENTS, LOGGED_MODELS, MODEL_VERSIONS, REGISTERED_MODELS, RUNS, SPAN_ATTRIBUTE, Schema, TRACES},
+    metric_filter::{MetricFilter, parse_metric_filter},
     order::{Order, parse_logged_model_order, parse_order},
     parser::parse_filter,
 };
