@@ -154,6 +154,26 @@ async fn traces_are_found_on_postgresql_in_separate_processes() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn traces_are_measured_on_sqlite() -> Result<()> {
+    run("mlflow_trace_metrics.py", Topology::AllInOne, Engine::Sqlite).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn traces_are_measured_on_postgresql_in_separate_processes() -> Result<()> {
+    run("mlflow_trace_metrics.py", Topology::Split, Engine::Postgres).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_application_is_evaluated_on_sqlite() -> Result<()> {
+    run("mlflow_evaluate.py", Topology::AllInOne, Engine::Sqlite).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_application_is_evaluated_on_postgresql_in_separate_processes() -> Result<()> {
+    run("mlflow_evaluate.py", Topology::Split, Engine::Postgres).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_was_deleted_is_collected_on_sqlite() -> Result<()> {
     run("mlflow_gc.py", Topology::AllInOne, Engine::Sqlite).await
 }
