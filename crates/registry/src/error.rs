@@ -178,8 +178,19 @@ impl Error {
     }
 }
 
+/// PostgreSQL's code for a regular expression that it cannot read.
+const INVALID_EXPRESSION: &str = "2201B";
+
 impl From<sqlx::Error> for Error {
     fn from(error: sqlx::Error) -> Self {
+        let code = error.as_database_error().and_then(|error| error.code());
+        if code.as_deref() == Some(INVALID_EXPRESSION) {
+            // Searches alone pass on expressions, and what the two databases read is not quite the same.
+            return Self::request(
+                "The regular expression of RLIKE cannot be used: the database does not read it; write flags such as (?i) at \
+                 its beginning only, and no escapes but those for characters and classes",
+            );
+        }
         Self::Database(error.into())
     }
 }

@@ -23,6 +23,7 @@ mod runs;
 mod scorers;
 mod search;
 mod trace_answers;
+mod trace_metrics;
 mod trace_search;
 mod traces;
 mod user_permissions;
@@ -79,6 +80,7 @@ const GROUPS: &[(&str, &[(&str, &str)])] = &[
     ("/2.0/mlflow-artifacts", artifacts::ROUTES),
     ("/3.0/mlflow", traces::ROUTES),
     ("/3.0/mlflow", trace_search::ROUTES),
+    ("/3.0/mlflow", trace_metrics::ROUTES),
     ("/3.0/mlflow", assessments::ROUTES),
     ("/3.0/mlflow", evaluation_datasets::ROUTES),
     ("/3.0/mlflow", scorers::ROUTES),
@@ -114,6 +116,7 @@ pub(crate) fn router(registry: Arc<Registry>) -> Router {
         .merge(users::routes());
     let third = traces::routes()
         .merge(trace_search::routes())
+        .merge(trace_metrics::routes())
         .merge(assessments::routes())
         .merge(evaluation_datasets::routes())
         .merge(scorers::routes())

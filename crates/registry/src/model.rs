@@ -36,6 +36,7 @@ mod span_translation;
 pub mod storage;
 pub mod token;
 pub mod trace;
+pub mod trace_metrics;
 pub mod tracking;
 pub mod webhook;
 pub mod webhook_payload;

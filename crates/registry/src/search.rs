@@ -20,6 +20,7 @@
 
 mod fields;
 mod lexer;
+mod metric_filter;
 mod order;
 mod parser;
 mod value;
@@ -35,6 +36,7 @@ pub use self::{
         EVALUATION_DATASETS, EXPERIMENTS, LOGGED_MODELS, MODEL_VERSIONS, REGISTERED_MODELS, RUNS, SPAN_ATTRIBUTE,
         Schema, TRACES,
     },
+    metric_filter::{MetricFilter, parse_metric_filter},
     order::{Order, parse_logged_model_order, parse_order},
     parser::parse_filter,
 };

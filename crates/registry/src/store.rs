@@ -86,6 +86,9 @@ pub use self::{
         CorrelationCounts, DatasetSummary, ExperimentPage, ExperimentSearch, MAX_EXPERIMENTS as MAX_FOUND_EXPERIMENTS,
         MAX_RUNS as MAX_FOUND_RUNS, MAX_SEARCHED, MAX_TRACES as MAX_FOUND_TRACES, RunPage, RunSearch, SearchStore,
         TracePage, TraceSearch, TraceSearchStore,
+        CorrelationCounts, ExperimentPage, ExperimentSearch, MAX_EXPERIMENTS as MAX_FOUND_EXPERIMENTS,
+        MAX_METRIC_GROUPS, MAX_RUNS as MAX_FOUND_RUNS, MAX_SEARCHED, MAX_TRACES as MAX_FOUND_TRACES, MetricPage,
+        MetricQuestion, RunPage, RunSearch, SearchStore, TraceMetricStore, TracePage, TraceSearch, TraceSearchStore,
     },
     secrets::{SealedSecret, SecretStore},
     tokens::{TokenMade, TokenRow, TokenStore},
@@ -160,6 +163,8 @@ pub struct Stores {
     pub traces: Arc<dyn TraceStore>,
     /// Searches of traces.
     pub trace_search: Arc<dyn TraceSearchStore>,
+    /// Metrics of traces.
+    pub trace_metrics: Arc<dyn TraceMetricStore>,
     /// What is said of traces.
     pub assessments: Arc<dyn AssessmentStore>,
     /// What comes from other servers.
@@ -239,6 +244,7 @@ impl Stores {
             + EntrySearchStore
             + TraceStore
             + TraceSearchStore
+            + TraceMetricStore
             + AssessmentStore
             + EvaluationDatasetStore
             + EvaluationRecordStore
@@ -269,6 +275,7 @@ impl Stores {
             version_registry: Arc::clone(&store) as Arc<dyn VersionRegistryStore>,
             entry_search: Arc::clone(&store) as Arc<dyn EntrySearchStore>,
             trace_search: Arc::clone(&store) as Arc<dyn TraceSearchStore>,
+            trace_metrics: Arc::clone(&store) as Arc<dyn TraceMetricStore>,
             traces: Arc::clone(&store) as Arc<dyn TraceStore>,
             assessments: Arc::clone(&store) as Arc<dyn AssessmentStore>,
             imports: Arc::clone(&store) as Arc<dyn ImportStore>,

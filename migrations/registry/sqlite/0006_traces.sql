@@ -51,8 +51,8 @@ CREATE TABLE trace_metadata (
     PRIMARY KEY (project, trace_id, key),
     FOREIGN KEY (project, trace_id) REFERENCES trace (project, id) ON DELETE CASCADE
 ) WITHOUT ROWID;
--- The traces that a run made. Values are longer than an index may be: ask for substr(value, 1, 64), and for value.
-CREATE INDEX trace_metadata_run ON trace_metadata (project, substr(value, 1, 64)) WHERE key = 'mlflow.sourceRun';
+-- The traces that a run made. An index here takes values of any length.
+CREATE INDEX trace_metadata_run ON trace_metadata (project, value) WHERE key = 'mlflow.sourceRun';
 
 CREATE TABLE span (
     project TEXT NOT NULL,

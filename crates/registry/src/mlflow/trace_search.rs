@@ -42,7 +42,7 @@ struct CorrelationAnswer {
 }
 
 /// The numbers of experiments.
-async fn experiments(registry: &Registry, tenant: &Tenant, named: Vec<String>) -> Result<Vec<i64>, Refusal> {
+pub(super) async fn experiments(registry: &Registry, tenant: &Tenant, named: Vec<String>) -> Result<Vec<i64>, Refusal> {
     let named: BTreeSet<String> = named.into_iter().collect();
     if named.len() > MAX_SEARCHED {
         return Err(Refusal::invalid(format!(

@@ -1,4 +1,5 @@
 mod properties;
+mod traces;
 
 use super::*;
 

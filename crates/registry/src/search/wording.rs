@@ -9,7 +9,7 @@ use super::{
 const SHOWN: usize = 120;
 
 /// The start of a text that came from outside.
-fn shown(text: &str) -> String {
+pub(super) fn shown(text: &str) -> String {
     let mut shown: String = text.chars().take(SHOWN).collect();
     if shown.len() < text.len() {
         shown.push('…');
@@ -27,7 +27,7 @@ fn quoted(text: &str) -> String {
     }
 }
 
-fn listed<'a>(names: impl IntoIterator<Item = &'a str>) -> String {
+pub(super) fn listed<'a>(names: impl IntoIterator<Item = &'a str>) -> String {
     let names: Vec<String> = names.into_iter().map(|name| format!("'{name}'")).collect();
     names.join(", ")
 }

@@ -6,7 +6,7 @@ use super::Registry;
 use crate::{
     error::Result,
     search::{Filter, TRACES, parse_filter},
-    store::{CorrelationCounts, TracePage, TraceSearch},
+    store::{CorrelationCounts, MetricPage, MetricQuestion, TracePage, TraceSearch},
 };
 
 /// What is added to each count, so that few traces say little: half a trace, as Jeffreys has it.
@@ -86,6 +86,19 @@ impl Registry {
     pub async fn search_traces(&self, caller: &Caller, project: &str, search: &TraceSearch) -> Result<TracePage> {
         self.enter(caller, Action::RunRead, Resource::project(project)).await?;
         self.stores.trace_search.search_traces(project, search).await
+    }
+
+    /// A page of the groups of a metric of traces.
+    pub async fn measure_traces(
+        &self,
+        caller: &Caller,
+        project: &str,
+        question: &MetricQuestion,
+    ) -> Result<MetricPage> {
+        self.enter(caller, Action::RunRead, Resource::project(project)).await?;
+        question.metric.check(&question.aggregations, &question.dimensions)?;
+        question.span.check()?;
+        self.stores.trace_metrics.measure_traces(project, question).await
     }
 
     /// How often two filters apply together.

@@ -7,6 +7,7 @@ mod experiments;
 mod place;
 mod runs;
 pub(super) mod sql;
+mod trace_metrics;
 mod trace_pages;
 mod traces;
 
@@ -22,10 +23,13 @@ use modelyard_db::{Pools, PostgresPools, SqlitePools, Transaction};
 use sqlx::{QueryBuilder, Row as _};
 
 pub(super) use self::sql::{Bind, Dialect, Piece, Sql, push_filter, push_number, push_text};
-pub use self::trace_pages::{CorrelationCounts, MAX_TRACES, TracePage, TraceSearch, TraceSearchStore};
 use self::{
     place::{Sight, Standing, Term},
     runs::{NARROW, Route, Search},
+};
+pub use self::{
+    trace_metrics::{MAX_METRIC_GROUPS, MetricGroup, MetricPage, MetricQuestion, TraceMetricStore},
+    trace_pages::{CorrelationCounts, MAX_TRACES, TracePage, TraceSearch, TraceSearchStore},
 };
 use super::{
     SqlStore,
@@ -152,6 +156,13 @@ fn write_token(place: &[Standing]) -> Result<String> {
 
 /// The place that a token stands for. It must be one in this order.
 fn read_token(token: Option<&str>, terms: &[Term]) -> Result<Option<Vec<Standing>>> {
+    read_place(token, |place| {
+        place.len() == terms.len() && terms.iter().zip(place).all(|(term, standing)| term.takes(standing))
+    })
+}
+
+/// The place that a token stands for. It must fit.
+fn read_place(token: Option<&str>, fits: impl Fn(&[Standing]) -> bool) -> Result<Option<Vec<Standing>>> {
     let Some(token) = token.filter(|token| !token.is_empty()) else {
         return Ok(None);
     };
@@ -166,8 +177,7 @@ fn read_token(token: Option<&str>, terms: &[Term]) -> Result<Option<Vec<Standing
     let bytes = URL_SAFE_NO_PAD.decode(token);
     let bytes = bytes.map_err(|_| wrong("could not base64-decode"))?;
     let place: Vec<Standing> = serde_json::from_slice(&bytes).map_err(|_| wrong("it is none of this server"))?;
-    let fits = place.len() == terms.len() && terms.iter().zip(&place).all(|(term, standing)| term.takes(standing));
-    if fits {
+    if fits(&place) {
         Ok(Some(place))
     } else {
         Err(wrong("it belongs to another search"))

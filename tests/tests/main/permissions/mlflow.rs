@@ -155,6 +155,10 @@ pub const MLFLOW: &[Operation] = &[
     op("POST /api/3.0/mlflow/traces", WRITE_RUNS).json(TRACE),
     op("POST /api/3.0/mlflow/traces/search", READ_RUNS)
         .json(r#"{"locations": [{"type": "MLFLOW_EXPERIMENT", "mlflow_experiment": {"experiment_id": "4711"}}]}"#),
+    op("POST /api/3.0/mlflow/traces/metrics", READ_RUNS).json(
+        r#"{"experiment_ids": ["4711"], "view_type": "TRACES", "metric_name": "trace_count",
+            "aggregations": [{"aggregation_type": "COUNT"}]}"#,
+    ),
     op("POST /api/3.0/mlflow/traces/calculate-filter-correlation", READ_RUNS)
         .json(r#"{"experiment_ids": ["4711"], "filter_string1": "name = 'a'", "filter_string2": "name = 'b'"}"#),
     op("GET /api/3.0/mlflow/traces/get", READ_RUNS).at("/api/3.0/mlflow/traces/get?trace_id=absent"),

@@ -41,7 +41,7 @@ impl Standing {
         }
     }
 
-    fn bound(&self) -> Option<Bind> {
+    pub(super) fn bound(&self) -> Option<Bind> {
         match self {
             Self::Number(bits) => Some(Bind::Number(f64::from_bits(*bits))),
             Self::Integer(value) => Some(Bind::Integer(*value)),

@@ -131,11 +131,10 @@ pub(crate) fn push_text(sql: &mut Sql, column: &'static str, clause: &Clause) {
             no_escape(sql);
         }
         (Value::Text(expression), Operator::RLike) => {
-            sql.push(match sql.dialect {
-                Dialect::Sqlite => " REGEXP ",
-                Dialect::Postgres => " ~ ",
-            });
-            sql.text(expression);
+            match sql.dialect {
+                Dialect::Sqlite => sql.push(" REGEXP ").text(expression),
+                Dialect::Postgres => sql.push(" ~ ").text(&in_postgres(expression)),
+            };
         }
         (Value::Text(text), operator) => {
             sql.push(compared(operator)).text(text);
@@ -153,6 +152,27 @@ pub(crate) fn push_text(sql: &mut Sql, column: &'static str, clause: &Clause) {
             sql.push(" IS NULL");
         }
     }
+}
+
+/// A regular expression in PostgreSQL's words: the edge of a word and the end of the text have other letters there. What it
+/// does not read at all, it refuses.
+fn in_postgres(expression: &str) -> String {
+    let mut written = String::with_capacity(expression.len());
+    let mut characters = expression.chars();
+    while let Some(c) = characters.next() {
+        written.push(c);
+        if c == '\\'
+            && let Some(escaped) = characters.next()
+        {
+            written.push(match escaped {
+                'b' => 'y',
+                'B' => 'Y',
+                'z' => 'Z',
+                other => other,
+            });
+        }
+    }
+    written
 }
 
 /// Adds a pattern in which upper and lower case differ. SQLite's LIKE cannot tell them apart (the pragma that changes it

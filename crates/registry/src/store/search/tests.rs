@@ -1,3 +1,6 @@
+mod trace_metrics;
+mod traces;
+
 use std::{cmp::Ordering, collections::BTreeMap, fmt::Write as _};
 
 use modelyard_common::config::Secret;
@@ -166,13 +169,18 @@ fn script(runs: &[Known]) -> String {
 }
 
 async fn stores(place: &TestDatabase, runs: &[Known]) -> Stores {
+    stores_of(place, script(runs)).await
+}
+
+/// A registry in which a script has stored something.
+async fn stores_of(place: &TestDatabase, script: String) -> Stores {
     let config = DatabaseConfig {
         url: place.url.clone().map(Secret::new),
         ..DatabaseConfig::default()
     };
     let database = Database::open(&config, place.data_dir(), "registry").await.unwrap();
     database.migrate(&[MIGRATIONS]).await.unwrap();
-    let script = AssertSqlSafe(script(runs));
+    let script = AssertSqlSafe(script);
     match &database {
         Database::Sqlite(pools) => {
             let mut tx = pools.begin().await.unwrap();
@@ -207,6 +215,7 @@ fn text_holds(text: &str, clause: &Clause) -> bool {
         (Operator::NotEqual, Value::Text(value)) => text != value,
         (Operator::Like, Value::Text(pattern)) => like(text, pattern),
         (Operator::ILike, Value::Text(pattern)) => like(&text.to_lowercase(), &pattern.to_lowercase()),
+        (Operator::RLike, Value::Text(expression)) => regex::Regex::new(expression).unwrap().is_match(text),
         (Operator::In, Value::Texts(values)) => values.iter().any(|value| value == text),
         (Operator::NotIn, Value::Texts(values)) => values.iter().all(|value| value != text),
         (Operator::IsNotNull, _) => true,
@@ -252,7 +261,7 @@ fn holds(run: &Known, filter: &Filter) -> bool {
         Entity::Attribute if key == "start_time" => millis(run.start_time),
         Entity::Attribute if key == "end_time" => run.end_time.is_some_and(millis),
         Entity::Attribute => text_holds(&run.texts[key], clause),
-        Entity::Dataset => run.datasets.iter().any(|[name, digest, context]| match key {
+        _ => run.datasets.iter().any(|[name, digest, context]| match key {
             "name" => text_holds(name, clause),
             "digest" => text_holds(digest, clause),
             _ => !context.is_empty() && text_holds(context, clause),

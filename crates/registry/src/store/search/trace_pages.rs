@@ -75,7 +75,7 @@ pub trait TraceSearchStore: Send + Sync {
     ) -> Result<CorrelationCounts>;
 }
 
-fn check_experiments(ids: &[i64]) -> Result<()> {
+pub(super) fn check_experiments(ids: &[i64]) -> Result<()> {
     if ids.len() <= MAX_SEARCHED {
         return Ok(());
     }

@@ -285,7 +285,6 @@ fn push_run(sql: &mut Sql, clause: &Clause, scope: Scope<'_>) {
         push_metadata(sql, &of_metadata);
         return;
     };
-    let prefix: String = run.chars().take(64).collect();
     sql.push("r.project = ").text(scope.project);
     // The project is wrapped, and the index named, so that SQLite looks for the run and not through the project.
     sql.push(" AND r.id IN (SELECT trace_id FROM trace_run WHERE run_id = ")
@@ -297,7 +296,11 @@ fn push_run(sql: &mut Sql, clause: &Clause, scope: Scope<'_>) {
     }
     sql.push(" WHERE key = 'mlflow.sourceRun' AND project = ")
         .text(scope.project);
-    sql.push(" AND substr(value, 1, 64) = ").text(&prefix);
+    if scope.dialect == Dialect::Postgres {
+        // Its index has the beginnings of values.
+        let prefix: String = run.chars().take(64).collect();
+        sql.push(" AND substr(value, 1, 64) = ").text(&prefix);
+    }
     sql.push(" AND value = ").text(run).push(")");
 }
 
