@@ -84,9 +84,6 @@ pub use self::{
     scorers::ScorerStore,
     search::{
         CorrelationCounts, DatasetSummary, ExperimentPage, ExperimentSearch, MAX_EXPERIMENTS as MAX_FOUND_EXPERIMENTS,
-        MAX_RUNS as MAX_FOUND_RUNS, MAX_SEARCHED, MAX_TRACES as MAX_FOUND_TRACES, RunPage, RunSearch, SearchStore,
-        TracePage, TraceSearch, TraceSearchStore,
-        CorrelationCounts, ExperimentPage, ExperimentSearch, MAX_EXPERIMENTS as MAX_FOUND_EXPERIMENTS,
         MAX_METRIC_GROUPS, MAX_RUNS as MAX_FOUND_RUNS, MAX_SEARCHED, MAX_TRACES as MAX_FOUND_TRACES, MetricPage,
         MetricQuestion, RunPage, RunSearch, SearchStore, TraceMetricStore, TracePage, TraceSearch, TraceSearchStore,
     },
@@ -120,7 +117,7 @@ pub const MIGRATIONS: Migrations = migrations!(
         "0010_lineage",
         "0011_import",
         "0012_scorer",
-        "0014_metric_series"
+        "0013_metric_series"
     ]
 );
 

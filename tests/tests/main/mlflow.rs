@@ -171,6 +171,9 @@ async fn evaluation_datasets_work_on_sqlite() -> Result<()> {
 #[tokio::test(flavor = "multi_thread")]
 async fn evaluation_datasets_work_on_postgresql_in_separate_processes() -> Result<()> {
     run("mlflow_evaluation.py", Topology::Split, Engine::Postgres).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn traces_are_measured_on_sqlite() -> Result<()> {
     run("mlflow_trace_metrics.py", Topology::AllInOne, Engine::Sqlite).await
 }
