@@ -65,5 +65,6 @@ CREATE TABLE evaluation_record (
     updated_by TEXT,
     PRIMARY KEY (dataset_id, position),
     UNIQUE (dataset_id, id),
-    UNIQUE (dataset_id, input_hash)
+    -- Records are looked up by many hashes at once.
+    UNIQUE (input_hash, dataset_id)
 );

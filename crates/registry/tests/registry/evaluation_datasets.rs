@@ -68,6 +68,8 @@ async fn another_project_sees_and_changes_nothing() {
         let path = format!("{id}/records");
         let (_, done) = datasets(&registry, "default", Method::POST, &path, records.clone()).await;
         assert_eq!(done, json!({"inserted_count": 3, "updated_count": 0}));
+        let (_, done) = datasets(&registry, "default", Method::POST, &path, records.clone()).await;
+        assert_eq!(done, json!({"inserted_count": 0, "updated_count": 3}));
         let (_, page) = datasets(&registry, "default", Method::GET, &path, Value::Null).await;
         let page: Value = serde_json::from_str(page["records"].as_str().unwrap()).unwrap();
         let record = page[0]["dataset_record_id"].clone();
