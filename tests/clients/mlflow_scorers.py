@@ -123,7 +123,7 @@ def main():
     refusals(client, experiment)
     online(client, experiment)
     deletions(client, experiment)
-    fluent(experiment)
+    fluent(mlflow.create_experiment(f"fluent-scorers-{MARK}"))
     MlflowClient().delete_experiment(other)
     text = f"The experiment {other} must be in the 'active' state."
     refused("deleted experiment", "INVALID_PARAMETER_VALUE", text, lambda: client.list_scorers(other))
