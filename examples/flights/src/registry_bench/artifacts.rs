@@ -16,7 +16,7 @@ use crate::bench::{BareServer, connect, read_answer, read_head};
 /// The size of each file.
 pub const FILE_BYTES: usize = 64 << 20;
 /// How many files go through each of both.
-const ROUNDS: u32 = 5;
+const ROUNDS: u32 = 9;
 /// Where the server takes artifacts.
 const ARTIFACTS: &str = "/api/2.0/mlflow-artifacts/artifacts/bench";
 /// What is read of an answer at once.

@@ -67,7 +67,7 @@ async fn write(address: SocketAddr, run_id: String, writer: usize, points: usize
             })
             .collect();
         connection
-            .ask(&line, &json!({"run_id": run_id, "metrics": metrics}))
+            .ask_bytes(&line, &json!({"run_id": run_id, "metrics": metrics}))
             .await?;
     }
     Ok(())

@@ -7,10 +7,12 @@ use serde_json::{Value, json};
 use tokio::{task::JoinSet, time::Instant};
 
 use super::{
-    CONNECTIONS, median,
+    median,
     requests::{API, Connection},
 };
 
+/// Connections that make the runs: many, so that they share commits.
+const WRITERS: usize = 32;
 /// How often the search is asked for.
 const SEARCHES: usize = 21;
 /// The runs of a page.
@@ -31,7 +33,7 @@ pub async fn search(address: SocketAddr, runs: usize) -> Result<f64> {
         .context("the experiment has no id")?
         .to_owned();
     let mut writers = JoinSet::new();
-    for writer in 0..CONNECTIONS {
+    for writer in 0..WRITERS {
         writers.spawn(write(address, experiment.clone(), writer, runs));
     }
     while let Some(ended) = writers.join_next().await {
@@ -61,7 +63,7 @@ pub async fn search(address: SocketAddr, runs: usize) -> Result<f64> {
 async fn write(address: SocketAddr, experiment: String, writer: usize, runs: usize) -> Result<()> {
     let mut connection = Connection::open(address).await?;
     let line = format!("POST {API}/runs/log-batch");
-    for number in (writer..runs).step_by(CONNECTIONS) {
+    for number in (writer..runs).step_by(WRITERS) {
         let run_id = connection.new_run(&experiment).await?;
         let metrics: Vec<Value> = (0..METRICS)
             .map(|metric| {
@@ -70,7 +72,7 @@ async fn write(address: SocketAddr, experiment: String, writer: usize, runs: usi
             })
             .collect();
         connection
-            .ask(&line, &json!({"run_id": run_id, "metrics": metrics}))
+            .ask_bytes(&line, &json!({"run_id": run_id, "metrics": metrics}))
             .await?;
     }
     Ok(())
