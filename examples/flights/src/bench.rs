@@ -63,7 +63,7 @@ struct Turn {
 /// Loads the gateway and a bare handler in turns and compares them.
 pub async fn compare(subject: &Subject) -> Result<Comparison> {
     let answer = exchange(subject.address, &request_bytes(subject)).await?;
-    let bare = BareServer::start(&answer).await?;
+    let bare = BareServer::start(&["bare-handler", &answer]).await?;
     let bare_subject = Subject {
         address: bare.address,
         pid: bare.pid,
@@ -172,6 +172,17 @@ async fn exchange(address: SocketAddr, request: &[u8]) -> Result<String> {
 
 /// Reads a status line, headers and a body of known length: as little work as a client can do.
 pub(crate) async fn read_answer(stream: &mut BufReader<TcpStream>) -> Result<(u16, Vec<u8>)> {
+    let (status, length) = read_head(stream).await?;
+    if length > MAX_ANSWER_BYTES {
+        bail!("the answer of {length} bytes is larger than expected");
+    }
+    let mut body = vec![0; length];
+    stream.read_exact(&mut body).await?;
+    Ok((status, body))
+}
+
+/// Reads a status line and headers; gives the status and the length of the body.
+pub(crate) async fn read_head(stream: &mut BufReader<TcpStream>) -> Result<(u16, usize)> {
     let mut line = String::new();
     stream.read_line(&mut line).await?;
     let status = line
@@ -193,12 +204,7 @@ pub(crate) async fn read_answer(stream: &mut BufReader<TcpStream>) -> Result<(u1
             length = value.trim().parse().context("the length of the answer is no number")?;
         }
     }
-    if length > MAX_ANSWER_BYTES {
-        bail!("the answer of {length} bytes is larger than expected");
-    }
-    let mut body = vec![0; length];
-    stream.read_exact(&mut body).await?;
-    Ok((status, body))
+    Ok((status, length))
 }
 
 /// CPU time of a process in clock ticks, user and system: fields 14 and 15 of /proc/PID/stat.
@@ -214,18 +220,20 @@ fn cpu_ticks(pid: u32) -> Result<u64> {
         .context("/proc/PID/stat cannot be read")
 }
 
-/// The bare handler in a process of its own, ended when this is dropped.
-struct BareServer {
-    address: SocketAddr,
+/// A bare handler in a process of its own, ended when this is dropped.
+pub(crate) struct BareServer {
+    /// Where it listens.
+    pub(crate) address: SocketAddr,
     pid: u32,
     _process: Child,
 }
 
 impl BareServer {
-    async fn start(answer: &str) -> Result<Self> {
+    /// Starts this program with the arguments that make it one.
+    pub(crate) async fn start(arguments: &[&str]) -> Result<Self> {
         let program = std::env::current_exe().context("this program has no path")?;
         let mut process = Command::new(program)
-            .args(["bare-handler", answer])
+            .args(arguments)
             .stdout(Stdio::piped())
             .stdin(Stdio::null())
             .kill_on_drop(true)

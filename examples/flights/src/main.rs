@@ -43,11 +43,17 @@ enum Command {
         /// The answer to every request, as JSON
         answer: String,
     },
+    /// The plain copy of the registry's benchmark: prints its address and serves until it is ended
+    #[command(hide = true)]
+    BareFiles {
+        /// Where the files are
+        folder: PathBuf,
+    },
 }
 
 #[derive(Subcommand)]
 enum BenchSubject {
-    /// Tracking by MLflow's protocol, beside MLflow's own server
+    /// Tracking by MLflow's protocol, beside MLflow's own server; artifacts, long histories, memory and the start
     Registry(registry_bench::RegistryArguments),
 }
 
@@ -112,6 +118,10 @@ fn run(command: Command) -> Result<ExitCode> {
             Command::Bench { output, .. } => measure::run(output).await,
             Command::BareHandler { answer } => {
                 bench::serve_bare_handler(&answer, |address| print(&address.to_string())).await?;
+                Ok(ExitCode::SUCCESS)
+            }
+            Command::BareFiles { folder } => {
+                registry_bench::serve_bare_files(folder, |address| print(&address.to_string())).await?;
                 Ok(ExitCode::SUCCESS)
             }
         }
