@@ -183,8 +183,10 @@ const INVALID_EXPRESSION: &str = "2201B";
 
 impl From<sqlx::Error> for Error {
     fn from(error: sqlx::Error) -> Self {
-        let code = error.as_database_error().and_then(|error| error.code());
-        if code.as_deref() == Some(INVALID_EXPRESSION) {
+        let is_expression = error
+            .as_database_error()
+            .is_some_and(|error| error.code().as_deref() == Some(INVALID_EXPRESSION));
+        if is_expression {
             // Searches alone pass on expressions, and what the two databases read is not quite the same.
             return Self::request(
                 "The regular expression of RLIKE cannot be used: the database does not read it; write flags such as (?i) at \

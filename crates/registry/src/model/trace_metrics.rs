@@ -115,6 +115,7 @@ fn listed<'a>(names: impl IntoIterator<Item = &'a str>) -> String {
 
 impl View {
     /// The view of this name, or of its number in MLflow's protocol.
+    #[must_use]
     pub fn of(name: &str) -> Option<Self> {
         match name {
             "TRACES" | "1" => Some(Self::Traces),

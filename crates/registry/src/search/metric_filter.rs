@@ -90,6 +90,9 @@ pub fn parse_metric_filter(text: &str) -> Result<MetricFilter, SearchError> {
             wording::shown(comparator.text)
         )));
     }
+    if matches!(value.kind, Kind::Word | Kind::Path) {
+        return Err(wording::unquoted(value.text));
+    }
     if !matches!(value.kind, Kind::Text | Kind::Quoted) || value.text.starts_with('`') {
         return Err(refused(format!(
             "Expected a quoted string value for {entity} value (e.g. 'my-value'). Got value {}",

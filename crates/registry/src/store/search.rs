@@ -28,7 +28,7 @@ use self::{
     runs::{NARROW, Route, Search},
 };
 pub use self::{
-    trace_metrics::{MAX_METRIC_GROUPS, MetricGroup, MetricPage, MetricQuestion, TraceMetricStore},
+    trace_metrics::{MAX_METRIC_GROUPS, MetricPage, MetricQuestion, TraceMetricStore},
     trace_pages::{CorrelationCounts, MAX_TRACES, TracePage, TraceSearch, TraceSearchStore},
 };
 use super::{

@@ -57,7 +57,10 @@ fn filters_of_traces_are_refused_in_mlflows_words() {
         ("color = 'x'", "Invalid attribute key 'color'"),
         ("color.x = 'y'", "Invalid entity type 'color'"),
         ("status > 'OK'", "Invalid comparator '>' not one of"),
-        ("timestamp = 'soon'", "Invalid value for numeric attribute"),
+        (
+            "timestamp = 'soon'",
+            "Expected numeric value type for numeric attribute",
+        ),
         ("span.color = 'x'", "Invalid span attribute 'color'"),
         ("span.attributes. = 'x'", "Invalid"),
         ("span.content = 'x'", "span.content comparator '='"),
