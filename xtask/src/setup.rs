@@ -21,7 +21,7 @@ const TEST_CLIENTS: [&str; 6] = [
     // Without what trains models: the client alone.
     "mlflow-skinny==3.17.2",
     // What it evaluates applications with.
-    "pandas",
+    "pandas==3.1.1",
     // A server that speaks S3.
     "moto[s3,server]==5.2.5",
 ];
