@@ -115,8 +115,6 @@ enum Command {
 enum ModelsCommand {
     /// Register an ONNX file or a model's folder as a new version; prints NAME/VERSION
     Import(model_import::ImportArguments),
-    /// Register an ONNX file as a new version; prints NAME/VERSION
-    Import(deploy::ImportArguments),
     /// Print where an alias pointed at a time, since and until when and by whom, or all its changes
     Alias(lineage::AliasArguments),
 }
@@ -217,7 +215,6 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
         Command::Delete(arguments) => resource::delete(&arguments).await,
         Command::Models(ModelsCommand::Import(arguments)) => model_import::import(&arguments).await,
         Command::Import(command) => import::run(&command).await,
-        Command::Models(ModelsCommand::Import(arguments)) => deploy::import(&arguments).await,
         Command::Models(ModelsCommand::Alias(arguments)) => lineage::alias(&arguments).await,
         Command::Lineage(arguments) => lineage::lineage(&arguments).await,
         Command::Data(DataCommand::Push(arguments)) => data::push(&arguments).await,
