@@ -336,7 +336,7 @@ impl SqlStore<P> {
         folder: Option<&ArtifactFolder>,
     ) -> Result<()> {
         let statement = if kind == Freed::Run {
-            "SELECT COUNT(*) FROM run_metric WHERE run_id = $1"
+            "SELECT COUNT(*) FROM run_metric m JOIN run_metric_point p ON p.series_id = m.id WHERE m.run_id = $1"
         } else {
             "SELECT COUNT(*) FROM logged_model_metric WHERE model_id = $1"
         };
