@@ -84,7 +84,7 @@ pub fn owner(path: &str) -> Option<Role> {
             _ => Some(Role::Registry),
         },
         "auth" | "users" | "service-accounts" | "tokens" | "roles" | "role-bindings" | "policies" | "actions"
-        | "audit" => Some(Role::Registry),
+        | "audit" | "gc" => Some(Role::Registry),
         _ => None,
     }
 }
