@@ -215,9 +215,9 @@ def check_direct(client, run, folder):
     fetched = []
     original = HttpArtifactRepository._multipart_download
 
-    def multipart_download(self, presigned_response, *arguments):
+    def multipart_download(self, presigned_response, **arguments):
         fetched.append(presigned_response)
-        return original(self, presigned_response, *arguments)
+        return original(self, presigned_response, **arguments)
 
     HttpArtifactRepository._multipart_download = multipart_download
     found = downloaded(client, run_id, "large/direct.bin", folder).read_bytes()

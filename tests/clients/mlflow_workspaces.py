@@ -115,9 +115,9 @@ def users():
         bare = lambda: ask("PATCH", "2.0/mlflow/users/update-password", **change)
         refused("without the present password", "INVALID_PARAMETER_VALUE", "Current password is required", bare)
         ask("PATCH", "2.0/mlflow/users/update-password", current_password=PASSWORD, **change)
-        refused("to list users", "PERMISSION_DENIED", "", lambda: ask("GET", "2.0/mlflow/users/list"))
     with signed_in(ALICE, NEW_PASSWORD):
         check("the password is another", ask("GET", "2.0/mlflow/users/current")["user"]["username"], ALICE)
+        refused("to list users", "PERMISSION_DENIED", "", lambda: ask("GET", "2.0/mlflow/users/list"))
     ask("PATCH", "2.0/mlflow/users/update-admin", username=ALICE, is_admin=True)
     check("an admin", ask("GET", "2.0/mlflow/users/get", username=ALICE)["user"]["is_admin"], True)
     ask("PATCH", "2.0/mlflow/users/update-admin", username=ALICE, is_admin=False)

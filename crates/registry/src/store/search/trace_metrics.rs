@@ -364,6 +364,7 @@ impl TraceMetricStore for SqlStore<P> {
             dialect: <P as Speaks>::DIALECT,
             project,
             experiments: &experiments,
+            searched: &experiments,
         };
         let mut query = Self::query(question.measured(scope));
         let measured: i64 = query.build_query_scalar().fetch_one(&mut *tx).await?;

@@ -156,6 +156,7 @@ impl TraceSearchStore for SqlStore<P> {
                 dialect: <P as Speaks>::DIALECT,
                 project,
                 experiments: part,
+                searched: &experiments,
             };
             // One more tells whether there is another page.
             let sql = traces::page(scope, filter, &terms, after.as_deref(), i64::from(limit) + 1);
@@ -194,6 +195,7 @@ impl TraceSearchStore for SqlStore<P> {
             dialect: <P as Speaks>::DIALECT,
             project,
             experiments: &experiments,
+            searched: &experiments,
         };
         let mut query = Self::query(traces::counts(scope, base, first, second));
         let counted: (i64, i64, i64, i64) = query.build_query_as().fetch_one(&mut *tx).await?;

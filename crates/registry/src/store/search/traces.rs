@@ -22,8 +22,10 @@ const END_TIME: &str = "r.timestamp_ms + COALESCE(r.execution_time_ms, 0)";
 pub(super) struct Scope<'a> {
     pub(super) dialect: Dialect,
     pub(super) project: &'a str,
-    /// The experiments, which are the project's.
+    /// The experiments of this statement, which are the project's.
     pub(super) experiments: &'a [i64],
+    /// All experiments of the search, of which these are a part: what is said of a session counts in all of them.
+    pub(super) searched: &'a [i64],
 }
 
 /// The terms of an order, down to the id; without one, the newest come first.
@@ -390,7 +392,7 @@ fn push_assessment(sql: &mut Sql, clause: &Clause, scope: Scope<'_>) {
     sql.push("SELECT o.session_id FROM assessment a JOIN trace o ON o.project = a.project AND o.id = a.trace_id");
     sql.push(" WHERE a.project = ").text(scope.project);
     sql.push(" AND o.session_id IS NOT NULL AND o.experiment_id IN ");
-    sql.list(scope.experiments.iter().copied().map(Bind::Integer));
+    sql.list(scope.searched.iter().copied().map(Bind::Integer));
     sql.push(" AND a.metadata LIKE '%\"mlflow.trace.session\":%' AND ");
     push_said(sql, clause);
     sql.push(")))");
