@@ -18,13 +18,15 @@ os.environ["MLFLOW_MULTIPART_UPLOAD_CHUNK_SIZE"] = str(1 * MEBIBYTE)
 os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "0"
 
 import mlflow
+import requests
 from mlflow.store.artifact.http_artifact_repo import HttpArtifactRepository
 from mlflow.store.artifact.mlflow_artifacts_repo import MlflowArtifactsRepository
 from mlflow.utils.credentials import get_default_host_creds
 from mlflow.utils.rest_utils import http_request
 
 PROXY = "/api/2.0/mlflow-artifacts"
-RUN_LIST = "/api/2.0/mlflow/artifacts/list"
+RUN_ADDRESSES = "/api/2.0/mlflow/artifacts"
+RUN_LIST = f"{RUN_ADDRESSES}/list"
 NAMES = [
     "plain.txt",
     "a b.txt",
@@ -231,6 +233,17 @@ def check_direct(client, run, folder):
     expected = [200, 404] if is_presigned else [501, 501]
     shown = [request("GET", f"{at}/{name}").status_code for name in ["direct.bin", "none"]]
     same("addresses are given out for files alone", shown, expected)
+    file = {"run_id": run_id, "path": "large/direct.bin"}
+    address = request("POST", f"{RUN_ADDRESSES}/presigned-download-url", json=file)
+    if is_presigned:
+        found = requests.get(address.json()["presigned_url"], timeout=30).content
+        same("a run's file is fetched by its address", digest(found), digest(path.read_bytes()))
+    else:
+        same("a run's file has no address", (address.status_code, "proxied" in address.text), (400, True))
+    too_long = request("POST", f"{RUN_ADDRESSES}/presigned-download-url", json=file | {"expiration": 604801})
+    same("an address holds for a week at most", (too_long.status_code, "604800" in too_long.text), (400, True))
+    sent = request("POST", f"{RUN_ADDRESSES}/presigned-upload-url", json=file)
+    same("nothing is sent past the server", (sent.status_code, "proxied" in sent.text), (400, True))
 
 
 def check_protocol(run):

@@ -52,7 +52,7 @@ use tokio_util::sync::CancellationToken;
 use self::passwords::Guessing;
 pub use self::{
     access::{AccessAnswer, AccessQuestion, Me},
-    artifact_files::MAX_LISTED,
+    artifact_files::{MAX_LISTED, PRESIGNED_LIFETIME},
     artifacts::ARTIFACT_LIMIT_BYTES,
     audit::Verification,
     audit_export::ExportFormat,

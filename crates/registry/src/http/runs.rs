@@ -73,7 +73,7 @@ pub async fn get_run(
     Ok(Json(registry.get_run(&caller, &project, &run_id).await?))
 }
 
-/// The history of a metric by time, step and value.
+/// The history of a metric by step, time and value.
 #[utoipa::path(get, path = "/runs/{run_id}/metrics/{key}", tag = "runs",
     params(("project" = String, Path), ("run_id" = String, Path), ("key" = String, Path), PageQuery),
     responses((status = OK, body = Page<MetricPoint>), (status = "default", body = Problem)))]

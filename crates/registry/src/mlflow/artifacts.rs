@@ -1,8 +1,9 @@
 //! Artifacts: the server keeps them itself, and clients reach them below `mlflow-artifacts`.
 
+mod presigned;
 mod sending;
 
-use std::{collections::BTreeMap, num::NonZeroU32, sync::Arc};
+use std::{num::NonZeroU32, sync::Arc};
 
 use axum::{
     Json, Router,
@@ -16,10 +17,13 @@ use http::{
     request::Parts,
     uri::{Authority, Scheme},
 };
-use modelyard_auth::{Action, Kind, Resource};
 use serde::Serialize;
 
-pub(super) use self::sending::send;
+use self::presigned::in_pieces;
+pub(super) use self::{
+    presigned::{download_of_run, upload as presigned_upload},
+    sending::send,
+};
 use super::{
     answers::Empty,
     error::Refusal,
@@ -41,8 +45,6 @@ const PARTS_PATH: &str = "/api/2.0/mlflow-artifacts/mpu/parts";
 const UPLOAD_SECRET: HeaderName = HeaderName::from_static("x-modelyard-upload");
 const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 const FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
-/// What MLflow's client looks for before it goes another way.
-const NO_PRESIGNED: &str = "Multipart download is not supported for the current artifact repository";
 const FILE_NAME_MISSING: &str = "Artifact path must include a filename (cannot end with '/').";
 
 /// What follows the name of an operation in its address.
@@ -300,34 +302,6 @@ async fn abort_upload(
     Ok(Json(Empty {}))
 }
 
-/// Where a client fetches a file in pieces at the same time.
-#[derive(Serialize)]
-struct PresignedAnswer {
-    url: String,
-    /// What has to be sent along.
-    headers: BTreeMap<String, String>,
-    file_size: u64,
-}
-
-async fn presigned(
-    State(registry): State<Arc<Registry>>,
-    tenant: Tenant,
-    Rest(path): Rest,
-) -> Result<Json<PresignedAnswer>, Refusal> {
-    let path = ArtifactPath::parse(&path)?;
-    if !registry.presigns() {
-        let file = Resource::named(Kind::Artifact, &tenant.project, path.as_str());
-        tenant.caller.authorize(Action::ArtifactRead, file)?;
-        return Err(Refusal::not_implemented(NO_PRESIGNED));
-    }
-    let (file, url) = registry.presign_file(&tenant.caller, &tenant.project, &path).await?;
-    Ok(Json(PresignedAnswer {
-        url: url.ok_or_else(|| Refusal::not_implemented(NO_PRESIGNED))?,
-        headers: BTreeMap::new(),
-        file_size: file.size_bytes,
-    }))
-}
-
 async fn list_below(
     registry: &Registry,
     tenant: &Tenant,
@@ -431,7 +405,7 @@ routes! {
     post "/mpu/create/{*path}" => create_upload,
     post "/mpu/complete/{*path}" => complete_upload,
     post "/mpu/abort/{*path}" => abort_upload,
-    get "/presigned/{*path}" => presigned,
+    get "/presigned/{*path}" => in_pieces,
 }
 
 #[cfg(test)]

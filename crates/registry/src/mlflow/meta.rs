@@ -14,9 +14,17 @@ struct ServerInfo {
     workspaces_enabled: bool,
     multipart_uploads_enabled: bool,
     multipart_downloads_enabled: bool,
-    presigned_uploads_enabled: bool,
-    presigned_downloads_enabled: bool,
+    presigned_upload_run_id_supported: bool,
+    presigned_upload_model_id_supported: bool,
     trace_archival_enabled: bool,
+    features_enabled: Features,
+}
+
+/// What MLflow's server can do beside tracking.
+#[derive(Serialize)]
+struct Features {
+    /// Its proxy to providers of language models.
+    gateway: bool,
 }
 
 async fn server_info(State(registry): State<Arc<Registry>>) -> Json<ServerInfo> {
@@ -26,9 +34,10 @@ async fn server_info(State(registry): State<Arc<Registry>>) -> Json<ServerInfo> 
         workspaces_enabled: true,
         multipart_uploads_enabled: true,
         multipart_downloads_enabled: registry.presigns(),
-        presigned_uploads_enabled: false,
-        presigned_downloads_enabled: false,
+        presigned_upload_run_id_supported: false,
+        presigned_upload_model_id_supported: false,
         trace_archival_enabled: false,
+        features_enabled: Features { gateway: false },
     })
 }
 

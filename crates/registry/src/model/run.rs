@@ -153,7 +153,7 @@ impl MetricPoint {
     }
 }
 
-/// A point's place in the history: by time, then step, then value.
+/// A point's place in the history: by step, then time, then value.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct MetricPlace(pub MetricPoint);
 

@@ -38,7 +38,7 @@ const DELETED_AT_ONCE: u32 = 1000;
 const ADDRESSED_ABOVE_BYTES: u64 = MAX_UNADDRESSED_BYTES - (MAX_UNADDRESSED_BYTES >> 8);
 
 /// How long an address holds by which a file is fetched from the storage itself, as with MLflow's server.
-const PRESIGNED_LIFETIME: Duration = Duration::from_mins(5);
+pub const PRESIGNED_LIFETIME: Duration = Duration::from_mins(5);
 
 /// The content of a file, or a part of it.
 pub type FileContent = BoxStream<'static, Result<Bytes, modelyard_artifacts::Error>>;
@@ -117,17 +117,17 @@ impl Registry {
         Ok((file, Some(content)))
     }
 
-    /// A file, and an address by which it is fetched from the storage itself for [`PRESIGNED_LIFETIME`]; none: it comes through this
-    /// server alone.
+    /// A file, and an address by which it is fetched from the storage itself for a while; none: it comes through this server alone.
     pub async fn presign_file(
         &self,
         caller: &Caller,
         project: &str,
         path: &ArtifactPath,
+        lifetime: Duration,
     ) -> Result<(ArtifactFile, Option<String>)> {
         let (file, _) = self.get_file(caller, project, path, |_| None).await?;
         let blobs = self.blobs.project(project)?;
-        let address = blobs.presign(file.digest, PRESIGNED_LIFETIME).await?;
+        let address = blobs.presign(file.digest, lifetime).await?;
         Ok((file, address))
     }
 

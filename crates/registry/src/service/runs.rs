@@ -217,7 +217,7 @@ impl Registry {
         self.stores.runs.list_runs(project, experiment, page).await
     }
 
-    /// The history of a metric by time, step and value; empty when the run never logged it.
+    /// The history of a metric by step, time and value; empty when the run never logged it.
     pub async fn metric_history(
         &self,
         caller: &Caller,

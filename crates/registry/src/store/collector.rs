@@ -370,8 +370,8 @@ impl SqlStore<P> {
         id: &str,
     ) -> Result<bool> {
         let statement = if kind == Freed::Run {
-            "DELETE FROM run_metric_point WHERE (series_id, timestamp, step, value, is_nan) IN (
-                 SELECT p.series_id, p.timestamp, p.step, p.value, p.is_nan
+            "DELETE FROM run_metric_point WHERE (series_id, step, timestamp, value, is_nan) IN (
+                 SELECT p.series_id, p.step, p.timestamp, p.value, p.is_nan
                  FROM run_metric m JOIN run_metric_point p ON p.series_id = m.id WHERE m.run_id = $1 LIMIT $2)"
         } else {
             "DELETE FROM logged_model_metric WHERE model_id = $1

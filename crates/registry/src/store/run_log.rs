@@ -40,6 +40,7 @@ pub trait RunLogStore: Send + Sync {
 type Texts<'a> = BTreeMap<(&'a str, &'a str), &'a str>;
 
 /// A point to be stored, with the run's experiment.
+#[derive(Clone, Copy)]
 struct Logged<'a> {
     run_id: &'a str,
     experiment_id: i64,
@@ -93,32 +94,24 @@ fn points<'a>(batches: &'a [RunBatch], experiments: &BTreeMap<String, i64>) -> V
         })
     });
     let mut points: Vec<Logged<'_>> = all.collect();
-    points.sort_by_key(|logged| (logged.run_id, logged.key, logged.point.timestamp, logged.point.step));
+    points.sort_by_key(|logged| (logged.run_id, logged.key, logged.point.step, logged.point.timestamp));
     points
 }
 
-/// The latest point of each metric of each run, in the order of the locks.
+/// The latest point of each metric of each run, of points that are in order; in the order of the locks.
 fn latest<'a>(points: &[Logged<'a>]) -> Vec<Logged<'a>> {
-    let mut latest: BTreeMap<(&str, &str), (i64, MetricPoint)> = BTreeMap::new();
+    let mut latest: Vec<Logged<'a>> = Vec::new();
     for logged in points {
-        latest
-            .entry((logged.run_id, logged.key))
-            .and_modify(|(_, present)| {
-                if logged.point.is_after(present) {
-                    *present = logged.point;
+        match latest.last_mut() {
+            Some(last) if (last.run_id, last.key) == (logged.run_id, logged.key) => {
+                if logged.point.is_after(&last.point) {
+                    last.point = logged.point;
                 }
-            })
-            .or_insert((logged.experiment_id, logged.point));
+            }
+            _ => latest.push(*logged),
+        }
     }
-    let rows = latest
-        .into_iter()
-        .map(|((run_id, key), (experiment_id, point))| Logged {
-            run_id,
-            experiment_id,
-            key,
-            point,
-        });
-    rows.collect()
+    latest
 }
 
 /// The experiments of the wanted runs, each in its project, of active runs with their projects and experiments.
@@ -258,16 +251,16 @@ impl SqlStore<P> {
         }
         for chunk in rows.chunks(INSERTED_ROWS) {
             let mut query =
-                QueryBuilder::new("INSERT INTO run_metric_point (series_id, timestamp, step, value, is_nan) ");
+                QueryBuilder::new("INSERT INTO run_metric_point (series_id, step, timestamp, value, is_nan) ");
             query.push_values(chunk, |mut row, (series, point)| {
                 let (value, is_nan) = stored_value(point);
                 row.push_bind(*series)
-                    .push_bind(point.timestamp.as_micros())
                     .push_bind(point.step)
+                    .push_bind(point.timestamp.as_micros())
                     .push_bind(value)
                     .push_bind(is_nan);
             });
-            query.push(" ON CONFLICT (series_id, timestamp, step, value, is_nan) DO NOTHING");
+            query.push(" ON CONFLICT (series_id, step, timestamp, value, is_nan) DO NOTHING");
             query.build().execute(&mut **tx).await?;
         }
         Ok(())

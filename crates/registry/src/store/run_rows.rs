@@ -1,14 +1,17 @@
-//! Experiments and runs as rows.
+//! Runs as rows, and what belongs to them.
 
 use std::collections::BTreeMap;
 
+use conditional_trait_gen::trait_gen;
 use modelyard_common::Timestamp;
+use modelyard_db::{Pools, PostgresPools, SqlitePools};
+use sqlx::{AssertSqlSafe, Database, QueryBuilder};
 
-use super::{json, word};
+use super::{SqlStore, json, number, word};
 use crate::{
     error::Result,
     model::{
-        run::{MetricPoint, MetricValue, Run, RunStatus},
+        run::{MetricPoint, MetricValue, Run, RunInput, RunStatus},
         tracking::{Lifecycle, ModelRole, PROXY_SCHEME, RunDataset, RunModel},
     },
 };
@@ -27,6 +30,8 @@ pub(super) struct RunRow {
     pub(super) start_time: i64,
     pub(super) end_time: Option<i64>,
     pub(super) request_digest: String,
+    /// 0, 1: whether it used datasets, or used or made models.
+    has_inputs: i64,
 }
 
 /// The columns of [`RunRow`].
@@ -34,7 +39,10 @@ macro_rules! select_runs {
     ($rest:literal) => {
         concat!(
             "SELECT r.id, r.project, r.experiment_id, e.name AS experiment, r.name, r.user_id, r.status, r.lifecycle,
-                    e.artifact_location, r.start_time, r.end_time, r.request_digest
+                    e.artifact_location, r.start_time, r.end_time, r.request_digest,
+                    CAST(CASE WHEN EXISTS (SELECT 1 FROM run_input i WHERE i.run_id = r.id)
+                           OR EXISTS (SELECT 1 FROM run_dataset d WHERE d.run_id = r.id)
+                           OR EXISTS (SELECT 1 FROM run_model m WHERE m.run_id = r.id) THEN 1 ELSE 0 END AS BIGINT) AS has_inputs
              FROM run r JOIN experiment e ON e.id = r.experiment_id ",
             $rest
         )
@@ -52,7 +60,7 @@ pub(super) fn artifact_uri(location: &str, experiment_id: i64, run_id: &str) -> 
 }
 
 impl RunRow {
-    pub(super) fn into_run(self) -> Result<Run> {
+    fn into_run(self) -> Result<Run> {
         Ok(Run {
             artifact_uri: artifact_uri(&self.artifact_location, self.experiment_id, &self.id),
             user_id: self.user_id,
@@ -94,26 +102,59 @@ impl PointRow {
     }
 }
 
+/// A parameter, a tag or the latest point of a metric: most of a run, with one statement. Every statement more is a way to the
+/// database and back, which costs more than its rows.
 #[derive(sqlx::FromRow)]
-pub(super) struct LatestRow {
-    pub(super) run_id: String,
-    pub(super) key: String,
+struct RecordRow {
+    /// [`PARAM`], [`TAG`], [`METRIC`]
+    kind: i64,
+    run_id: String,
+    key: String,
+    text: String,
     #[sqlx(flatten)]
-    pub(super) point: PointRow,
+    point: PointRow,
+}
+
+const PARAM: i64 = 0;
+const TAG: i64 = 1;
+const METRIC: i64 = 2;
+
+/// The statement that reads what some runs recorded; its parameters are their ids.
+fn select_records(runs: usize) -> String {
+    let ids = id_list(runs);
+    let texts = |kind: i64, table: &str| {
+        format!(
+            "SELECT CAST({kind} AS BIGINT) AS kind, run_id, key, value AS text, CAST(0 AS BIGINT) AS timestamp,
+                    CAST(0 AS BIGINT) AS step, CAST(0 AS DOUBLE PRECISION) AS value, CAST(0 AS BIGINT) AS is_nan
+             FROM {table} WHERE run_id IN ({ids})"
+        )
+    };
+    let (params, tags) = (texts(PARAM, "run_param"), texts(TAG, "run_tag"));
+    format!(
+        "{params} UNION ALL {tags} UNION ALL
+         SELECT CAST({METRIC} AS BIGINT), run_id, key, '', timestamp, step, value, is_nan
+         FROM run_metric WHERE run_id IN ({ids})"
+    )
+}
+
+/// The places of the first parameters.
+fn id_list(count: usize) -> String {
+    let places: Vec<String> = (1..=count).map(|place| format!("${place}")).collect();
+    places.join(", ")
 }
 
 #[derive(sqlx::FromRow)]
-pub(super) struct InputRow {
-    pub(super) run_id: String,
-    pub(super) dataset: String,
-    pub(super) version: i64,
-    pub(super) digest: String,
-    pub(super) context: String,
+struct InputRow {
+    run_id: String,
+    dataset: String,
+    version: i64,
+    digest: String,
+    context: String,
 }
 
 #[derive(sqlx::FromRow)]
-pub(super) struct DatasetRow {
-    pub(super) run_id: String,
+struct DatasetRow {
+    run_id: String,
     name: String,
     digest: String,
     context: String,
@@ -125,7 +166,7 @@ pub(super) struct DatasetRow {
 }
 
 impl DatasetRow {
-    pub(super) fn into_dataset(self) -> Result<RunDataset> {
+    fn into_dataset(self) -> Result<RunDataset> {
         Ok(RunDataset {
             name: self.name,
             digest: self.digest,
@@ -140,15 +181,15 @@ impl DatasetRow {
 }
 
 #[derive(sqlx::FromRow)]
-pub(super) struct ModelRow {
-    pub(super) run_id: String,
+struct ModelRow {
+    run_id: String,
     role: String,
     model_id: String,
     step: i64,
 }
 
 impl ModelRow {
-    pub(super) fn into_model(self) -> Result<RunModel> {
+    fn into_model(self) -> Result<RunModel> {
         Ok(RunModel {
             model_id: self.model_id,
             role: word("role of a model", &self.role, ModelRole::parse)?,
@@ -164,5 +205,99 @@ pub(super) fn stored_value(point: &MetricPoint) -> (f64, i64) {
     } else {
         // The two zeros are one value, and one row.
         (point.value.0 + 0.0, 0)
+    }
+}
+
+#[trait_gen(P -> SqlitePools, PostgresPools)]
+impl SqlStore<P> {
+    pub(super) async fn run_in(
+        connection: &mut <<P as Pools>::Db as Database>::Connection,
+        project: &str,
+        run_id: &str,
+    ) -> Result<Option<Run>> {
+        let rows: Vec<RunRow> = sqlx::query_as(select_runs!("WHERE r.project = $1 AND r.id = $2"))
+            .bind(project)
+            .bind(run_id)
+            .fetch_all(&mut *connection)
+            .await?;
+        Ok(Self::complete_runs(connection, rows).await?.pop())
+    }
+
+    /// Runs with what they recorded.
+    pub(super) async fn complete_runs(
+        connection: &mut <<P as Pools>::Db as Database>::Connection,
+        rows: Vec<RunRow>,
+    ) -> Result<Vec<Run>> {
+        let has_inputs = rows.iter().any(|row| row.has_inputs == 1);
+        let mut runs = rows.into_iter().map(RunRow::into_run).collect::<Result<Vec<_>>>()?;
+        if runs.is_empty() {
+            return Ok(runs);
+        }
+        let mut query = sqlx::query_as(AssertSqlSafe(select_records(runs.len())));
+        for run in &runs {
+            query = query.bind(run.run_id.clone());
+        }
+        let records: Vec<RecordRow> = query.fetch_all(&mut *connection).await?;
+        let places: BTreeMap<String, usize> = runs
+            .iter()
+            .enumerate()
+            .map(|(place, run)| (run.run_id.clone(), place))
+            .collect();
+        for row in records {
+            let run = &mut runs[places[&row.run_id]];
+            match row.kind {
+                PARAM => drop(run.params.insert(row.key, row.text)),
+                TAG => drop(run.tags.insert(row.key, row.text)),
+                _ => drop(run.metrics.insert(row.key, row.point.into_point())),
+            }
+        }
+        if has_inputs {
+            Self::add_inputs(connection, &mut runs, &places).await?;
+        }
+        Ok(runs)
+    }
+
+    /// Adds the datasets and models of runs.
+    async fn add_inputs(
+        connection: &mut <<P as Pools>::Db as Database>::Connection,
+        runs: &mut [Run],
+        places: &BTreeMap<String, usize>,
+    ) -> Result<()> {
+        let chosen = |columns: &str, order: &str| {
+            let mut query = QueryBuilder::<<P as Pools>::Db>::new(format!("SELECT {columns} WHERE run_id IN ("));
+            let mut ids = query.separated(", ");
+            for run in runs.iter() {
+                ids.push_bind(run.run_id.clone());
+            }
+            query.push(format!(") ORDER BY run_id, {order}"));
+            query
+        };
+        let mut query = chosen("run_id, dataset, version, digest, context FROM run_input", "position");
+        let inputs: Vec<InputRow> = query.build_query_as().fetch_all(&mut *connection).await?;
+        let mut query = chosen(
+            "run_id, name, digest, context, source_type, source, schema, profile, tags FROM run_dataset",
+            "position",
+        );
+        let datasets: Vec<DatasetRow> = query.build_query_as().fetch_all(&mut *connection).await?;
+        let mut query = chosen("run_id, role, model_id, step FROM run_model", "step, model_id");
+        let models: Vec<ModelRow> = query.build_query_as().fetch_all(&mut *connection).await?;
+        for row in inputs {
+            let input = RunInput {
+                dataset: row.dataset,
+                version: number("version", row.version)?,
+                digest: row.digest,
+                context: row.context,
+            };
+            runs[places[&row.run_id]].inputs.push(input);
+        }
+        for row in datasets {
+            let place = places[&row.run_id];
+            runs[place].datasets.push(row.into_dataset()?);
+        }
+        for row in models {
+            let place = places[&row.run_id];
+            runs[place].models.push(row.into_model()?);
+        }
+        Ok(())
     }
 }

@@ -12,15 +12,14 @@ use super::{
     SqlStore,
     audit::{after, change},
     experiments::{ExperimentRow, no_experiment, select_experiments},
-    number,
-    run_rows::{DatasetRow, InputRow, LatestRow, ModelRow, PointRow, RunRow, artifact_uri, select_runs, stored_value},
+    run_rows::{PointRow, RunRow, artifact_uri, select_runs, stored_value},
     tracking::no_run,
 };
 use crate::{
     error::{Error, Result},
     model::{
         page::{Page, PageRequest},
-        run::{Experiment, ExperimentChoice, MetricPlace, MetricPoint, NewRun, Run, RunInput, RunPlace, RunStatus},
+        run::{Experiment, ExperimentChoice, MetricPlace, MetricPoint, NewRun, Run, RunPlace, RunStatus},
         tracking::Lifecycle,
     },
 };
@@ -97,7 +96,7 @@ pub trait RunStore: Send + Sync {
         experiment: Option<&str>,
         page: &PageRequest<RunPlace>,
     ) -> Result<Page<Run>>;
-    /// The history of a metric by time, step and value; None: no such run.
+    /// The history of a metric by step, time and value; None: no such run.
     async fn metric_history(
         &self,
         project: &str,
@@ -180,94 +179,6 @@ impl SqlStore<P> {
             .await?;
         }
         Ok(())
-    }
-
-    /// Runs with what they recorded.
-    pub(super) async fn complete_runs(tx: &mut Transaction<<P as Pools>::Db>, rows: Vec<RunRow>) -> Result<Vec<Run>> {
-        let mut runs = Vec::with_capacity(rows.len());
-        for row in rows {
-            runs.push(row.into_run()?);
-        }
-        if runs.is_empty() {
-            return Ok(runs);
-        }
-        let chosen = |columns: &str, order: &str| {
-            let mut query = QueryBuilder::<<P as Pools>::Db>::new(format!("SELECT {columns} WHERE run_id IN ("));
-            let mut ids = query.separated(", ");
-            for run in &runs {
-                ids.push_bind(run.run_id.clone());
-            }
-            query.push(format!(") ORDER BY {order}"));
-            query
-        };
-        let mut query = chosen("run_id, key, value FROM run_param", "run_id, key");
-        let params: Vec<(String, String, String)> = query.build_query_as().fetch_all(&mut **tx).await?;
-        let mut query = chosen("run_id, key, value FROM run_tag", "run_id, key");
-        let tags: Vec<(String, String, String)> = query.build_query_as().fetch_all(&mut **tx).await?;
-        let mut query = chosen(
-            "run_id, key, timestamp, step, value, is_nan FROM run_metric",
-            "run_id, key",
-        );
-        let metrics: Vec<LatestRow> = query.build_query_as().fetch_all(&mut **tx).await?;
-        let mut query = chosen(
-            "run_id, dataset, version, digest, context FROM run_input",
-            "run_id, position",
-        );
-        let inputs: Vec<InputRow> = query.build_query_as().fetch_all(&mut **tx).await?;
-        let mut query = chosen(
-            "run_id, name, digest, context, source_type, source, schema, profile, tags FROM run_dataset",
-            "run_id, position",
-        );
-        let datasets: Vec<DatasetRow> = query.build_query_as().fetch_all(&mut **tx).await?;
-        let mut query = chosen("run_id, role, model_id, step FROM run_model", "run_id, step, model_id");
-        let models: Vec<ModelRow> = query.build_query_as().fetch_all(&mut **tx).await?;
-        let places: BTreeMap<String, usize> = runs
-            .iter()
-            .enumerate()
-            .map(|(place, run)| (run.run_id.clone(), place))
-            .collect();
-        for (run_id, key, value) in params {
-            runs[places[&run_id]].params.insert(key, value);
-        }
-        for (run_id, key, value) in tags {
-            runs[places[&run_id]].tags.insert(key, value);
-        }
-        for row in metrics {
-            runs[places[&row.run_id]]
-                .metrics
-                .insert(row.key, row.point.into_point());
-        }
-        for row in inputs {
-            let input = RunInput {
-                dataset: row.dataset,
-                version: number("version", row.version)?,
-                digest: row.digest,
-                context: row.context,
-            };
-            runs[places[&row.run_id]].inputs.push(input);
-        }
-        for row in datasets {
-            let place = places[&row.run_id];
-            runs[place].datasets.push(row.into_dataset()?);
-        }
-        for row in models {
-            let place = places[&row.run_id];
-            runs[place].models.push(row.into_model()?);
-        }
-        Ok(runs)
-    }
-
-    pub(super) async fn run_in(
-        tx: &mut Transaction<<P as Pools>::Db>,
-        project: &str,
-        run_id: &str,
-    ) -> Result<Option<Run>> {
-        let rows: Vec<RunRow> = sqlx::query_as(select_runs!("WHERE r.project = $1 AND r.id = $2"))
-            .bind(project)
-            .bind(run_id)
-            .fetch_all(&mut **tx)
-            .await?;
-        Ok(Self::complete_runs(tx, rows).await?.pop())
     }
 
     /// The run that was created with the key of `new`.
@@ -402,10 +313,9 @@ impl RunStore for SqlStore<P> {
     }
 
     async fn find_run(&self, project: &str, run_id: &str) -> Result<Option<Run>> {
-        let mut tx = self.pools.snapshot().await?;
-        let found = Self::run_in(&mut tx, project, run_id).await?;
-        tx.rollback().await?;
-        Ok(found)
+        // The run is read before what it recorded, and that with one statement: a run that has ended has all of it.
+        let mut connection = self.pools.reader().acquire().await?;
+        Self::run_in(&mut connection, project, run_id).await
     }
 
     async fn list_runs(
@@ -456,13 +366,14 @@ impl RunStore for SqlStore<P> {
         query.push_bind(series);
         if let Some(MetricPlace(after)) = &page.after {
             let (value, is_nan) = stored_value(after);
-            query.push(" AND (timestamp, step, value, is_nan) > (");
+            query.push(" AND (step, timestamp, value, is_nan) > (");
+            query.push_bind(after.step).push(", ");
             query.push_bind(after.timestamp.as_micros()).push(", ");
-            query.push_bind(after.step).push(", ").push_bind(value).push(", ");
+            query.push_bind(value).push(", ");
             query.push_bind(is_nan).push(")");
         }
         query
-            .push(" ORDER BY timestamp, step, value, is_nan LIMIT ")
+            .push(" ORDER BY step, timestamp, value, is_nan LIMIT ")
             .push_bind(page.rows());
         let rows: Vec<PointRow> = query.build_query_as().fetch_all(&mut *tx).await?;
         tx.rollback().await?;

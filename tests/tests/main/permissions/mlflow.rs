@@ -218,6 +218,10 @@ pub const MLFLOW: &[Operation] = &[
     op("GET /model-versions/get-artifact", READ_MODELS)
         .at("/model-versions/get-artifact?name=absent&version=1&path=absent"),
     op("GET /api/2.0/mlflow/artifacts/list", READ_RUNS).at("/api/2.0/mlflow/artifacts/list?run_id=absent"),
+    op("POST /api/2.0/mlflow/artifacts/presigned-download-url", READ_RUNS)
+        .json(r#"{"run_id": "absent", "path": "absent"}"#),
+    op("POST /api/2.0/mlflow/artifacts/presigned-upload-url", READ_RUNS)
+        .json(r#"{"run_id": "absent", "path": "absent"}"#),
     op(
         "GET /api/2.0/mlflow/logged-models/{model_id}/artifacts/directories",
         READ_RUNS,
