@@ -1,6 +1,6 @@
 //! Writing, finding and removing the blobs of a project.
 
-use std::{fmt, pin::pin, sync::Arc, time::Duration};
+use std::{fmt, ops::Range, pin::pin, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
@@ -12,14 +12,15 @@ use object_store::{GetOptions, GetResult, ObjectStoreExt as _, path::Path};
 use uuid::Uuid;
 
 use crate::{
+    blocks::{BlockDigests, Hashed, Hashing, in_blocks},
     cache::Downloads,
-    digest::{Digest, DigestBuilder},
+    digest::Digest,
     error::{Error, Result},
     local::UPLOADS,
     read::{self, BlobStream},
     sealed::{self, Sealer},
     storage::Storage,
-    write::{ObjectUpload, PART_BYTES, whole_object},
+    write::{ObjectUpload, PART_BLOCKS, PART_BYTES, whole_object},
 };
 
 const PROJECTS: &str = "projects";
@@ -60,6 +61,15 @@ pub struct Blob {
     pub digest: Digest,
     /// Its size in bytes.
     pub size_bytes: u64,
+}
+
+impl Hashed {
+    const fn blob(&self) -> Blob {
+        Blob {
+            digest: self.digest,
+            size_bytes: self.size_bytes,
+        }
+    }
 }
 
 /// A blob as [`ProjectArtifacts::list`] finds it.
@@ -108,13 +118,6 @@ fn blob_of(path: &Path, folder: &Path) -> Option<(Digest, Form)> {
     };
     let digest = format!("{ALGORITHM}:{}{rest}", start.as_ref()).parse().ok()?;
     Some((digest, form))
-}
-
-fn check_limit(hash: &DigestBuilder, limit_bytes: u64) -> Result<()> {
-    if hash.size_bytes() > limit_bytes {
-        return Err(Error::TooLarge { limit_bytes });
-    }
-    Ok(())
 }
 
 fn check_expected(expected: Option<Digest>, actual: Digest) -> Result<()> {
@@ -228,23 +231,42 @@ impl ProjectArtifacts {
         S: Stream<Item = Result<Bytes, E>> + Send,
         E: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
+        let stored = self.put_in_blocks(content, expected, limit_bytes).await;
+        stored.map(|(blob, _)| blob)
+    }
+
+    /// As [`put_stream`](Self::put_stream), with what [`get_range`](Self::get_range) verifies parts by.
+    ///
+    /// # Errors
+    /// As [`put_stream`](Self::put_stream).
+    pub async fn put_in_blocks<S, E>(
+        &self,
+        content: S,
+        expected: Option<Digest>,
+        limit_bytes: u64,
+    ) -> Result<(Blob, BlockDigests)>
+    where
+        S: Stream<Item = Result<Bytes, E>> + Send,
+        E: Into<Box<dyn std::error::Error + Send + Sync>>,
+    {
         let content = content.map_err(|error| Error::Interrupted { source: error.into() });
-        let mut content = pin!(content);
         let copied = expected.is_none() && !self.storage.renames();
         let limit_bytes = match self.form() {
             _ if !copied => limit_bytes,
             Form::Plain => limit_bytes.min(MAX_UNADDRESSED_BYTES),
             Form::Sealed => limit_bytes.min(sealed::max_plain_size(MAX_UNADDRESSED_BYTES)),
         };
-        let mut hash = DigestBuilder::default();
+        let mut content = pin!(in_blocks(content, limit_bytes));
+        let mut hashing = Hashing::new();
         let mut first = Vec::new();
-        while first.len() < PART_BYTES {
-            let Some(piece) = content.try_next().await? else {
-                return self.put_whole(first.into(), hash.finish(), expected).await;
+        while first.len() < PART_BLOCKS {
+            let Some(block) = content.try_next().await? else {
+                let hashed = self.hashed(hashing).await?;
+                check_expected(expected, hashed.digest)?;
+                return Ok((self.put_whole(first, &hashed).await?, hashed.blocks));
             };
-            hash.update(&piece);
-            check_limit(&hash, limit_bytes)?;
-            first.extend_from_slice(&piece);
+            self.hash(&mut hashing, &block).await?;
+            first.push(block);
         }
         // With an announced digest the upload's name is its last: it appears only if the digest turns out right.
         let path = expected.map_or_else(upload_path, |digest| self.own_path(digest));
@@ -255,38 +277,49 @@ impl ProjectArtifacts {
             .await
             .map_err(|error| self.store_error(error))?;
         let mut upload = ObjectUpload::new(upload, sealer);
-        let sent = self.send(&mut upload, first, content, &mut hash, limit_bytes).await;
-        let size_bytes = hash.size_bytes();
-        let digest = hash.finish();
-        if let Err(error) = sent.and_then(|()| check_expected(expected, digest)) {
-            upload.abort().await;
-            return Err(error);
-        }
+        let sent = self.send(&mut upload, first, content, hashing).await;
+        let hashed = match sent.and_then(|hashed| check_expected(expected, hashed.digest).map(|()| hashed)) {
+            Ok(hashed) => hashed,
+            Err(error) => {
+                upload.abort().await;
+                return Err(error);
+            }
+        };
         upload.finish().await.map_err(|error| self.store_error(error))?;
         if expected.is_none() {
-            self.give_name(&path, digest).await?;
+            self.give_name(&path, hashed.digest).await?;
         }
-        self.forget_plain(digest).await;
-        Ok(Blob { digest, size_bytes })
+        self.forget_plain(hashed.digest).await;
+        Ok((hashed.blob(), hashed.blocks))
+    }
+
+    async fn hash(&self, hashing: &mut Hashing, block: &Bytes) -> Result<()> {
+        let taken = hashing.update(block).await;
+        taken.map_err(|error| self.store_error(error.into()))
+    }
+
+    async fn hashed(&self, hashing: Hashing) -> Result<Hashed> {
+        let hashed = hashing.finish().await;
+        hashed.map_err(|error| self.store_error(error.into()))
     }
 
     async fn send(
         &self,
         upload: &mut ObjectUpload,
-        first: Vec<u8>,
+        first: Vec<Bytes>,
         mut content: impl Stream<Item = Result<Bytes>> + Send + Unpin,
-        hash: &mut DigestBuilder,
-        limit_bytes: u64,
-    ) -> Result<()> {
+        mut hashing: Hashing,
+    ) -> Result<Hashed> {
         let failed = |error| self.store_error(error);
-        upload.write(&first).await.map_err(failed)?;
-        drop(first);
-        while let Some(piece) = content.try_next().await? {
-            hash.update(&piece);
-            check_limit(hash, limit_bytes)?;
-            upload.write(&piece).await.map_err(failed)?;
+        for block in first {
+            upload.write(block).await.map_err(failed)?;
         }
-        upload.end().await.map_err(failed)
+        while let Some(block) = content.try_next().await? {
+            self.hash(&mut hashing, &block).await?;
+            upload.write(block).await.map_err(failed)?;
+        }
+        upload.end().await.map_err(failed)?;
+        self.hashed(hashing).await
     }
 
     async fn give_name(&self, upload: &Path, digest: Digest) -> Result<()> {
@@ -300,17 +333,15 @@ impl ProjectArtifacts {
         renamed.map_err(|error| self.store_error(error))
     }
 
-    async fn put_whole(&self, content: Bytes, digest: Digest, expected: Option<Digest>) -> Result<Blob> {
-        check_expected(expected, digest)?;
-        let size_bytes = content.len() as u64;
+    async fn put_whole(&self, content: Vec<Bytes>, hashed: &Hashed) -> Result<Blob> {
         let object = whole_object(content, self.sealer()?).await;
         let store = self.storage.store();
         store
-            .put(&self.own_path(digest), object.into())
+            .put(&self.own_path(hashed.digest), object)
             .await
             .map_err(|error| self.store_error(error))?;
-        self.forget_plain(digest).await;
-        Ok(Blob { digest, size_bytes })
+        self.forget_plain(hashed.digest).await;
+        Ok(hashed.blob())
     }
 
     /// Stores content that is in memory.
@@ -319,15 +350,11 @@ impl ProjectArtifacts {
     /// A storage error. Then no blob was stored.
     pub async fn put_bytes(&self, content: impl Into<Bytes> + Send) -> Result<Blob> {
         let content = content.into();
-        if content.len() <= PART_BYTES {
-            let digest = Digest::of(&content);
-            return self.put_whole(content, digest, None).await;
-        }
         // Announced, so that it needs no copy on S3.
-        let digest = Digest::of(&content);
+        let digest = (content.len() > PART_BYTES).then(|| Digest::of(&content));
         let limit_bytes = content.len() as u64;
         let pieces = stream::once(async { Ok::<_, Error>(content) });
-        self.put_stream(pieces, Some(digest), limit_bytes).await
+        self.put_stream(pieces, digest, limit_bytes).await
     }
 
     /// The content of a blob in pieces, verified while it is read: a damaged blob ends with [`Error::Corrupt`] instead of
@@ -348,6 +375,65 @@ impl ProjectArtifacts {
                 digest,
                 problem: "name the file with its key in `storage.encryption.key_file`".to_owned(),
             }),
+        }
+    }
+
+    /// Some bytes of a blob of a size, in pieces. With the digests of its blocks, and stored as it is, only the blocks are read that
+    /// have some of them, and each is verified before it is passed on; otherwise all of it is read and verified, and the last piece
+    /// comes only if it was right.
+    ///
+    /// # Errors
+    /// As [`ProjectArtifacts::get`].
+    pub async fn get_range(
+        &self,
+        digest: Digest,
+        size_bytes: u64,
+        blocks: Option<&BlockDigests>,
+        range: Range<u64>,
+    ) -> Result<BlobStream> {
+        if let Some(blocks) = blocks.filter(|blocks| blocks.are_of(size_bytes) && !range.is_empty())
+            && let Some(content) = self.open_blocks(digest, size_bytes, blocks, &range).await?
+        {
+            return Ok(content);
+        }
+        let content = self.get(digest).await?;
+        Ok(if range == (0..content.size_bytes()) {
+            content
+        } else {
+            content.part(range)
+        })
+    }
+
+    /// The blocks that have some of a range; none: there is no such object, or it cannot be read from its middle.
+    async fn open_blocks(
+        &self,
+        digest: Digest,
+        size_bytes: u64,
+        blocks: &BlockDigests,
+        range: &Range<u64>,
+    ) -> Result<Option<BlobStream>> {
+        let store = self.storage.store();
+        let path = self.path_of(digest, Form::Plain);
+        let whole = read::whole_blocks(range, size_bytes);
+        let mut options = GetOptions::new();
+        if whole != (0..size_bytes) {
+            // A range of one that was cut would be an error that says less.
+            match store.head(&path).await {
+                Ok(found) if found.size == size_bytes => {}
+                _ => return Ok(None),
+            }
+            options = options.with_range(Some(whole.clone()));
+        }
+        match store.get_opts(&path, options).await {
+            Ok(result) if result.meta.size == size_bytes => {
+                let place = self.storage.place().into();
+                Ok(Some(
+                    BlobStream::blocks(digest, place, result, blocks.clone(), whole.start)
+                        .part(range.start - whole.start..range.end - whole.start),
+                ))
+            }
+            Ok(_) | Err(object_store::Error::NotFound { .. }) => Ok(None),
+            Err(error) => Err(self.store_error(error)),
         }
     }
 

@@ -16,9 +16,9 @@ use tokio::{sync::Mutex as AsyncMutex, task::spawn_blocking};
 
 use crate::{
     blob::ProjectArtifacts,
+    blocks::BLOCK_BYTES,
     digest::{Digest, DigestBuilder},
     error::{Error, Result},
-    read::BLOCK_BYTES,
 };
 
 /// What an unfinished download is called.

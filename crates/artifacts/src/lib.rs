@@ -15,6 +15,7 @@
 
 mod artifacts;
 mod blob;
+mod blocks;
 mod cache;
 mod digest;
 mod error;
@@ -27,6 +28,7 @@ mod write;
 
 pub use artifacts::Artifacts;
 pub use blob::{Blob, MAX_UNADDRESSED_BYTES, ProjectArtifacts, StoredBlob};
+pub use blocks::BlockDigests;
 pub use digest::{Digest, DigestBuilder, InvalidDigest};
 pub use error::{Error, Result};
 pub use keys::EncryptionConfig;

@@ -22,6 +22,7 @@ use object_store::{
     PutMultipartOptions, PutOptions, PutPayload, PutResult, RenameOptions, RenameTargetMode, Result, UploadPart,
     local::LocalFileSystem, path::Path,
 };
+use parking_lot::Mutex;
 use tempfile::NamedTempFile;
 use tokio::task::spawn_blocking;
 
@@ -190,6 +191,7 @@ impl ObjectStore for DurableFolder {
         let file = spawn_blocking(move || stage(&uploads).map_err(|error| store_error(&uploads, error))).await??;
         Ok(Box::new(StagedUpload {
             file: Some(Arc::new(file)),
+            turn: Arc::default(),
             target,
             next_offset: 0,
         }))
@@ -242,6 +244,8 @@ impl ObjectStore for DurableFolder {
 #[derive(Debug)]
 struct StagedUpload {
     file: Option<Arc<NamedTempFile>>,
+    /// One part is written at a time: the file system lets no other in, and who waits there keeps a processor busy.
+    turn: Arc<Mutex<()>>,
     target: PathBuf,
     next_offset: u64,
 }
@@ -258,17 +262,20 @@ impl MultipartUpload for StagedUpload {
     fn put_part(&mut self, payload: PutPayload) -> UploadPart {
         let offset = self.next_offset;
         self.next_offset += payload.content_length() as u64;
-        let file = self.file.clone();
+        let (file, turn) = (self.file.clone(), Arc::clone(&self.turn));
         let target = self.target.clone();
         Box::pin(async move {
             let file = file.ok_or_else(closed)?;
             spawn_blocking(move || {
                 let mut at = offset;
+                let own_turn = turn.lock();
                 for bytes in &payload {
                     file.as_file().write_all_at(bytes, at)?;
                     at += bytes.len() as u64;
                 }
-                Ok(())
+                drop((own_turn, payload));
+                // The disk works while more arrives, and has little left to do at the end.
+                file.as_file().sync_data()
             })
             .await?
             .map_err(|error: io::Error| store_error(&target, error))

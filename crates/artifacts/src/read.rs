@@ -2,6 +2,7 @@
 
 use std::{
     fs::File,
+    ops::Range,
     os::unix::fs::FileExt as _,
     pin::Pin,
     sync::Arc,
@@ -10,21 +11,22 @@ use std::{
 
 use bytes::Bytes;
 use futures::{
-    Stream, StreamExt as _,
+    Stream, StreamExt as _, TryStreamExt as _,
     stream::{self, BoxStream},
 };
 use object_store::{GetResult, GetResultPayload};
 use tokio::task::spawn_blocking;
 
 use crate::{
+    blocks::{BLOCK_BYTES, BlockDigests, in_blocks},
     digest::{Digest, DigestBuilder},
     error::{Error, Result},
     keys::KeyRing,
     sealed::{self, HEADER_BYTES, Header, Opener},
 };
 
-/// How much of a local file is read at once, in bytes.
-pub(crate) const BLOCK_BYTES: usize = 1024 * 1024;
+/// How many blocks are read and verified at the same time.
+const BLOCKS_AT_ONCE: usize = 2;
 
 /// The content of a blob in pieces, verified while it is read. The last piece comes only after the whole content was found
 /// to be right, so that nobody who reads to the end has read altered content.
@@ -42,6 +44,83 @@ impl BlobStream {
             digest,
             size_bytes,
             inner: verified(digest, size_bytes, blocks(place, result)),
+        }
+    }
+
+    /// Blocks of an object that holds its blob as it is, from the byte `start` on, each verified on its own.
+    pub(crate) fn blocks(
+        digest: Digest,
+        place: Arc<str>,
+        result: GetResult,
+        digests: BlockDigests,
+        start: u64,
+    ) -> Self {
+        let size_bytes = result.meta.size;
+        let end = result.range.end;
+        let digests = Arc::new(digests);
+        let verify = move |at: u64, block: Bytes| {
+            let wanted = (end - at).min(BLOCK_BYTES as u64);
+            if block.len() as u64 == wanted && digests.is_right(at / BLOCK_BYTES as u64, &block) {
+                return Ok(block);
+            }
+            let last = at + wanted - 1;
+            let problem = format!("its bytes {at} to {last} are not what was stored");
+            Err(Error::Corrupt { digest, problem })
+        };
+        let failed = move |error| Error::of_store(&place, error);
+        let starts = (start..end).step_by(BLOCK_BYTES);
+        let inner = match result.payload {
+            GetResultPayload::File(file, _) => {
+                let file = Arc::new(file);
+                let read = move |at| {
+                    let (file, verify, failed) = (Arc::clone(&file), verify.clone(), failed.clone());
+                    async move {
+                        let told = failed.clone();
+                        let read = move || match read_block(&file, at) {
+                            Ok(block) => verify(at, block),
+                            Err(error) => Err(told(file_error(error))),
+                        };
+                        spawn_blocking(read)
+                            .await
+                            .unwrap_or_else(|error| Err(failed(error.into())))
+                    }
+                };
+                stream::iter(starts).map(read).buffered(BLOCKS_AT_ONCE).boxed()
+            }
+            GetResultPayload::Stream(content) => {
+                let blocks = in_blocks(content.map_err(failed.clone()), u64::MAX);
+                let verify = move |(block, at): (Result<Bytes>, u64)| {
+                    let (verify, failed) = (verify.clone(), failed.clone());
+                    async move {
+                        let block = block?;
+                        let verified = spawn_blocking(move || verify(at, block)).await;
+                        verified.unwrap_or_else(|error| Err(failed(error.into())))
+                    }
+                };
+                // A block that is missing is one that is wrong.
+                let missing = stream::repeat_with(|| Ok(Bytes::new()));
+                blocks
+                    .chain(missing)
+                    .zip(stream::iter(starts))
+                    .map(verify)
+                    .buffered(BLOCKS_AT_ONCE)
+                    .boxed()
+            }
+        };
+        Self {
+            digest,
+            size_bytes,
+            inner,
+        }
+    }
+
+    /// Some bytes of the stream. What comes before and after them is read, too, and the last of them only passed on when all that follows was found to be right.
+    pub(crate) fn part(self, range: Range<u64>) -> Self {
+        let (digest, size_bytes) = (self.digest, self.size_bytes);
+        Self {
+            digest,
+            size_bytes,
+            inner: part_of(self.inner, range),
         }
     }
 
@@ -152,14 +231,18 @@ fn file_blocks(file: File) -> BoxStream<'static, object_store::Result<Bytes>> {
     stream::try_unfold((file, 0_u64), |(file, offset)| async move {
         let reader = Arc::clone(&file);
         let block = spawn_blocking(move || read_block(&reader, offset)).await?;
-        let block = block.map_err(|error| object_store::Error::Generic {
-            store: "local folder",
-            source: error.into(),
-        })?;
+        let block = block.map_err(file_error)?;
         let next = offset + block.len() as u64;
         Ok((!block.is_empty()).then_some((block, (file, next))))
     })
     .boxed()
+}
+
+fn file_error(error: std::io::Error) -> object_store::Error {
+    object_store::Error::Generic {
+        store: "local folder",
+        source: error.into(),
+    }
 }
 
 fn read_block(file: &File, offset: u64) -> std::io::Result<Bytes> {
@@ -173,6 +256,52 @@ fn read_block(file: &File, offset: u64) -> std::io::Result<Bytes> {
     }
     block.truncate(length);
     Ok(Bytes::from(block))
+}
+
+/// The bytes of a range widened to whole blocks.
+pub(crate) fn whole_blocks(range: &Range<u64>, size_bytes: u64) -> Range<u64> {
+    let block = BLOCK_BYTES as u64;
+    let start = range.start / block * block;
+    start..range.end.next_multiple_of(block).min(size_bytes)
+}
+
+struct Cut {
+    content: BoxStream<'static, Result<Bytes>>,
+    range: Range<u64>,
+    /// How much was read.
+    at: u64,
+    /// The last piece of the range so far.
+    held: Option<Bytes>,
+}
+
+fn part_of(content: BoxStream<'static, Result<Bytes>>, range: Range<u64>) -> BoxStream<'static, Result<Bytes>> {
+    let start = Cut {
+        content,
+        range,
+        at: 0,
+        held: None,
+    };
+    stream::try_unfold(start, |mut cut| async move {
+        while let Some(piece) = cut.content.try_next().await? {
+            let begin = cut.at;
+            cut.at += piece.len() as u64;
+            if let Some(piece) = within(&piece, begin, &cut.range)
+                && let Some(before) = cut.held.replace(piece)
+            {
+                return Ok(Some((before, cut)));
+            }
+        }
+        Ok(cut.held.take().map(|last| (last, cut)))
+    })
+    .boxed()
+}
+
+/// What a piece that begins at `begin` has of a range.
+fn within(piece: &Bytes, begin: u64, range: &Range<u64>) -> Option<Bytes> {
+    let end = begin + piece.len() as u64;
+    let (first, last) = (range.start.max(begin), range.end.min(end));
+    // Both lie in the piece, whose length is a usize.
+    (first < last).then(|| piece.slice((first - begin) as usize..(last - begin) as usize))
 }
 
 struct Verification {
@@ -231,9 +360,24 @@ fn check(digest: Digest, size_bytes: u64, hash: DigestBuilder) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use futures::TryStreamExt as _;
-
     use super::*;
+
+    #[test]
+    fn a_range_takes_its_share_of_each_piece() {
+        let piece = Bytes::from_static(b"defg");
+        let cases: [(Range<u64>, Option<&[u8]>); 7] = [
+            (0..100, Some(b"defg")),
+            (0..3, None),
+            (0..4, Some(b"d")),
+            (4..6, Some(b"ef")),
+            (6..100, Some(b"g")),
+            (7..100, None),
+            (3..7, Some(b"defg")),
+        ];
+        for (range, expected) in cases {
+            assert_eq!(within(&piece, 3, &range).as_deref(), expected, "{range:?}");
+        }
+    }
 
     #[tokio::test]
     async fn empty_blocks_neither_end_content_nor_set_the_last_block_free() {

@@ -1,27 +1,29 @@
 //! The objects that blobs become.
 
 use bytes::Bytes;
-use object_store::{MultipartUpload, WriteMultipart};
+use object_store::{MultipartUpload, PutPayload, WriteMultipart};
 
 use crate::{
-    read::BLOCK_BYTES,
+    blocks::BLOCK_BYTES,
     sealed::{Sealer, object_size},
 };
 
 /// The size of one part of an upload. S3 takes 10,000 parts: the largest blob is 80 GiB.
 pub(crate) const PART_BYTES: usize = 8 * 1024 * 1024;
+pub(crate) const PART_BLOCKS: usize = PART_BYTES / BLOCK_BYTES;
 /// How many parts are on their way at once; with the one being filled they are all the memory that an upload takes.
 const PARTS_IN_FLIGHT: usize = 4;
 
 /// The object of content that is in memory; with a sealer it is encrypted.
-pub(crate) async fn whole_object(content: Bytes, sealer: Option<Sealer>) -> Bytes {
+pub(crate) async fn whole_object(blocks: Vec<Bytes>, sealer: Option<Sealer>) -> PutPayload {
     let Some(mut sealer) = sealer else {
-        return content;
+        return blocks.into_iter().collect();
     };
-    let mut object = Vec::with_capacity(object_size(content.len() as u64) as usize);
+    let size_bytes: usize = blocks.iter().map(Bytes::len).sum();
+    let mut object = Vec::with_capacity(object_size(size_bytes as u64) as usize);
     object.extend_from_slice(sealer.header());
-    for block in content.chunks(BLOCK_BYTES) {
-        sealer.push(block, &mut object);
+    for block in blocks {
+        sealer.push(&block, &mut object);
         // A block takes about a millisecond: others get their turn.
         tokio::task::yield_now().await;
     }
@@ -48,17 +50,16 @@ impl ObjectUpload {
         }
     }
 
-    /// Takes the next piece of the content, however large.
-    pub(crate) async fn write(&mut self, content: &[u8]) -> object_store::Result<()> {
-        for block in content.chunks(BLOCK_BYTES) {
-            self.upload.wait_for_capacity(PARTS_IN_FLIGHT).await?;
-            let Some(sealer) = &mut self.sealer else {
-                self.upload.write(block);
-                continue;
-            };
-            sealer.push(block, &mut self.sealed);
-            self.upload.write(&self.sealed);
-            self.sealed.clear();
+    /// Takes the next block of the content.
+    pub(crate) async fn write(&mut self, block: Bytes) -> object_store::Result<()> {
+        self.upload.wait_for_capacity(PARTS_IN_FLIGHT).await?;
+        match &mut self.sealer {
+            None => self.upload.put(block),
+            Some(sealer) => {
+                sealer.push(&block, &mut self.sealed);
+                self.upload.write(&self.sealed);
+                self.sealed.clear();
+            }
         }
         Ok(())
     }

@@ -117,7 +117,8 @@ pub const MIGRATIONS: Migrations = migrations!(
         "0010_lineage",
         "0011_import",
         "0012_scorer",
-        "0013_metric_series"
+        "0013_metric_series",
+        "0014_artifact_blocks"
     ]
 );
 

@@ -5,7 +5,7 @@
 
 use std::{fmt, ops::Range};
 
-use modelyard_artifacts::Digest;
+use modelyard_artifacts::{BlockDigests, Digest};
 use modelyard_auth::token::TokenHash;
 use modelyard_common::Timestamp;
 
@@ -246,6 +246,8 @@ pub struct ArtifactFile {
     pub digest: Digest,
     /// Its size in bytes.
     pub size_bytes: u64,
+    /// What parts of its content are verified by, if that is known and there is more than one.
+    pub blocks: Option<BlockDigests>,
     /// When it was written last.
     pub created_at: Timestamp,
 }

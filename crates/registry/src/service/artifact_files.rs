@@ -10,7 +10,7 @@ use futures::{
     Stream, StreamExt as _, TryStreamExt as _,
     stream::{self, BoxStream},
 };
-use modelyard_artifacts::{Blob, BlobStream, Digest, DigestBuilder, MAX_UNADDRESSED_BYTES, ProjectArtifacts};
+use modelyard_artifacts::{Blob, BlockDigests, Digest, DigestBuilder, MAX_UNADDRESSED_BYTES, ProjectArtifacts};
 use modelyard_auth::{
     Action, Caller, Kind, Resource,
     token::{Token, TokenKind},
@@ -75,9 +75,9 @@ impl Registry {
             .await?;
         let view = self.stores.blobs.storage_view(project).await?;
         let room = view.room(project, ARTIFACT_LIMIT_BYTES)?;
-        let stored = self.blobs.project(project)?.put_stream(content, None, room).await;
-        let blob = stored.map_err(|error| view.refusal(project, ARTIFACT_LIMIT_BYTES, error))?;
-        let file = self.file_of(project, path, blob);
+        let stored = self.blobs.project(project)?.put_in_blocks(content, None, room).await;
+        let (blob, blocks) = stored.map_err(|error| view.refusal(project, ARTIFACT_LIMIT_BYTES, error))?;
+        let file = self.file_of(project, path, blob, Some(blocks));
         self.stores
             .artifact_files
             .put_artifact_file(&file, view.removals)
@@ -85,12 +85,14 @@ impl Registry {
         Ok(file)
     }
 
-    fn file_of(&self, project: &str, path: &ArtifactPath, blob: Blob) -> ArtifactFile {
+    fn file_of(&self, project: &str, path: &ArtifactPath, blob: Blob, blocks: Option<BlockDigests>) -> ArtifactFile {
         ArtifactFile {
             project: project.to_owned(),
             path: path.clone(),
             digest: blob.digest,
             size_bytes: blob.size_bytes,
+            // One block alone is verified by the name of its blob.
+            blocks: blocks.filter(|blocks| blocks.count() > 1),
             created_at: self.clock.now(),
         }
     }
@@ -155,7 +157,9 @@ impl Registry {
 
     async fn open_file(&self, file: &ArtifactFile, range: Range<u64>) -> Result<FileContent> {
         use modelyard_artifacts::Error as BlobError;
-        let content = match self.blobs.project(&file.project)?.get(file.digest).await {
+        let blobs = self.blobs.project(&file.project)?;
+        let content = blobs.get_range(file.digest, file.size_bytes, file.blocks.as_ref(), range);
+        let content = match content.await {
             Ok(content) => content,
             Err(error @ (BlobError::NotFound { .. } | BlobError::Corrupt { .. })) => {
                 return Err(damaged(&file.path, error));
@@ -169,11 +173,6 @@ impl Registry {
                 format!("it has {} of its {} bytes", content.size_bytes(), file.size_bytes),
             ));
         }
-        let content = if range == (0..file.size_bytes) {
-            content.boxed()
-        } else {
-            part_of(content, range)
-        };
         let (project, path) = (file.project.clone(), file.path.clone());
         let told = content.inspect_err(move |error| {
             tracing::error!(project, %path, error = %Chain(error), "sending an artifact was cut off");
@@ -378,8 +377,8 @@ impl Registry {
         let arrived = self.stores.artifact_uploads.list_parts(upload_id).await?;
         let parts = choose_parts(chosen, &arrived)?;
         let view = self.stores.blobs.storage_view(project).await?;
-        let blob = self.join_parts(project, &parts).await?;
-        let file = self.file_of(project, path, blob);
+        let (blob, blocks) = self.join_parts(project, &parts).await?;
+        let file = self.file_of(project, path, blob, blocks);
         self.stores
             .artifact_uploads
             .complete_upload(upload_id, &file, view.removals)
@@ -389,13 +388,11 @@ impl Registry {
         Ok(())
     }
 
-    async fn join_parts(&self, project: &str, parts: &[UploadPart]) -> Result<Blob> {
+    async fn join_parts(&self, project: &str, parts: &[UploadPart]) -> Result<(Blob, Option<BlockDigests>)> {
         let size_bytes = parts.iter().map(|part| part.size_bytes).sum();
         if let [part] = parts {
-            return Ok(Blob {
-                digest: part.digest,
-                size_bytes,
-            });
+            let digest = part.digest;
+            return Ok((Blob { digest, size_bytes }, None));
         }
         let blobs = self.blobs.project(project)?;
         let digests: Vec<_> = parts.iter().map(|part| part.digest).collect();
@@ -405,7 +402,8 @@ impl Registry {
             None
         };
         let content = joined(blobs.clone(), digests);
-        Ok(blobs.put_stream(content, expected, ARTIFACT_LIMIT_BYTES).await?)
+        let (blob, blocks) = blobs.put_in_blocks(content, expected, ARTIFACT_LIMIT_BYTES).await?;
+        Ok((blob, Some(blocks)))
     }
 
     /// Gives an upload up. One that is not there, or is complete, is left as it is.
@@ -441,72 +439,14 @@ async fn digest_of(content: impl Stream<Item = Result<Bytes, modelyard_artifacts
     Ok(hash.await?.finish())
 }
 
-struct Cut {
-    content: BlobStream,
-    range: Range<u64>,
-    /// How much was read.
-    at: u64,
-    /// The last piece of the range so far.
-    held: Option<Bytes>,
-}
-
-/// Some bytes of verified content. It is read to its end, since only then it is known to be right, and the last piece of the range
-/// is held back until then.
-fn part_of(content: BlobStream, range: Range<u64>) -> FileContent {
-    let start = Cut {
-        content,
-        range,
-        at: 0,
-        held: None,
-    };
-    stream::try_unfold(start, |mut cut| async move {
-        while let Some(piece) = cut.content.try_next().await? {
-            let begin = cut.at;
-            cut.at += piece.len() as u64;
-            if let Some(piece) = within(&piece, begin, &cut.range)
-                && let Some(before) = cut.held.replace(piece)
-            {
-                return Ok(Some((before, cut)));
-            }
-        }
-        Ok(cut.held.take().map(|last| (last, cut)))
-    })
-    .boxed()
-}
-
-/// What a piece that begins at `begin` has of a range.
-fn within(piece: &Bytes, begin: u64, range: &Range<u64>) -> Option<Bytes> {
-    let end = begin + piece.len() as u64;
-    let (first, last) = (range.start.max(begin), range.end.min(end));
-    // Both lie in the piece, whose length is a usize.
-    (first < last).then(|| piece.slice((first - begin) as usize..(last - begin) as usize))
-}
-
 #[cfg(test)]
 mod tests {
     use modelyard_artifacts::{Artifacts, Storage, StorageConfig};
 
     use super::*;
 
-    #[test]
-    fn a_range_takes_its_share_of_each_piece() {
-        let piece = Bytes::from_static(b"defg");
-        let cases: [(Range<u64>, Option<&[u8]>); 7] = [
-            (0..100, Some(b"defg")),
-            (0..3, None),
-            (0..4, Some(b"d")),
-            (4..6, Some(b"ef")),
-            (6..100, Some(b"g")),
-            (7..100, None),
-            (3..7, Some(b"defg")),
-        ];
-        for (range, expected) in cases {
-            assert_eq!(within(&piece, 3, &range).as_deref(), expected, "{range:?}");
-        }
-    }
-
     #[tokio::test]
-    async fn parts_are_joined_and_cut_again() {
+    async fn parts_are_joined() {
         let blobs = Artifacts::new(Storage::open(&StorageConfig::memory()).unwrap());
         let blobs = blobs.project("default").unwrap();
         let whole: Vec<u8> = (0..3_000_000_u32).map(|at| (at % 251) as u8).collect();
@@ -518,14 +458,5 @@ mod tests {
         let blob = blobs.put_stream(content, None, u64::MAX).await.unwrap();
         assert_eq!(blob.digest, Digest::of(&whole));
         assert_eq!(digest_of(joined(blobs.clone(), digests)).await.unwrap(), blob.digest);
-        for range in [0..1, 5..2_000_001, 1_099_999..1_100_001, 2_999_999..3_000_000] {
-            let content = part_of(blobs.get(blob.digest).await.unwrap(), range.clone());
-            let pieces: Vec<Bytes> = content.try_collect().await.unwrap();
-            assert_eq!(
-                pieces.concat(),
-                whole[range.start as usize..range.end as usize],
-                "{range:?}"
-            );
-        }
     }
 }

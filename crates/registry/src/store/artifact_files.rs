@@ -5,6 +5,7 @@
 
 use async_trait::async_trait;
 use conditional_trait_gen::{trait_gen, when};
+use modelyard_artifacts::BlockDigests;
 use modelyard_common::Timestamp;
 use modelyard_db::{Pools, PostgresPools, SqlitePools, Transaction};
 use sqlx::QueryBuilder;
@@ -119,6 +120,9 @@ struct FileRow {
     path: String,
     digest: String,
     size_bytes: i64,
+    /// Lists do not read it.
+    #[sqlx(default)]
+    blocks: Option<Vec<u8>>,
     created_at: i64,
 }
 
@@ -132,6 +136,7 @@ impl FileRow {
             path: stored_path(&self.path)?,
             digest: word("digest", &self.digest, |digest| digest.parse().ok())?,
             size_bytes: number("size of a file", self.size_bytes)?,
+            blocks: self.blocks.as_deref().and_then(BlockDigests::from_bytes),
             created_at: Timestamp::from_micros(self.created_at),
             project: self.project,
         })
@@ -237,15 +242,18 @@ impl SqlStore<P> {
         let blob = [NamedBlob::new(file.digest, file.size_bytes)];
         Self::replace_blobs(tx, &file.project, &blob, removals, spare_bytes, file.created_at).await?;
         sqlx::query(
-            "INSERT INTO artifact_file (project, path, digest, size_bytes, created_at) VALUES ($1, $2, $3, $4, $5)
+            "INSERT INTO artifact_file (project, path, digest, size_bytes, created_at, blocks)
+             VALUES ($1, $2, $3, $4, $5, $6)
              ON CONFLICT (project, path) DO UPDATE
-             SET digest = excluded.digest, size_bytes = excluded.size_bytes, created_at = excluded.created_at",
+             SET digest = excluded.digest, size_bytes = excluded.size_bytes, created_at = excluded.created_at,
+                 blocks = excluded.blocks",
         )
         .bind(&file.project)
         .bind(file.path.as_str())
         .bind(file.digest.to_string())
         .bind(stored("size of a file", file.size_bytes)?)
         .bind(file.created_at.as_micros())
+        .bind(file.blocks.as_ref().map(BlockDigests::to_bytes))
         .execute(&mut **tx)
         .await?;
         Ok(())
@@ -263,7 +271,8 @@ impl ArtifactFileStore for SqlStore<P> {
 
     async fn find_artifact_file(&self, project: &str, path: &ArtifactPath) -> Result<Option<ArtifactFile>> {
         let row: Option<FileRow> = sqlx::query_as(
-            "SELECT project, path, digest, size_bytes, created_at FROM artifact_file WHERE project = $1 AND path = $2",
+            "SELECT project, path, digest, size_bytes, blocks, created_at FROM artifact_file
+             WHERE project = $1 AND path = $2",
         )
         .bind(project)
         .bind(path.as_str())

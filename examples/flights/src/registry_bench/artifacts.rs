@@ -1,6 +1,6 @@
 //! Artifacts through the server, beside a plain copy through axum on the same disk.
 
-use std::{fs, net::SocketAddr, path::Path};
+use std::{fs, io::Write as _, net::SocketAddr, path::Path};
 
 use anyhow::{Context, Result, ensure};
 use serde::Serialize;
@@ -74,11 +74,11 @@ pub async fn compare(address: SocketAddr, folder: &Path) -> Result<Copies> {
         let theirs = format!("/files/{round}");
         // Who comes second may find the disk in another state: they change places.
         let (ours, theirs) = if round % 2 == 0 {
-            let ours = there_and_back(address, &ours, &content).await?;
-            (ours, there_and_back(bare.address, &theirs, &content).await?)
+            let ours = there_and_back(address, &ours, &content, &folder).await?;
+            (ours, there_and_back(bare.address, &theirs, &content, &folder).await?)
         } else {
-            let theirs = there_and_back(bare.address, &theirs, &content).await?;
-            (there_and_back(address, &ours, &content).await?, theirs)
+            let theirs = there_and_back(bare.address, &theirs, &content, &folder).await?;
+            (there_and_back(address, &ours, &content, &folder).await?, theirs)
         };
         fs::remove_file(folder.join(round.to_string()))?;
         if round > 0 {
@@ -92,7 +92,20 @@ pub async fn compare(address: SocketAddr, folder: &Path) -> Result<Copies> {
     })
 }
 
-async fn there_and_back(address: SocketAddr, path: &str, content: &[u8]) -> Result<Turn> {
+/// Leaves memory for a file that was in use just now: that costs a virtual machine less than memory that it has to get first, and
+/// whoever came first would have it.
+fn free_memory(folder: &Path, content: &[u8]) -> Result<()> {
+    let path = folder.join("scratch");
+    let mut file = fs::File::create(&path)?;
+    for _ in 0..2 {
+        file.write_all(content)?;
+    }
+    file.sync_all()?;
+    Ok(fs::remove_file(&path)?)
+}
+
+async fn there_and_back(address: SocketAddr, path: &str, content: &[u8], folder: &Path) -> Result<Turn> {
+    free_memory(folder, content)?;
     let mut stream = connect(address).await?;
     let started = Instant::now();
     upload(&mut stream, path, content).await?;

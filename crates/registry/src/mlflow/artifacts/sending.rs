@@ -185,6 +185,7 @@ mod tests {
             path: ArtifactPath::parse("a/b.txt").unwrap(),
             digest: Digest::of(b"0123456789"),
             size_bytes: 10,
+            blocks: None,
             created_at: Timestamp::from_micros(0),
         };
         let tag = entity_tag(file.digest);
