@@ -12,6 +12,7 @@ import sys
 import uuid
 
 os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "0"
+os.environ["MLFLOW_ENABLE_ASYNC_TRACE_LOGGING"] = "false"
 
 import mlflow
 from mlflow.exceptions import MlflowException, RestException
@@ -21,6 +22,7 @@ from mlflow.utils.rest_utils import http_request, verify_rest_response
 MARK = uuid.uuid4().hex[:8]
 TEAM = f"team-{MARK}"
 OTHERS = f"others-{MARK}"
+EMPTY = f"empty-{MARK}"
 ALICE = f"alice-{MARK}"
 PASSWORD = "a long and winding password"
 NEW_PASSWORD = "another winding password"
@@ -178,7 +180,15 @@ def ends():
     refused("a user who is gone", "RESOURCE_DOES_NOT_EXIST", "not found", gone)
     refused("a workspace with runs", "INVALID_STATE", "still contains", lambda: mlflow.delete_workspace(TEAM))
     refused("what cannot be moved", "NOT_IMPLEMENTED", "moved", lambda: mlflow.delete_workspace(TEAM, mode="SET_DEFAULT"))
-    mlflow.delete_workspace(OTHERS)
+    mlflow.set_workspace(OTHERS)
+    mlflow.set_experiment(experiment_id="0")
+    with mlflow.start_span("alone"):
+        pass
+    mlflow.set_workspace(None)
+    refused("a workspace with traces", "INVALID_STATE", "still contains traces", lambda: mlflow.delete_workspace(OTHERS))
+    mlflow.delete_workspace(OTHERS, mode="CASCADE")
+    mlflow.create_workspace(EMPTY)
+    mlflow.delete_workspace(EMPTY)
     mlflow.delete_workspace(TEAM, mode="CASCADE")
     left = {workspace.name for workspace in mlflow.list_workspaces()}
     check("workspaces are gone", left & {TEAM, OTHERS}, set())

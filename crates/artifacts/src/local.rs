@@ -308,8 +308,10 @@ impl MultipartUpload for StagedUpload {
     }
 
     async fn abort(&mut self) -> Result<()> {
-        let file = self.file.take();
-        spawn_blocking(move || drop(file)).await?;
-        Ok(())
+        let Some(file) = self.file.take() else {
+            return Ok(());
+        };
+        // A part that is still being written holds the file, and its space, until it is done.
+        spawn_blocking(move || fs::remove_file(file.path()).map_err(|error| store_error(file.path(), error))).await?
     }
 }

@@ -74,6 +74,14 @@ pub enum Error {
         /// What is missing or wrong.
         problem: String,
     },
+    /// A project that was to be removed only if nothing is in it.
+    #[error("project `{project}` has {what}: delete them first")]
+    NotEmpty {
+        /// The project.
+        project: String,
+        /// What is in it.
+        what: String,
+    },
     /// An idempotency key that belongs to another request.
     #[error("the idempotency key `{key}` was used for another {what}: use a new key for a new request")]
     KeyReused {
@@ -214,7 +222,7 @@ impl Fault for Error {
             | Self::NotOnnx { .. } => ErrorKind::InvalidArgument,
             Self::NotFound { .. } | Self::NotThere(_) => ErrorKind::NotFound,
             Self::KeyReused { .. } | Self::ParamChanged { .. } | Self::Exists(_) => ErrorKind::AlreadyExists,
-            Self::State(_) => ErrorKind::FailedPrecondition,
+            Self::State(_) | Self::NotEmpty { .. } => ErrorKind::FailedPrecondition,
             Self::Stopping | Self::Removed { .. } => ErrorKind::Unavailable,
             Self::Quota { .. } => ErrorKind::TooLarge,
             Self::Contended { .. } => ErrorKind::Aborted,
@@ -243,6 +251,7 @@ impl Fault for Error {
             Self::Exists(_) => "ALREADY_EXISTS",
             Self::ParamChanged { .. } => "PARAM_CHANGED",
             Self::State(_) => "WRONG_STATE",
+            Self::NotEmpty { .. } => "NOT_EMPTY",
             Self::Contended { .. } => "CONTENDED",
             Self::Quota { .. } => "QUOTA_EXCEEDED",
             Self::Removed { .. } => "REMOVED",

@@ -64,7 +64,7 @@ pub async fn delete_project(
     caller: Caller,
     Path(project): Path<String>,
 ) -> Result<StatusCode, Problem> {
-    registry.remove_project(&caller, &project).await?;
+    registry.remove_project(&caller, &project, false).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 

@@ -7,7 +7,7 @@ use axum::extract::{FromRequest, Request};
 use modelyard_common::Timestamp;
 use serde::{
     Deserialize, Deserializer,
-    de::{MapAccess, Visitor},
+    de::{IgnoredAny, MapAccess, SeqAccess, Visitor},
 };
 use serde_json::{Map, Value};
 
@@ -16,7 +16,7 @@ use super::{
     read::{Fields, json_body, missing, read_integer, read_number, read_text},
 };
 use crate::model::{
-    run::{Batch, MetricPoint, MetricValue},
+    run::{Batch, MAX_BATCH, MetricPoint, MetricValue},
     tracking::ModelMetric,
 };
 
@@ -24,8 +24,7 @@ use crate::model::{
 const METRICS: &str = "metrics";
 
 /// A metric, each field as it was written; null: it was not.
-#[derive(Debug, Default, PartialEq, Deserialize)]
-#[serde(default)]
+#[derive(Debug, Default, PartialEq)]
 pub(super) struct MetricMessage {
     key: Value,
     value: Value,
@@ -76,6 +75,95 @@ impl MetricMessage {
     }
 }
 
+/// The names of the fields of a metric.
+#[derive(Deserialize)]
+#[serde(field_identifier, rename_all = "snake_case")]
+enum MetricField {
+    Key,
+    Value,
+    Timestamp,
+    Step,
+    ModelId,
+    DatasetName,
+    DatasetDigest,
+    #[serde(other)]
+    Other,
+}
+
+impl<'de> Deserialize<'de> for MetricMessage {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_map(MetricReader)
+    }
+}
+
+struct MetricReader;
+
+impl<'de> Visitor<'de> for MetricReader {
+    type Value = MetricMessage;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a metric")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<MetricMessage, A::Error> {
+        let mut metric = MetricMessage::default();
+        while let Some(field) = map.next_key()? {
+            let place = match field {
+                MetricField::Key => &mut metric.key,
+                MetricField::Value => &mut metric.value,
+                MetricField::Timestamp => &mut metric.timestamp,
+                MetricField::Step => &mut metric.step,
+                MetricField::ModelId => &mut metric.model_id,
+                MetricField::DatasetName => &mut metric.dataset_name,
+                MetricField::DatasetDigest => &mut metric.dataset_digest,
+                MetricField::Other => {
+                    map.next_value::<IgnoredAny>()?;
+                    continue;
+                }
+            };
+            *place = map.next_value()?;
+        }
+        Ok(metric)
+    }
+}
+
+/// The metrics of a batch, as many as one may have; the others are counted.
+#[derive(Debug, Default, PartialEq)]
+struct Metrics {
+    read: Vec<MetricMessage>,
+    left_out: usize,
+}
+
+impl<'de> Deserialize<'de> for Metrics {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_seq(MetricsReader)
+    }
+}
+
+struct MetricsReader;
+
+impl<'de> Visitor<'de> for MetricsReader {
+    type Value = Metrics;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("metrics")
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Metrics, A::Error> {
+        let mut metrics = Metrics::default();
+        while metrics.read.len() < MAX_BATCH {
+            match list.next_element()? {
+                Some(metric) => metrics.read.push(metric),
+                None => return Ok(metrics),
+            }
+        }
+        while list.next_element::<IgnoredAny>()?.is_some() {
+            metrics.left_out += 1;
+        }
+        Ok(metrics)
+    }
+}
+
 /// A batch as it comes.
 #[derive(Debug, PartialEq)]
 pub(super) struct BatchMessage {
@@ -83,6 +171,8 @@ pub(super) struct BatchMessage {
     pub(super) fields: Fields,
     /// The metrics.
     pub(super) metrics: Vec<MetricMessage>,
+    /// How many metrics more there are than a batch may have.
+    pub(super) left_out: usize,
 }
 
 impl BatchMessage {
@@ -92,9 +182,16 @@ impl BatchMessage {
         }
         // It is not what clients send most: it is read with care, and what is wrong is told.
         let mut fields = Fields::from_json(body)?;
-        let metrics = fields.objects(METRICS)?.iter_mut().map(MetricMessage::take).collect();
+        let mut objects = fields.objects(METRICS)?;
+        let left_out = objects.len().saturating_sub(MAX_BATCH);
+        objects.truncate(MAX_BATCH);
+        let metrics = objects.iter_mut().map(MetricMessage::take).collect();
         fields.take(METRICS);
-        Ok(Self { fields, metrics })
+        Ok(Self {
+            fields,
+            metrics,
+            left_out,
+        })
     }
 }
 
@@ -122,7 +219,7 @@ impl<'de> Visitor<'de> for Reader {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<BatchMessage, A::Error> {
-        let (mut rest, mut metrics) = (Map::new(), Vec::new());
+        let (mut rest, mut metrics) = (Map::new(), Metrics::default());
         while let Some(name) = map.next_key::<String>()? {
             if name == METRICS {
                 metrics = map.next_value()?;
@@ -132,7 +229,8 @@ impl<'de> Visitor<'de> for Reader {
         }
         Ok(BatchMessage {
             fields: Fields::from(rest),
-            metrics,
+            metrics: metrics.read,
+            left_out: metrics.left_out,
         })
     }
 }
@@ -144,15 +242,15 @@ mod tests {
     /// The two ways of reading.
     fn both(body: &str) -> [BatchMessage; 2] {
         let quick = serde_json::from_str(body).unwrap();
-        let mut fields = Fields::from_json(body.as_bytes()).unwrap();
-        let metrics = fields
-            .objects(METRICS)
-            .unwrap()
-            .iter_mut()
-            .map(MetricMessage::take)
-            .collect();
-        fields.take(METRICS);
-        [quick, BatchMessage { fields, metrics }]
+        // A number that JSON lacks makes it be read with care.
+        let careful = BatchMessage::from_json(
+            body.replacen('{', r#"{"other": NaN, "#, 1)
+                .replace(", }", "}")
+                .as_bytes(),
+        );
+        let mut careful = careful.unwrap();
+        careful.fields.take("other");
+        [quick, careful]
     }
 
     #[test]
@@ -162,9 +260,12 @@ mod tests {
             format!(r#"{{"run_id": "r", "metrics": [{metric}, {{}}], "params": [{{"key": "p"}}]}}"#),
             r#"{"run_id": "r", "metrics": []}"#.to_owned(),
             "{}".to_owned(),
+            format!(r#"{{"metrics": [{}{{}}]}}"#, "{\"key\": \"k\"},".repeat(MAX_BATCH + 2)),
         ] {
             let [quick, careful] = both(&body);
             assert_eq!(quick, careful, "{body}");
+            let all = body.matches(r#""key": "k""#).count();
+            assert_eq!(quick.left_out, (all + 1).saturating_sub(MAX_BATCH).min(3));
         }
     }
 
@@ -186,5 +287,7 @@ mod tests {
         let nothing = MetricMessage::default().read(name, &mut batch).unwrap_err();
         assert_eq!(nothing, missing("metrics[0].key"));
         assert!(BatchMessage::from_json(b"[]").is_err());
+        let listed = BatchMessage::from_json(br#"{"metrics": [["loss", 0.1, 1700000000000, 3]]}"#);
+        assert!(listed.is_err());
     }
 }

@@ -1,6 +1,7 @@
 //! Spans by OpenTelemetry's protocol over HTTP, which MLflow's clients and every other tracer speak.
 
 mod binary;
+mod parts;
 mod text;
 
 use std::{
@@ -36,10 +37,21 @@ const JSON: &str = "application/json";
 const CONTENT_LIMIT_BYTES: usize = 64 << 20;
 /// Content up to this size, in bytes, is read on the thread that answers.
 const INLINE_BYTES: usize = 64 << 10;
-/// Compressed content beyond this size, in bytes, may be large.
-const COMPRESSED_BYTES: usize = 16 << 10;
+/// The most spans of a request.
+const MAX_SPANS: usize = 10_000;
+/// The most messages of all kinds in a request: its spans, their attributes and all in these.
+const MAX_MESSAGES: usize = 1_000_000;
 /// How many traces are linked to a run at once.
 const LINKED_AT_ONCE: usize = 100;
+
+/// Why a request is not read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Unread {
+    /// It is no such request.
+    Invalid,
+    /// There is too much in it.
+    TooMuch,
+}
 
 /// What a request brings.
 #[derive(Debug, Default)]
@@ -126,9 +138,13 @@ fn read(content: Bytes, encoding: &str, is_json: bool) -> Result<Brought, Respon
         binary::read(&content)
     };
     match brought {
-        Some(brought) if brought.groups.is_empty() => Err(bad("Invalid OpenTelemetry format - no spans found")),
-        Some(brought) => Ok(brought),
-        None => Err(bad("Invalid OpenTelemetry format")),
+        Ok(brought) if brought.groups.is_empty() => Err(bad("Invalid OpenTelemetry format - no spans found")),
+        Ok(brought) => Ok(brought),
+        Err(Unread::Invalid) => Err(bad("Invalid OpenTelemetry format")),
+        Err(Unread::TooMuch) => Err(detail(
+            StatusCode::PAYLOAD_TOO_LARGE,
+            &format!("more than {MAX_SPANS} spans, or {MAX_MESSAGES} attributes and other parts, at once: send fewer"),
+        )),
     }
 }
 
@@ -208,12 +224,8 @@ async fn take(
     }
     let encoding = text(headers, "content-encoding").unwrap_or_default().to_lowercase();
     let content = content.map_err(|rejection| detail(rejection.status(), &rejection.body_text()))?;
-    let is_large = content.len()
-        > if encoding.is_empty() {
-            INLINE_BYTES
-        } else {
-            COMPRESSED_BYTES
-        };
+    // What is compressed is perhaps a thousand times as large.
+    let is_large = content.len() > INLINE_BYTES || !encoding.is_empty();
     // To the end, so that only few are in memory.
     let _slot = if is_large { registry.large_request().await } else { None };
     let brought = read_somewhere(content, encoding, is_json).await?;

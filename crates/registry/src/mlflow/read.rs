@@ -216,10 +216,13 @@ impl Fields {
     pub(crate) fn texts(&self, name: &str) -> Result<Vec<String>, Refusal> {
         match self.get(name) {
             None => Ok(Vec::new()),
-            Some(Value::String(text)) => Ok(vec![text.clone()]),
+            Some(Value::String(text)) => Ok(vec![storable(name, text)?.to_owned()]),
             Some(list @ Value::Array(values)) => values
                 .iter()
-                .map(|value| value.as_str().map(str::to_owned).ok_or_else(|| invalid(name, list)))
+                .map(|value| {
+                    let text = value.as_str().ok_or_else(|| invalid(name, list))?;
+                    Ok(storable(name, text)?.to_owned())
+                })
                 .collect(),
             Some(other) => Err(invalid(name, other)),
         }
@@ -259,10 +262,15 @@ impl Fields {
         let Some(map) = self.object(name)? else {
             return Ok(BTreeMap::new());
         };
-        let entries = map.0.into_iter().map(|(key, value)| match value {
-            Value::String(text) => Ok((key, text)),
-            Value::Number(_) | Value::Bool(_) => Ok((key, value.to_string())),
-            other => Err(invalid(name, &other)),
+        let entries = map.0.into_iter().map(|(key, value)| {
+            let text = match value {
+                Value::String(text) => text,
+                Value::Number(_) | Value::Bool(_) => value.to_string(),
+                other => return Err(invalid(name, &other)),
+            };
+            storable(name, &key)?;
+            storable(name, &text)?;
+            Ok((key, text))
         });
         entries.collect()
     }
@@ -281,15 +289,21 @@ impl Fields {
     }
 }
 
+/// A text that can be stored: no database and no file has the character NUL.
+fn storable<'a>(name: &str, text: &'a str) -> Result<&'a str, Refusal> {
+    if text.contains('\0') {
+        return Err(Refusal::invalid(format!(
+            "parameter '{name}' has a NUL character: leave it out"
+        )));
+    }
+    Ok(text)
+}
+
 /// A field that is a text.
 pub(super) fn read_text(name: &str, value: &Value) -> Result<Option<String>, Refusal> {
     match value {
         Value::Null => Ok(None),
-        // No database and no file has it.
-        Value::String(text) if text.contains('\0') => Err(Refusal::invalid(format!(
-            "parameter '{name}' has a NUL character: leave it out"
-        ))),
-        Value::String(text) => Ok(Some(text.clone())),
+        Value::String(text) => Ok(Some(storable(name, text)?.to_owned())),
         other => Err(invalid(name, other)),
     }
 }

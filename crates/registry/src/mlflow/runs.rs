@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     model::{
-        run::{Batch, MAX_PARAM_BYTES, MAX_TAG_BYTES, RunStatus, check_key, collect_texts},
+        run::{Batch, MAX_BATCH, MAX_PARAM_BYTES, MAX_TAG_BYTES, RunStatus, check_key, collect_texts},
         tracking::{CONTEXT_TAG, Lifecycle, ModelRole, RUN_NAME_TAG, RunChange, RunDataset, RunModel},
     },
     service::{Registry, RunRequest},
@@ -218,9 +218,20 @@ fn keyed(fields: &Fields, name: &str) -> Result<Vec<(String, String)>, Refusal> 
 async fn log_batch(
     State(registry): State<Arc<Registry>>,
     tenant: Tenant,
-    BatchMessage { fields, metrics }: BatchMessage,
+    BatchMessage {
+        fields,
+        metrics,
+        left_out,
+    }: BatchMessage,
 ) -> Result<Json<Empty>, Refusal> {
     let run_id = run_id(&fields)?;
+    if left_out > 0 {
+        return Err(Refusal::invalid(format!(
+            "A batch logging request can contain at most {MAX_BATCH} metrics. Got {} metrics. Please split up metrics across \
+             multiple requests and try again.",
+            metrics.len() + left_out
+        )));
+    }
     let mut batch = Batch::default();
     for (index, metric) in metrics.iter().enumerate() {
         metric.read(|field| format!("metrics[{index}].{field}"), &mut batch)?;

@@ -11,6 +11,7 @@ use super::{
     error::Refusal,
     read::{Fields, Tenant, missing, read_number},
     routes,
+    trace_search::experiments,
 };
 use crate::{
     model::scorer::{ScorerOnlineConfig, ScorerVersion},
@@ -144,10 +145,7 @@ async fn list(State(registry): State<Arc<Registry>>, tenant: Tenant, fields: Fie
         let number = registry.experiment_number(caller, project, &id).await?;
         return Ok(Json(registry.list_scorers_of(caller, project, number).await?.into()));
     }
-    let mut numbers = Vec::new();
-    for id in fields.texts("experiment_ids")? {
-        numbers.push(registry.experiment_number(caller, project, &id).await?);
-    }
+    let numbers = experiments(&registry, &tenant, fields.texts("experiment_ids")?).await?;
     let scope = has_many.then_some(numbers.as_slice());
     Ok(Json(registry.list_scorers(caller, project, scope).await?.into()))
 }

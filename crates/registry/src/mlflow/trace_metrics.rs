@@ -16,7 +16,7 @@ use super::{
 use crate::{
     model::{
         run::MetricValue,
-        trace_metrics::{Aggregation, MetricSpan, View},
+        trace_metrics::{Aggregation, MAX_AGGREGATIONS, MetricSpan, View},
     },
     search::parse_metric_filter,
     service::Registry,
@@ -64,6 +64,10 @@ fn aggregations(fields: &Fields) -> Result<Vec<Aggregation>, Refusal> {
         let aggregation = Aggregation::of(&name(&one, "aggregation_type")?, percentile)?;
         if !known.contains(&aggregation) {
             known.push(aggregation);
+        }
+        // The check of the metric says so.
+        if known.len() > MAX_AGGREGATIONS {
+            break;
         }
     }
     Ok(known)

@@ -18,6 +18,7 @@ use super::{
     read::{Fields, Tenant, missing},
     routes,
     trace_answers::{TraceAnswer, TraceInfoAnswer},
+    trace_search::experiments,
 };
 use crate::{
     model::{
@@ -32,6 +33,8 @@ use crate::{
 const PATIENCE: [Duration; 2] = [Duration::from_millis(500), Duration::from_secs(1)];
 /// The file in which the older clients keep the spans of a trace.
 const TRACE_FILE: &str = "traces.json";
+/// The longest duration of `google.protobuf.Duration`, in seconds.
+const MAX_DURATION_SECONDS: i64 = 315_576_000_000;
 /// The folder of what is attached to a trace.
 const ATTACHMENTS: &str = "attachments";
 
@@ -77,6 +80,9 @@ fn duration(text: &str) -> Option<i64> {
     let text = text.strip_suffix('s')?;
     let (whole, part) = text.split_once('.').unwrap_or((text, ""));
     let seconds: i64 = whole.parse().ok()?;
+    if !(-MAX_DURATION_SECONDS..=MAX_DURATION_SECONDS).contains(&seconds) {
+        return None;
+    }
     if part.len() > 9 || !part.bytes().all(|byte| byte.is_ascii_digit()) {
         return None;
     }
@@ -206,10 +212,7 @@ async fn choice(
     if fields.value("experiment_ids").is_none() {
         return Ok((trace_ids, None));
     }
-    let mut experiments = Vec::new();
-    for id in fields.texts("experiment_ids")? {
-        experiments.push(registry.experiment_number(&tenant.caller, &tenant.project, &id).await?);
-    }
+    let experiments = experiments(registry, tenant, fields.texts("experiment_ids")?).await?;
     Ok((trace_ids, Some(experiments)))
 }
 
@@ -364,6 +367,9 @@ mod tests {
             ("1.5", None),
             ("xs", None),
             ("1.0000000001s", None),
+            ("315576000000s", Some(315_576_000_000_000)),
+            ("315576000001s", None),
+            ("9223372036854775.807s", None),
         ] {
             assert_eq!(duration(text), millis, "{text}");
         }

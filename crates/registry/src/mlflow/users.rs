@@ -166,10 +166,13 @@ async fn update_password(State(registry): State<Arc<Registry>>, tenant: Tenant, 
             return Err(Refusal::invalid("New password must differ from the current password."));
         }
     }
-    registry
-        .set_password(caller, name, &password, present.as_deref())
-        .await?;
-    Ok(Json(Empty {}))
+    match registry.set_password(caller, name, &password, present.as_deref()).await {
+        Ok(()) => Ok(Json(Empty {})),
+        Err(Error::Access(modelyard_auth::Error::Password)) => {
+            Err(Refusal::invalid("Current password does not match."))
+        }
+        Err(other) => Err(other.into()),
+    }
 }
 
 async fn update_admin(State(registry): State<Arc<Registry>>, tenant: Tenant, fields: Fields) -> Answer<Empty> {

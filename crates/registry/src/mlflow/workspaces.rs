@@ -7,7 +7,7 @@ use axum::{
     extract::{Path, State},
 };
 use http::StatusCode;
-use modelyard_auth::{Action, Caller, Resource};
+use modelyard_auth::{Action, Resource};
 use serde::Serialize;
 
 use super::{
@@ -21,11 +21,8 @@ use crate::{
         endpoint::Outcome,
         page::{MAX_PAGE, PageRequest},
         project::{DEFAULT_PROJECT, Project, ProjectSpec},
-        tracking::DEFAULT_EXPERIMENT,
     },
-    search::View,
-    service::{EntryQuery, Registry},
-    store::{ExperimentSearch, RunSearch},
+    service::Registry,
 };
 
 /// MLflow lists workspaces without pages; more than this are cut off.
@@ -34,8 +31,6 @@ const MAX_WORKSPACES: usize = 10_000;
 const NAME_LENGTHS: std::ops::RangeInclusive<usize> = 2..=63;
 /// Names that are parts of paths.
 const RESERVED: [&str; 4] = ["workspaces", "api", "ajax-api", "static-files"];
-/// How many experiments tell whether there is one beside that which is always there.
-const EXPERIMENTS_ASKED: u32 = 2;
 
 #[derive(Serialize)]
 struct Workspace {
@@ -185,55 +180,6 @@ async fn update(
     Ok(Json(OneWorkspace { workspace }))
 }
 
-/// Refuses where something is in the project that MLflow's clients see.
-async fn refuse_unless_empty(registry: &Registry, caller: &Caller, name: &str) -> Result<(), Refusal> {
-    let search = ExperimentSearch {
-        filter: None,
-        order: Vec::new(),
-        view: View::All,
-        limit: EXPERIMENTS_ASKED,
-        token: None,
-    };
-    let experiments = registry.search_experiments(caller, name, &search).await?.experiments;
-    let models = EntryQuery {
-        max_results: Some(1),
-        ..EntryQuery::default()
-    };
-    let (models, _) = registry.search_registered_models(caller, name, &models).await?;
-    let datasets = PageRequest::up_to(1, None)?;
-    let datasets = registry.list_datasets(caller, name, &datasets).await?.items;
-    // Each project has an experiment as soon as it is asked for; it counts with its runs.
-    let (defaults, others): (Vec<_>, Vec<_>) = experiments
-        .into_iter()
-        .partition(|experiment| experiment.name == DEFAULT_EXPERIMENT);
-    let runs = RunSearch {
-        experiment_ids: defaults
-            .iter()
-            .filter_map(|experiment| experiment.experiment_id.parse().ok())
-            .collect(),
-        filter: None,
-        order: Vec::new(),
-        view: View::All,
-        limit: 1,
-        token: None,
-    };
-    let runs = registry.search_runs(caller, name, &runs).await?.runs;
-    let what = if !others.is_empty() {
-        "experiments"
-    } else if !runs.is_empty() {
-        "runs"
-    } else if !models.is_empty() {
-        "registered models"
-    } else if !datasets.is_empty() {
-        "datasets"
-    } else {
-        return Ok(());
-    };
-    Err(Refusal::invalid_state(format!(
-        "Cannot delete workspace '{name}': it still contains {what}. Remove them before deleting the workspace, or delete it with mode=CASCADE."
-    )))
-}
-
 async fn delete(
     State(registry): State<Arc<Registry>>,
     tenant: Tenant,
@@ -247,9 +193,9 @@ async fn delete(
             "Cannot delete the reserved '{DEFAULT_PROJECT}' workspace"
         )));
     }
-    match mode.as_str() {
-        "RESTRICT" => refuse_unless_empty(&registry, caller, &name).await?,
-        "CASCADE" => {}
+    let only_empty = match mode.as_str() {
+        "RESTRICT" => true,
+        "CASCADE" => false,
         "SET_DEFAULT" => {
             return Err(Refusal::not_implemented(
                 "What is in a workspace cannot be moved to another: delete it with mode=CASCADE, or copy what is wanted first",
@@ -261,8 +207,15 @@ async fn delete(
                 other.chars().take(100).collect::<String>()
             )));
         }
-    }
-    registry.remove_project(caller, &name).await?;
+    };
+    let removed = registry.remove_project(caller, &name, only_empty).await;
+    removed.map_err(|error| match error {
+        Error::NotEmpty { what, .. } => Refusal::invalid_state(format!(
+            "Cannot delete workspace '{name}': it still contains {what}. Remove them before deleting the workspace, or \
+             delete it with mode=CASCADE."
+        )),
+        other => other.into(),
+    })?;
     Ok(StatusCode::NO_CONTENT)
 }
 

@@ -25,8 +25,10 @@ pub(crate) const MAX_TRACE_NAME_CHARS: usize = 4096;
 /// The longest type of a span and name of a model, in characters.
 const MAX_WORD_CHARS: usize = 500;
 
-/// The most tags that a source, and the most that a root, gives a trace. Others stay attributes.
+/// The most tags that a source and its root give a trace. Others stay attributes.
 const MAX_TOLD_TAGS: usize = 200;
+/// The most that the tags have which a source gives a trace, in bytes.
+const MAX_TOLD_BYTES: usize = 16 << 10;
 
 pub(crate) const INPUTS: &str = "mlflow.spanInputs";
 pub(crate) const OUTPUTS: &str = "mlflow.spanOutputs";
@@ -145,18 +147,29 @@ pub(crate) fn cut(text: &str, limit: usize) -> String {
         .collect()
 }
 
-/// Numbers that JSON does not have become texts.
-fn finite(value: Json) -> Json {
+/// PostgreSQL reads no JSON whose texts have the character NUL.
+fn without_nul(text: String) -> String {
+    if text.contains('\0') {
+        text.replace('\0', "\u{fffd}")
+    } else {
+        text
+    }
+}
+
+/// What JSON and every database has: numbers that it does not have become texts.
+fn storable(value: Json) -> Json {
     match value {
+        Json::Text(text) => Json::Text(without_nul(text)),
         Json::Number(number) if !number.is_finite() => Json::Text(Json::Number(number).dump()),
-        Json::List(items) => Json::List(items.into_iter().map(finite).collect()),
+        Json::List(items) => Json::List(items.into_iter().map(storable).collect()),
         Json::Object(fields) => object(fields),
         other => other,
     }
 }
 
 fn object(fields: Vec<(String, Json)>) -> Json {
-    Json::Object(fields.into_iter().map(|(key, value)| (key, finite(value))).collect())
+    let fields = fields.into_iter();
+    Json::Object(fields.map(|(key, value)| (without_nul(key), storable(value))).collect())
 }
 
 /// The text of an attribute: a value as JSON. What MLflow's clients have made JSON already stays as it is.
@@ -180,7 +193,7 @@ fn base64_of(id: &[u8]) -> Json {
 fn events_json(events: Vec<SpanEvent>) -> Json {
     let events = events.into_iter().map(|event| {
         Json::Object(vec![
-            field("name", Json::Text(event.name)),
+            field("name", Json::Text(without_nul(event.name))),
             field("time_unix_nano", Json::Integer(event.time_ns)),
             field("attributes", object(event.attributes)),
         ])
@@ -258,7 +271,7 @@ fn tell(summary: &mut SpansSummary, span: &StoredSpan, attributes: &Attributes) 
         let value = word(attributes, key, MAX_TRACE_TAG_CHARS).unwrap_or_default();
         if tag == super::trace::TRACE_NAME_TAG {
             summary.name = Some(cut(&value, MAX_TRACE_NAME_CHARS));
-        } else {
+        } else if summary.tags.len() < MAX_TOLD_TAGS || summary.tags.contains_key(tag) {
             summary.tags.insert(tag.to_owned(), value);
         }
     }
@@ -275,12 +288,12 @@ fn stored(span: NewSpan) -> (StoredSpan, Attributes) {
     translate(&mut attributes);
     let all = attributes
         .iter()
-        .map(|(key, value)| field(key, Json::Text(value.to_owned())));
+        .map(|(key, value)| (without_nul(key.to_owned()), Json::Text(value.to_owned())));
     let content = Json::Object(vec![
         field("trace_id", base64_of(&span.trace_id)),
         field("span_id", base64_of(&span.span_id)),
         field("parent_span_id", span.parent_id.map_or(Json::Null, |id| base64_of(&id))),
-        field("name", Json::Text(span.name.clone())),
+        field("name", Json::Text(without_nul(span.name.clone()))),
         field("start_time_unix_nano", Json::Integer(span.start_ns)),
         field("end_time_unix_nano", span.end_ns.map_or(Json::Null, Json::Integer)),
         field("events", events_json(span.events)),
@@ -288,7 +301,7 @@ fn stored(span: NewSpan) -> (StoredSpan, Attributes) {
             "status",
             Json::Object(vec![
                 field("code", Json::Text(span.status.message_name().to_owned())),
-                field("message", Json::Text(span.status_message)),
+                field("message", Json::Text(without_nul(span.status_message))),
             ]),
         ),
         field("attributes", Json::Object(all.collect())),
@@ -320,24 +333,27 @@ fn resource_tags(resource: &[(String, Json)]) -> BTreeMap<String, String> {
         // What OpenTelemetry says of itself, and what this server writes.
         !key.starts_with("telemetry.sdk.") && !key.starts_with("mlflow.") && check_key("tag", key).is_ok()
     });
-    told.take(MAX_TOLD_TAGS)
-        .map(|(key, value)| {
-            let value = value.as_text().map_or_else(|| value.dump(), str::to_owned);
-            (key.clone(), cut(&value, MAX_TRACE_TAG_CHARS))
-        })
-        .collect()
+    let mut room = MAX_TOLD_BYTES;
+    let told = told.take(MAX_TOLD_TAGS / 2).map_while(|(key, value)| {
+        let value = value.as_text().map_or_else(|| value.dump(), str::to_owned);
+        let value = cut(&value, MAX_TRACE_TAG_CHARS);
+        room = room.checked_sub(key.len() + value.len())?;
+        Some((key.clone(), value))
+    });
+    told.collect()
 }
 
 /// What is stored of spans, by their traces.
 pub(crate) fn store_spans(groups: Vec<SpanGroup>) -> Vec<TraceSpans> {
     let mut traces: BTreeMap<[u8; 16], (SpansSummary, BTreeMap<[u8; 8], StoredSpan>)> = BTreeMap::new();
     for group in groups {
+        let tags = resource_tags(&group.resource);
         for span in group.spans {
             let (trace_id, span_id) = (span.trace_id, span.span_id);
             let (summary, spans) = traces.entry(trace_id).or_insert_with(|| {
                 let summary = SpansSummary {
                     start_ms: i64::MAX,
-                    tags: resource_tags(&group.resource),
+                    tags: tags.clone(),
                     ..SpansSummary::default()
                 };
                 (summary, BTreeMap::new())
@@ -443,6 +459,46 @@ mod tests {
         );
         assert_eq!(content["attributes"]["n"], "NaN");
         assert_eq!(content["span_id"], "AQEBAQEBAQE=");
+    }
+
+    #[test]
+    fn no_text_has_the_character_that_postgresql_cannot_read() {
+        let nul = || text("a\0b");
+        let told = || vec![("k\0".to_owned(), nul()), field("list", Json::List(vec![nul()]))];
+        let mut span = span(1, None, &[("k\0", nul()), ("o", Json::Object(told()))]);
+        span.status_message = "bad\0".to_owned();
+        span.events = vec![SpanEvent {
+            name: "exception\0".to_owned(),
+            time_ns: 1,
+            attributes: told(),
+        }];
+        span.links = vec![SpanLink {
+            trace_id: [1; 16],
+            span_id: [1; 8],
+            attributes: told(),
+        }];
+        let resource = vec![];
+        let spans = vec![span];
+        let content = store_spans(vec![SpanGroup { resource, spans }])[0].spans[0]
+            .content
+            .clone();
+        // In a text that is JSON itself it stands written out, which is a backslash more.
+        let read: Value = serde_json::from_str(&content).unwrap();
+        assert!(!format!("{read:?}").contains("\\0"), "{read:?}");
+        assert_eq!(read["status"]["message"], "bad\u{fffd}");
+    }
+
+    #[test]
+    fn a_source_gives_every_trace_a_bounded_number_of_tags() {
+        let resource: Vec<_> = (0..300).map(|at| (format!("k{at}"), text(&"x".repeat(1000)))).collect();
+        let tags = resource_tags(&resource);
+        assert_eq!(tags.len(), MAX_TOLD_BYTES / 1004);
+        let told: Vec<_> = (0..300).map(|at| (format!("{TAG_PREFIX}t{at}"), text("x"))).collect();
+        let mut root = span(1, None, &[]);
+        root.attributes = told;
+        let spans = vec![root];
+        let traces = store_spans(vec![SpanGroup { resource, spans }]);
+        assert_eq!(traces[0].summary.tags.len(), MAX_TOLD_TAGS);
     }
 
     #[test]

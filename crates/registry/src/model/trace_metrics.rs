@@ -7,7 +7,7 @@ pub const MAX_INTERVAL_SECONDS: i64 = 100 * 366 * 86_400;
 /// The most aggregations of a question.
 pub const MAX_AGGREGATIONS: usize = 32;
 /// Intervals lie between the years 1 and 9999, which have names.
-const NAMED_MS: std::ops::RangeInclusive<i64> = -62_135_596_800_000..=253_402_300_799_999;
+pub const NAMED_MS: std::ops::RangeInclusive<i64> = -62_135_596_800_000..=253_402_300_799_999;
 
 /// What is measured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

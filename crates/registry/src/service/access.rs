@@ -228,6 +228,25 @@ impl Registry {
         Ok(())
     }
 
+    /// Refuses to shut the last one out who is `admin` everywhere, where people have to sign in.
+    pub(super) fn keep_another_admin(&self, principal: &Principal) -> Result<()> {
+        let snapshot = self.access.snapshot();
+        let is_admin = |of: &Principal| {
+            let mut grants = snapshot.grants(of);
+            grants.any(|grant| grant.role == ADMIN && grant.place == Place::Installation)
+        };
+        let mut others = snapshot.state().identities.iter();
+        if self.access.mode() == Mode::SignIn
+            && is_admin(principal)
+            && !others.any(|(other, identity)| other != principal && identity.enabled && is_admin(other))
+        {
+            return Err(Error::State(format!(
+                "{principal} is the last one who has `{ADMIN}` at `*`: give it to somebody else first"
+            )));
+        }
+        Ok(())
+    }
+
     /// A role, also a built-in one.
     pub async fn get_role(&self, caller: &Caller, name: &str) -> Result<AccessResource<RoleSpec>> {
         caller.authorize(Action::AccessRead, Resource::INSTALLATION)?;

@@ -1,7 +1,7 @@
 //! Users and service accounts.
 
 use modelyard_auth::{
-    Action, Caller, Resource, Via,
+    Action, Caller, Place, Principal, Resource, Subject, Via,
     audit::{NewEvent, Operation},
     password::{PasswordHash, check_password, hash},
 };
@@ -40,6 +40,19 @@ impl Registry {
                 "you cannot disable yourself: let another admin do it".to_owned(),
             ));
         }
+        let principal = kind.principal(name);
+        self.guard_admins(caller, &principal)?;
+        let snapshot = self.access.snapshot();
+        let makes_more = snapshot.state().bindings.iter().any(|binding| {
+            binding.grant.place == Place::Installation
+                && matches!(&binding.subject, Subject::Group(group) if spec.groups.contains(group))
+        });
+        if makes_more {
+            caller.authorize(Action::AccessWrite, Resource::INSTALLATION)?;
+        }
+        if !spec.enabled {
+            self.keep_another_admin(&principal)?;
+        }
         let event = event_of(caller, Action::IdentityWrite, Operation::Apply, kind.as_str(), name);
         let outcome = self.stores.identities.put_identity(kind, name, spec, &event).await?;
         if outcome != Outcome::Unchanged {
@@ -47,6 +60,15 @@ impl Registry {
             tracing::info!(kind = kind.as_str(), name, ?outcome, "identity declared");
         }
         Ok((outcome, self.find_identity(kind, name).await?))
+    }
+
+    /// Whoever changes somebody who decides about access decides about it, too.
+    fn guard_admins(&self, caller: &Caller, principal: &Principal) -> Result<()> {
+        let changed = self.access.as_if(principal.clone(), None, Via::Token);
+        if changed.may(Action::AccessWrite, Resource::INSTALLATION) {
+            caller.authorize(Action::AccessWrite, Resource::INSTALLATION)?;
+        }
+        Ok(())
     }
 
     /// A user or service account. Everybody may see themselves.
@@ -81,6 +103,9 @@ impl Registry {
                 "you cannot remove yourself: let another admin do it".to_owned(),
             ));
         }
+        let principal = kind.principal(name);
+        self.guard_admins(caller, &principal)?;
+        self.keep_another_admin(&principal)?;
         let event = event_of(caller, Action::IdentityWrite, Operation::Delete, kind.as_str(), name);
         if !self.stores.identities.remove_identity(kind, name, &event).await? {
             return Err(no_identity(kind, name));
@@ -95,6 +120,7 @@ impl Registry {
         let is_own = *caller.principal() == IdentityKind::User.principal(name) && caller.via() != Via::Local;
         if !is_own {
             caller.authorize(Action::IdentityWrite, Resource::INSTALLATION)?;
+            self.guard_admins(caller, &IdentityKind::User.principal(name))?;
         } else if caller.scope().is_some() {
             return Err(Error::State(
                 "a token with a scope cannot change a password: sign in with the present one".to_owned(),

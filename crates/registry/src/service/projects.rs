@@ -48,8 +48,8 @@ impl Registry {
         self.stores.projects.list_projects(&caller.projects(), page).await
     }
 
-    /// Removes a project without endpoints. Its name is not given again.
-    pub async fn remove_project(&self, caller: &Caller, name: &str) -> Result<()> {
+    /// Removes a project without endpoints, and, if that is asked for, without anything else. Its name is not given again.
+    pub async fn remove_project(&self, caller: &Caller, name: &str, only_empty: bool) -> Result<()> {
         caller.authorize(Action::ProjectWrite, Resource::project(name))?;
         if name == DEFAULT_PROJECT {
             return Err(Error::State(format!(
@@ -57,7 +57,7 @@ impl Registry {
             )));
         }
         let event = caller.event(Action::ProjectWrite, Operation::Delete, &Resource::project(name));
-        if !self.stores.projects.remove_project(name, &event).await? {
+        if !self.stores.projects.remove_project(name, only_empty, &event).await? {
             return Err(modelyard_auth::Error::Project(name.to_owned()).into());
         }
         tracing::info!(project = name, "project removed");

@@ -144,7 +144,13 @@ impl Registry {
         name: &str,
         (sample_rate, filter): (f64, Option<String>),
     ) -> Result<ScorerOnlineConfig> {
-        self.enter(caller, Action::RunWrite, Resource::project(project)).await?;
+        let id = experiment_id.to_string();
+        self.enter(
+            caller,
+            Action::RunWrite,
+            Resource::named(Kind::Experiment, project, &id),
+        )
+        .await?;
         if !(0.0..=1.0).contains(&sample_rate) {
             return Err(Error::request(format!(
                 "sample_rate must be between 0.0 and 1.0, got {sample_rate}"

@@ -14,6 +14,7 @@ use crate::{
         trace::{
             NewTrace, SpanBatch, TRACE_NAME_TAG, Trace, TraceChoice, TraceDeletion, TraceEnd, TraceInfo, TraceSpans,
         },
+        trace_metrics::NAMED_MS,
     },
     store::no_trace,
 };
@@ -140,6 +141,16 @@ fn check_own_tag(key: &str, operation: &str) -> Result<()> {
     Ok(())
 }
 
+/// Times beyond would not fit when a duration is added.
+fn check_time(time_ms: i64) -> Result<()> {
+    if NAMED_MS.contains(&time_ms) {
+        return Ok(());
+    }
+    Err(Error::request(format!(
+        "timestamp_ms is {time_ms}: send milliseconds since 1970 in the years 1 to 9999"
+    )))
+}
+
 impl Registry {
     /// A place among those who read a large request, to be held until it is stored.
     pub(crate) async fn large_request(&self) -> Option<SemaphorePermit<'_>> {
@@ -183,6 +194,7 @@ impl Registry {
         self.enter(caller, Action::RunWrite, Resource::project(project)).await?;
         let info = &mut new.info;
         check_trace_id(&info.trace_id)?;
+        check_time(info.timestamp_ms)?;
         check_length("Trace name", info.name.as_deref(), MAX_TRACE_NAME_CHARS)?;
         check_length("Session ID", info.session_id.as_deref(), MAX_SESSION_CHARS)?;
         check_length(
@@ -223,6 +235,7 @@ impl Registry {
         mut end: TraceEnd,
     ) -> Result<TraceInfo> {
         self.enter(caller, Action::RunWrite, Resource::project(project)).await?;
+        check_time(end.timestamp_ms)?;
         check_length("Trace name", end.name.as_deref(), MAX_TRACE_NAME_CHARS)?;
         check_length("Session ID", end.session_id.as_deref(), MAX_SESSION_CHARS)?;
         end.tags = checked_texts("tag", end.tags, MAX_TRACE_TAG_CHARS)?;

@@ -217,6 +217,11 @@ impl SqlStore<P> {
                 let limit = MAX_EDGES - walk.links.len() + 1;
                 for link in Self::neighbours(tx, project, object, upstream, limit).await? {
                     let far = if upstream { link.from.clone() } else { link.to.clone() };
+                    let is_full = walk.order.len() >= MAX_NODES;
+                    if is_full && !walk.met.contains_key(&far) {
+                        walk.bounds.insert(Bound::Nodes);
+                        continue;
+                    }
                     if !walk.met.contains_key(&far) {
                         let facts = Self::facts_in(tx, project, &far).await?;
                         walk.met.insert(far.clone(), facts);
@@ -237,7 +242,7 @@ impl SqlStore<P> {
                             return Ok(());
                         }
                         if !walk.is_node(&far) {
-                            if walk.order.len() >= MAX_NODES {
+                            if is_full {
                                 walk.bounds.insert(Bound::Nodes);
                                 continue;
                             }

@@ -35,8 +35,23 @@ pub trait ProjectStore: Send + Sync {
     async fn date_defaults(&self, now: Timestamp) -> Result<()>;
     /// Removes a project without endpoints; whether there was one. What is in it stays in the database, and its name is
     /// not given again.
-    async fn remove_project(&self, name: &str, event: &NewEvent) -> Result<bool>;
+    async fn remove_project(&self, name: &str, only_empty: bool, event: &NewEvent) -> Result<bool>;
 }
+
+/// What is in the project `$1`. Each has an experiment as soon as it is asked for: that one counts with what is in it.
+const CONTENT: &str = "
+    SELECT 'experiments' FROM experiment WHERE project = $1 AND name <> 'Default'
+    UNION ALL SELECT 'runs' FROM run WHERE project = $1
+    UNION ALL SELECT 'logged models' FROM logged_model WHERE project = $1
+    UNION ALL SELECT 'registered models' FROM registered_model WHERE project = $1
+    UNION ALL SELECT 'datasets' FROM dataset WHERE project = $1
+    UNION ALL SELECT 'traces' FROM trace WHERE project = $1
+    UNION ALL SELECT 'evaluation datasets' FROM evaluation_dataset WHERE project = $1
+    UNION ALL SELECT 'scorers' FROM scorer WHERE project = $1
+    UNION ALL SELECT 'webhooks' FROM webhook WHERE project = $1
+    UNION ALL SELECT 'artifacts' FROM artifact_file WHERE project = $1
+    UNION ALL SELECT 'secrets' FROM secret WHERE project = $1
+    LIMIT 1";
 
 type ProjectRow = (String, String, i64);
 
@@ -148,7 +163,7 @@ impl ProjectStore for SqlStore<P> {
         Ok(page.cut(projects, |project| project.name.clone()))
     }
 
-    async fn remove_project(&self, name: &str, event: &NewEvent) -> Result<bool> {
+    async fn remove_project(&self, name: &str, only_empty: bool, event: &NewEvent) -> Result<bool> {
         let mut tx = self.pools.begin().await?;
         Self::raise_access(&mut tx).await?;
         let present: Option<String> =
@@ -167,6 +182,13 @@ impl ProjectStore for SqlStore<P> {
             return Err(Error::State(format!(
                 "project `{name}` has {endpoints} endpoints: delete them first"
             )));
+        }
+        if only_empty {
+            let found: Option<String> = sqlx::query_scalar(CONTENT).bind(name).fetch_optional(&mut *tx).await?;
+            if let Some(what) = found {
+                let project = name.to_owned();
+                return Err(Error::NotEmpty { project, what });
+            }
         }
         sqlx::query("UPDATE project SET removed_at = $1 WHERE name = $2")
             .bind(event.at.as_micros())

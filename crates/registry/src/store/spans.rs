@@ -8,7 +8,6 @@ use sqlx::QueryBuilder;
 
 use super::{
     SqlStore,
-    experiments::no_experiment,
     trace_rows::{CostRow, no_trace},
     traces::artifact_location,
     word,
@@ -156,8 +155,7 @@ impl SqlStore<P> {
         let wanted: BTreeSet<(&str, i64)> = parts.iter().map(|part| (part.project, part.experiment_id)).collect();
         let mut experiments = BTreeMap::new();
         for (project, id) in wanted {
-            let found = Self::experiment_in(tx, project, id).await?;
-            experiments.insert((project, id), found.ok_or_else(|| no_experiment(id))?);
+            experiments.insert((project, id), Self::active_experiment(tx, project, id).await?);
         }
         for part in &parts {
             Self::insert_part(tx, part, &experiments[&(part.project, part.experiment_id)]).await?;

@@ -82,10 +82,8 @@ const UPSERT_TRACE: &str = "
         output_cost = COALESCE(excluded.output_cost, trace.output_cost),
         total_cost = COALESCE(excluded.total_cost, trace.total_cost)";
 
-const SET_TAG: &str = "INSERT INTO trace_tag (project, trace_id, key, value) VALUES ($1, $2, $3, $4)
-                       ON CONFLICT (project, trace_id, key) DO UPDATE SET value = excluded.value";
-const SET_METADATA: &str = "INSERT INTO trace_metadata (project, trace_id, key, value) VALUES ($1, $2, $3, $4)
-                            ON CONFLICT (project, trace_id, key) DO UPDATE SET value = excluded.value";
+/// How many texts are written with one statement.
+const TEXTS_AT_ONCE: usize = 500;
 
 #[trait_gen(P -> SqlitePools, PostgresPools)]
 impl SqlStore<P> {
@@ -107,18 +105,22 @@ impl SqlStore<P> {
 
     async fn set_trace_texts(
         tx: &mut Transaction<<P as Pools>::Db>,
-        statement: &'static str,
+        table: &'static str,
         (project, trace_id): (&str, &str),
         texts: &BTreeMap<String, String>,
     ) -> Result<()> {
-        for (key, value) in texts {
-            sqlx::query(statement)
-                .bind(project)
-                .bind(trace_id)
-                .bind(key)
-                .bind(value)
-                .execute(&mut **tx)
-                .await?;
+        let rows: Vec<_> = texts.iter().collect();
+        for chunk in rows.chunks(TEXTS_AT_ONCE) {
+            let mut query = QueryBuilder::<<P as Pools>::Db>::new("INSERT INTO ");
+            query.push(table).push(" (project, trace_id, key, value) ");
+            query.push_values(chunk, |mut row, (key, value)| {
+                row.push_bind(project.to_owned())
+                    .push_bind(trace_id.to_owned())
+                    .push_bind((*key).clone())
+                    .push_bind((*value).clone());
+            });
+            query.push(" ON CONFLICT (project, trace_id, key) DO UPDATE SET value = excluded.value");
+            query.build().execute(&mut **tx).await?;
         }
         Ok(())
     }
@@ -128,7 +130,7 @@ impl SqlStore<P> {
         trace: (&str, &str),
         tags: &BTreeMap<String, String>,
     ) -> Result<()> {
-        Self::set_trace_texts(tx, SET_TAG, trace, tags).await
+        Self::set_trace_texts(tx, "trace_tag", trace, tags).await
     }
 
     pub(super) async fn set_trace_metadata(
@@ -136,7 +138,7 @@ impl SqlStore<P> {
         trace: (&str, &str),
         metadata: &BTreeMap<String, String>,
     ) -> Result<()> {
-        Self::set_trace_texts(tx, SET_METADATA, trace, metadata).await
+        Self::set_trace_texts(tx, "trace_metadata", trace, metadata).await
     }
 
     async fn upsert_trace(tx: &mut Transaction<<P as Pools>::Db>, info: &TraceInfo) -> Result<()> {

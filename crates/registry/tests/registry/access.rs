@@ -331,6 +331,53 @@ async fn who_is_narrow_or_held_in_a_project_gives_no_more_than_it_has() {
 }
 
 #[tokio::test]
+async fn who_manages_users_becomes_no_admin_by_it() {
+    for (_place, registry, admin) in guarded().await {
+        for (role, actions) in [
+            ("people", json!(["identity.read", "identity.write"])),
+            (
+                "owner",
+                json!(["identity.read", "identity.write", "access.read", "access.write"]),
+            ),
+        ] {
+            let spec = json!({ "actions": actions });
+            done(&registry, &admin, Method::PUT, &format!("roles/{role}"), spec).await;
+        }
+        let group = json!({"subject": "group:admins", "role": "admin", "place": "*"});
+        done(&registry, &admin, Method::PUT, "role-bindings/group", group).await;
+        let manager = account(&registry, &admin, "manager", &[("people", "*")]).await;
+        let owner = account(&registry, &admin, "owner", &[("owner", "*")]).await;
+        let password = json!({"password": "another good passphrase"});
+        done(&registry, &manager, Method::PUT, "users/carol", json!({})).await;
+        done(
+            &registry,
+            &manager,
+            Method::PUT,
+            "users/carol/password",
+            password.clone(),
+        )
+        .await;
+        for (method, path, body) in [
+            (Method::PUT, "users/admin/password", Some(&password)),
+            (Method::PUT, "users/admin", Some(&json!({"enabled": false}))),
+            (Method::PUT, "users/carol", Some(&json!({"groups": ["admins"]}))),
+            (Method::DELETE, "users/admin", None),
+            (Method::DELETE, "service-accounts/owner", None),
+        ] {
+            let (status, problem) = send(&registry, &manager, method, path, body).await;
+            assert_eq!(status, StatusCode::FORBIDDEN, "{path}: {problem}");
+        }
+        for (method, body) in [(Method::DELETE, None), (Method::PUT, Some(&json!({"enabled": false})))] {
+            let (status, problem) = send(&registry, &owner, method, "users/admin", body).await;
+            assert_eq!(status, StatusCode::BAD_REQUEST, "{problem}");
+            assert!(problem["detail"].as_str().unwrap().contains("last one"), "{problem}");
+        }
+        done(&registry, &manager, Method::DELETE, "users/carol", Value::Null).await;
+        registry.stop().await;
+    }
+}
+
+#[tokio::test]
 async fn passwords_are_verified_slowed_down_and_changed() {
     for (_place, registry, admin) in guarded().await {
         let sign_in = async |password: &str| {

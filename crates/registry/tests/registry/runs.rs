@@ -129,7 +129,7 @@ async fn a_run_from_its_start_to_its_end() {
                 None => break,
             }
         }
-        assert_eq!(history, [0.65, 0.7, 0.6, 0.9]);
+        assert_eq!(history, [0.6, 0.9, 0.65, 0.7]);
         let losses = registry.get(&format!("{path}/loss")).await;
         assert_eq!(losses["items"].as_array().unwrap().len(), 2);
         assert_eq!(losses["items"][0]["value"], "NaN");

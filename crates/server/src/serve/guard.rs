@@ -36,6 +36,14 @@ fn refusal(headers: &HeaderMap, uri: &Uri) -> Option<String> {
     (!is_origin_here).then(|| format!("requests from pages of `{}` are refused", origin.escape_default()))
 }
 
+/// The answer to a request whose target has the character NUL: no name has it, and PostgreSQL takes no text with it.
+pub fn refuse_nul(uri: &Uri) -> Option<Response> {
+    let target = uri.path_and_query()?.as_str();
+    let detail = "the request's path or query has the character NUL (`%00`): leave it out";
+    let refused = || Problem::new(ErrorKind::InvalidArgument, "NUL_CHARACTER", detail).into_response();
+    target.contains("%00").then(refused)
+}
+
 /// Whether a host is this machine.
 pub fn is_loopback(host: &str) -> bool {
     let host = host.trim_start_matches('[').trim_end_matches(']');

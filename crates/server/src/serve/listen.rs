@@ -164,7 +164,8 @@ struct Front {
 /// gRPC to the gateway's contract, HTTP to the routes here, and both onward when their role is elsewhere. What every request
 /// of a client must pass stands at the beginning.
 fn front(State(front): State<Arc<Front>>, mut request: Request) -> impl Future<Output = Response> + Send {
-    let refused = if front.is_open { guard::refuse(&request) } else { None };
+    let foreign = if front.is_open { guard::refuse(&request) } else { None };
+    let refused = foreign.or_else(|| guard::refuse_nul(request.uri()));
     rpc::remove_identity(request.headers_mut());
     front.origins.apply(&mut request);
     let peer = front.forwarder.peer_of(request.uri().path());

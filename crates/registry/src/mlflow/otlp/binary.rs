@@ -8,7 +8,7 @@ use opentelemetry_proto::tonic::{
 };
 use prost::Message as _;
 
-use super::{Brought, id, nanos};
+use super::{Brought, MAX_MESSAGES, MAX_SPANS, Unread, id, nanos, parts};
 use crate::model::{
     json::Json,
     span::{NewSpan, SpanEvent, SpanGroup, SpanLink, SpanStatus},
@@ -70,9 +70,12 @@ fn span(span: Span) -> Result<NewSpan, &'static str> {
     })
 }
 
-/// What a request brings; none: it is no such request.
-pub(super) fn read(content: &[u8]) -> Option<Brought> {
-    let request = ExportTraceServiceRequest::decode(content).ok()?;
+/// What a request brings.
+pub(super) fn read(content: &[u8]) -> Result<Brought, Unread> {
+    if !parts::are_few(content, MAX_SPANS, MAX_MESSAGES) {
+        return Err(Unread::TooMuch);
+    }
+    let request = ExportTraceServiceRequest::decode(content).map_err(|_| Unread::Invalid)?;
     let mut brought = Brought::default();
     for source in request.resource_spans {
         let mut group = SpanGroup {
@@ -87,7 +90,7 @@ pub(super) fn read(content: &[u8]) -> Option<Brought> {
         }
         brought.groups.push(group);
     }
-    Some(brought)
+    Ok(brought)
 }
 
 #[cfg(test)]
@@ -127,6 +130,16 @@ mod tests {
         let span = &brought.groups[0].spans[0];
         assert_eq!((span.name.as_str(), span.start_ns, span.end_ns), ("good", 5, None));
         assert_eq!(span.attributes, [("k".to_owned(), Json::Number(1.0))]);
-        assert!(read(b"no protobuf").is_none());
+        assert_eq!(read(b"no protobuf").unwrap_err(), Unread::Invalid);
+        let many = ExportTraceServiceRequest {
+            resource_spans: vec![ResourceSpans {
+                scope_spans: vec![ScopeSpans {
+                    spans: vec![Span::default(); MAX_SPANS + 1],
+                    ..ScopeSpans::default()
+                }],
+                ..ResourceSpans::default()
+            }],
+        };
+        assert_eq!(read(&many.encode_to_vec()).unwrap_err(), Unread::TooMuch);
     }
 }

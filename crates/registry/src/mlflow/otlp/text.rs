@@ -1,6 +1,6 @@
 //! Spans in JSON: ids in hexadecimal digits, whole numbers perhaps as texts, names in either spelling.
 
-use super::{Brought, id, nanos};
+use super::{Brought, MAX_SPANS, Unread, id, nanos};
 use crate::model::{
     json::Json,
     span::{NewSpan, SpanEvent, SpanGroup, SpanLink, SpanStatus},
@@ -143,14 +143,33 @@ fn span(message: &Json) -> Option<Result<NewSpan, &'static str>> {
     })
 }
 
-/// What a request brings; none: it is no such request.
-pub(super) fn read(content: &[u8]) -> Option<Brought> {
-    let request: Json = serde_json::from_slice(content).ok()?;
+/// What a request brings.
+pub(super) fn read(content: &[u8]) -> Result<Brought, Unread> {
+    let request: Json = serde_json::from_slice(content).map_err(|_| Unread::Invalid)?;
     if !matches!(request, Json::Object(_)) {
-        return None;
+        return Err(Unread::Invalid);
     }
+    let spans = count(&request).ok_or(Unread::Invalid)?;
+    if spans > MAX_SPANS {
+        return Err(Unread::TooMuch);
+    }
+    brought(&request).ok_or(Unread::Invalid)
+}
+
+fn count(request: &Json) -> Option<usize> {
+    let mut spans = 0;
+    for source in items(request, "resourceSpans", "resource_spans")? {
+        for scope in items(source, "scopeSpans", "scope_spans")? {
+            spans += items(scope, "spans", "spans")?.len();
+        }
+    }
+    Some(spans)
+}
+
+/// What a message brings; none: it is no such request.
+fn brought(request: &Json) -> Option<Brought> {
     let mut brought = Brought::default();
-    for source in items(&request, "resourceSpans", "resource_spans")? {
+    for source in items(request, "resourceSpans", "resource_spans")? {
         let resource = source.get("resource");
         let mut group = SpanGroup {
             resource: resource.map_or(Some(Vec::new()), |resource| pairs(resource, "attributes"))?,
@@ -217,8 +236,13 @@ mod tests {
             r#"{"resourceSpans": 1}"#,
             r#"{"resourceSpans": [{"scopeSpans": [{"spans": [{"traceId": "xyz", "spanId": "01"}]}]}]}"#,
         ] {
-            assert!(read(content.as_bytes()).is_none(), "{content}");
+            assert_eq!(read(content.as_bytes()).unwrap_err(), Unread::Invalid, "{content}");
         }
         assert!(read(b"{}").unwrap().groups.is_empty());
+        let many = format!(
+            r#"{{"resourceSpans": [{{"scopeSpans": [{{"spans": [{}{{}}]}}]}}]}}"#,
+            "{},".repeat(MAX_SPANS)
+        );
+        assert_eq!(read(many.as_bytes()).unwrap_err(), Unread::TooMuch);
     }
 }

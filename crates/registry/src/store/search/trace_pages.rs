@@ -23,6 +23,9 @@ use crate::{
 /// The most traces of a page.
 pub const MAX_TRACES: u32 = 500;
 
+/// The most comparisons of what is said of sessions, times the experiments of the search.
+const MAX_SAID: usize = 20_000;
+
 /// A search for traces.
 #[derive(Debug, Clone, Default)]
 pub struct TraceSearch {
@@ -111,6 +114,27 @@ fn check_filter(filter: &Filter) -> Result<()> {
     }
 }
 
+/// How often a filter asks for what is said of a session: each time with all experiments of the search.
+fn count_said(filter: &Filter) -> usize {
+    match filter {
+        Filter::Clause(clause) => usize::from(matches!(clause.entity, Entity::Feedback | Entity::Expectation)),
+        Filter::Not(part) => count_said(part),
+        Filter::All(parts) | Filter::Any(parts) => parts.iter().map(count_said).sum(),
+    }
+}
+
+/// Refuses what would have more parameters than a statement can.
+fn check_said<'a>(filters: impl IntoIterator<Item = &'a Filter>, experiments: usize) -> Result<()> {
+    let said: usize = filters.into_iter().map(count_said).sum();
+    if said.saturating_mul(experiments) <= MAX_SAID {
+        return Ok(());
+    }
+    Err(Error::request(format!(
+        "{said} comparisons of feedback or expectations in {experiments} experiments are too many at once: name fewer of \
+         either"
+    )))
+}
+
 #[trait_gen(P -> SqlitePools, PostgresPools)]
 impl SqlStore<P> {
     async fn traces_by_id(
@@ -147,6 +171,7 @@ impl TraceSearchStore for SqlStore<P> {
         filter.map_or(Ok(()), check_filter)?;
         let terms = traces::terms(&search.order)?;
         let after = read_token(search.token.as_deref(), &terms)?;
+        check_said(filter, search.experiment_ids.len())?;
         let limit = search.limit.clamp(1, MAX_TRACES);
         let mut tx = self.pools.snapshot().await?;
         let experiments = Self::known_experiments(&mut tx, project, &search.experiment_ids).await?;
@@ -186,6 +211,9 @@ impl TraceSearchStore for SqlStore<P> {
     ) -> Result<CorrelationCounts> {
         check_experiments(experiment_ids)?;
         let [first, second] = filters;
+        // The compared filters come twice.
+        let all = [base, first, first, second, second];
+        check_said(all.into_iter().flatten(), experiment_ids.len())?;
         for filter in [base, first, second].into_iter().flatten() {
             check_filter(filter)?;
         }
