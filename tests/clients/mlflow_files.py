@@ -215,15 +215,18 @@ def check_direct(client, run, folder):
     told = request("GET", "/api/3.0/mlflow/server-info").json()
     same("the server says where it can be fetched", told["multipart_downloads_enabled"], is_presigned)
     fetched = []
-    original = HttpArtifactRepository._multipart_download
+    # Older clients take every file through the server.
+    original = getattr(HttpArtifactRepository, "_multipart_download", None)
 
     def multipart_download(self, presigned_response, **arguments):
         fetched.append(presigned_response)
         return original(self, presigned_response, **arguments)
 
-    HttpArtifactRepository._multipart_download = multipart_download
+    if original:
+        HttpArtifactRepository._multipart_download = multipart_download
     found = downloaded(client, run_id, "large/direct.bin", folder).read_bytes()
-    HttpArtifactRepository._multipart_download = original
+    if original:
+        HttpArtifactRepository._multipart_download = original
     same("it is what was sent, whatever its way", digest(found), digest(path.read_bytes()))
     same("it came by its own way", len(fetched), int(is_presigned))
     if fetched:

@@ -11,7 +11,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 
-use crate::process::{Workspace, cargo};
+use crate::process::{Profile, Workspace, cargo};
 
 /// Tasks of the Modelyard project.
 #[derive(Parser)]
@@ -53,6 +53,9 @@ enum Task {
     },
     /// Measure the services against their bars; prints ratios of one run
     Bench {
+        /// Build as releases are built, which takes longer
+        #[arg(long)]
+        release: bool,
         /// Options of the benchmark
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         options: Vec<String>,
@@ -76,7 +79,12 @@ fn run(task: Task) -> Result<ExitCode> {
         Task::Demo { options } => {
             setup::onnx_runtime(&workspace)?;
             process::run(cargo(&workspace).args(["build", "--workspace", "--bins"]))?;
-            process::status(workspace.binary("flights").arg("demo").args(options))
+            process::status(
+                workspace
+                    .binary("flights", Profile::Development)
+                    .arg("demo")
+                    .args(options),
+            )
         }
         Task::Test { options } => test::run(&workspace, &options),
         Task::Setup { tests } => {
@@ -98,10 +106,16 @@ fn run(task: Task) -> Result<ExitCode> {
             codegen::run(&workspace, check)?;
             Ok(ExitCode::SUCCESS)
         }
-        Task::Bench { options } => {
+        Task::Bench { release, options } => {
             setup::onnx_runtime(&workspace)?;
-            process::run(cargo(&workspace).args(["build", "--workspace", "--bins"]))?;
-            process::status(workspace.binary("flights").arg("bench").args(options))
+            let profile = if release {
+                Profile::Release
+            } else {
+                Profile::Development
+            };
+            let build = ["build", "--workspace", "--bins", "--profile", profile.name()];
+            process::run(cargo(&workspace).args(build))?;
+            process::status(workspace.binary("flights", profile).arg("bench").args(options))
         }
     }
 }

@@ -21,6 +21,32 @@ pub struct Workspace {
     pub metadata: Value,
 }
 
+/// How programs are built.
+#[derive(Debug, Clone, Copy)]
+pub enum Profile {
+    /// Quickly.
+    Development,
+    /// To be fast.
+    Release,
+}
+
+impl Profile {
+    /// What cargo calls it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Development => "dev",
+            Self::Release => "release",
+        }
+    }
+
+    const fn folder(self) -> &'static str {
+        match self {
+            Self::Development => "debug",
+            Self::Release => "release",
+        }
+    }
+}
+
 impl Workspace {
     /// Asks cargo.
     pub fn find() -> Result<Self> {
@@ -41,9 +67,9 @@ impl Workspace {
         })
     }
 
-    /// One of our own programs, as the development profile builds it.
-    pub fn binary(&self, name: &str) -> Command {
-        let mut command = Command::new(self.target.join("debug").join(name));
+    /// One of our own programs, as it was built.
+    pub fn binary(&self, name: &str, profile: Profile) -> Command {
+        let mut command = Command::new(self.target.join(profile.folder()).join(name));
         command.current_dir(&self.root);
         command
     }

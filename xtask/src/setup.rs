@@ -26,6 +26,9 @@ const TEST_CLIENTS: [&str; 6] = [
     "moto[s3,server]==5.2.5",
 ];
 
+/// The older MLflow client that still works, in an environment of its own.
+const OLD_CLIENT: [&str; 2] = ["mlflow-skinny==2.22.5", "numpy"];
+
 /// The OpenID provider at which the tests sign in: a package of npm with the versions and digests of all that it uses.
 const OPENID_PROVIDER: &str = "tests/clients/openid-provider";
 const OPENID_PROVIDER_FILES: [&str; 3] = ["package.json", "package-lock.json", "provider.mjs"];
@@ -60,7 +63,8 @@ pub fn onnx_runtime(workspace: &Workspace) -> Result<()> {
 /// Fetches what only the tests need.
 pub fn for_tests(workspace: &Workspace) -> Result<()> {
     postgres()?;
-    test_python(workspace)?;
+    python_environment(&workspace.target.join("python"), &TEST_CLIENTS)?;
+    python_environment(&workspace.target.join("python-old-client"), &OLD_CLIENT)?;
     openid_provider(workspace)
 }
 
@@ -114,19 +118,23 @@ pub fn test_python_path(workspace: &Workspace) -> PathBuf {
     workspace.target.join("python/bin/python")
 }
 
-fn test_python(workspace: &Workspace) -> Result<()> {
-    let environment = workspace.target.join("python");
+/// The Python with the older MLflow client.
+pub fn old_client_python_path(workspace: &Workspace) -> PathBuf {
+    workspace.target.join("python-old-client/bin/python")
+}
+
+fn python_environment(environment: &Path, packages: &[&str]) -> Result<()> {
     let stamp = environment.join("installed.txt");
-    let wanted = TEST_CLIENTS.join("\n");
+    let wanted = packages.join("\n");
     if fs::read_to_string(&stamp).is_ok_and(|installed| installed == wanted) {
         return Ok(());
     }
     say("making a Python environment with the clients that the tests use");
     let mut venv = Command::new(python()?);
-    process::run(venv.args(["-m", "venv", "--clear"]).arg(&environment))
+    process::run(venv.args(["-m", "venv", "--clear"]).arg(environment))
         .context("a Python environment cannot be made: install the package python3-venv")?;
-    let mut pip = Command::new(test_python_path(workspace));
-    process::run(pip.args(PIP_INSTALL).args(TEST_CLIENTS))?;
+    let mut pip = Command::new(environment.join("bin/python"));
+    process::run(pip.args(PIP_INSTALL).args(packages))?;
     fs::write(stamp, wanted)?;
     Ok(())
 }

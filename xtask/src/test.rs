@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 
 use crate::{
-    process::{self, Workspace, cargo, say, succeeds},
+    process::{self, Profile, Workspace, cargo, say, succeeds},
     setup, tidy,
 };
 
@@ -39,10 +39,11 @@ pub fn run(workspace: &Workspace, options: &[String]) -> Result<ExitCode> {
     say("running the examples of the documentation");
     process::run(cargo(workspace).args(["test", "--workspace", "--doc", "--quiet"]))?;
     say("running the tests");
-    let mut with_postgres = workspace.binary("with-postgres");
+    let mut with_postgres = workspace.binary("with-postgres", Profile::Development);
     process::without_our_package(&mut with_postgres);
     with_postgres
         .env("TEST_PYTHON", setup::test_python_path(workspace))
+        .env("TEST_PYTHON_OLD_CLIENT", setup::old_client_python_path(workspace))
         .env("TEST_NODE", setup::test_node_path(workspace))
         .env("TEST_OPENID_PROVIDER", setup::openid_provider_path(workspace))
         .env("MODELYARD_REQUIRE_POSTGRES", "1")

@@ -3,7 +3,7 @@
 use std::{
     env,
     ffi::OsString,
-    path::Path,
+    path::{Path, PathBuf},
     process::{Command, Stdio},
     time::Duration,
 };
@@ -17,6 +17,7 @@ use crate::deployment::{Deployment, Engine, Topology, example_folder};
 
 /// The variable that names the Python with the clients.
 const PYTHON: &str = "TEST_PYTHON";
+const PYTHON_OLD_CLIENT: &str = "TEST_PYTHON_OLD_CLIENT";
 
 /// The bucket of the tests.
 const BUCKET: &str = "yard";
@@ -88,7 +89,7 @@ pub struct ObjectStore {
 impl ObjectStore {
     /// Starts it with an empty bucket.
     pub async fn start() -> Result<Self> {
-        let mut command = tokio::process::Command::new(python()?);
+        let mut command = tokio::process::Command::new(python(PYTHON)?);
         command
             .args(["-m", "moto.server", "-H", "127.0.0.1", "-p", "0"])
             .stdout(Stdio::null())
@@ -122,21 +123,29 @@ impl ObjectStore {
 
 /// Runs a script beside those of the other clients.
 pub fn run_client(name: &str, arguments: &[&str], variables: &[(&str, &str)]) -> Result<String> {
-    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("clients").join(name);
-    run_python_with(&script, arguments, variables)
+    run_python_with(PYTHON, &client(name), arguments, variables)
+}
+
+/// The same with the older MLflow client.
+pub fn run_old_client(name: &str, arguments: &[&str], variables: &[(&str, &str)]) -> Result<String> {
+    run_python_with(PYTHON_OLD_CLIENT, &client(name), arguments, variables)
+}
+
+fn client(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("clients").join(name)
 }
 
 fn run_python(script: &Path, arguments: &[&str]) -> Result<String> {
-    run_python_with(script, arguments, &[])
+    run_python_with(PYTHON, script, arguments, &[])
 }
 
-fn python() -> Result<OsString> {
-    env::var_os(PYTHON)
-        .with_context(|| format!("{PYTHON} is not set: run the tests by `cargo xtask test`, which makes that Python"))
+fn python(variable: &str) -> Result<OsString> {
+    env::var_os(variable)
+        .with_context(|| format!("{variable} is not set: run the tests by `cargo xtask test`, which makes that Python"))
 }
 
-fn run_python_with(script: &Path, arguments: &[&str], variables: &[(&str, &str)]) -> Result<String> {
-    let mut command = Command::new(python()?);
+fn run_python_with(interpreter: &str, script: &Path, arguments: &[&str], variables: &[(&str, &str)]) -> Result<String> {
+    let mut command = Command::new(python(interpreter)?);
     let output = command
         .arg(script)
         .args(arguments)

@@ -3,7 +3,7 @@
 use anyhow::Result;
 
 use crate::{
-    clients::{ObjectStore, run_client},
+    clients::{ObjectStore, run_client, run_old_client},
     deployment::{Deployment, Engine, Topology},
     permissions::installation::{ADMIN_PASSWORD, Installation},
 };
@@ -96,6 +96,19 @@ async fn tracking_works_on_sqlite() -> Result<()> {
 #[tokio::test(flavor = "multi_thread")]
 async fn tracking_works_on_postgresql_in_separate_processes() -> Result<()> {
     run("mlflow_tracking.py", Topology::Split, Engine::Postgres).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn its_older_client_works_too() -> Result<()> {
+    for script in ["mlflow_tracking.py", "mlflow_registry.py", "mlflow_files.py"] {
+        let deployment = Deployment::start(Topology::AllInOne, Engine::Sqlite).await?;
+        let url = deployment.url().to_owned();
+        let asked = move || run_old_client(script, &[], &[("MLFLOW_TRACKING_URI", &url)]);
+        let output = tokio::task::spawn_blocking(asked).await??;
+        anyhow::ensure!(!output.trim().is_empty(), "{script} checked nothing");
+        deployment.stop().await?;
+    }
+    Ok(())
 }
 
 #[tokio::test(flavor = "multi_thread")]
