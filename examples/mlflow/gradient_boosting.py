@@ -39,6 +39,8 @@ with mlflow.start_run() as run:
         graph,
         name="model",
         registered_model_name="tumor",
+        # An endpoint serves one file; by default large weights would be in others beside it.
+        save_as_external_data=False,
         signature=infer_signature(train_features[:5], booster.predict(test)[:5]),
     )
 

@@ -98,6 +98,8 @@ with mlflow.start_run() as run:
         graph,
         name="model",
         registered_model_name="tumor",
+        # An endpoint serves one file; by default large weights would be in others beside it.
+        save_as_external_data=False,
         signature=infer_signature(test_features[:5].astype("float32"), probabilities[:5].numpy()),
     )
 

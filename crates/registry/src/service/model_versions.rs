@@ -498,7 +498,7 @@ impl Registry {
                 signature: Some(choose_signature(saved.signature, graph.signature)),
                 problem:
                     "cannot be served: the weights of its ONNX file are in other files (external data), save it as one \
-                          file"
+                     file (`save_as_external_data=False` of mlflow.onnx)"
                         .to_owned(),
                 ..Served::default()
             }),

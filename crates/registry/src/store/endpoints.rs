@@ -90,6 +90,8 @@ struct RouteRow {
     found_version: Option<i64>,
     artifact_digest: Option<String>,
     artifact_size_bytes: Option<i64>,
+    /// Why the version cannot be served.
+    status_message: Option<String>,
 }
 
 /// The columns of [`RouteRow`]; one statement follows all references at once.
@@ -99,7 +101,7 @@ macro_rules! select_routes {
             "SELECT e.project, e.name AS endpoint, e.log_predictions, r.role, r.reference, r.model, r.alias, r.weight,
                     r.sample, CASE WHEN m.name IS NULL THEN CAST(0 AS BIGINT) ELSE CAST(1 AS BIGINT) END AS model_exists,
                     COALESCE(r.version, a.version) AS wanted_version, v.version AS found_version, v.artifact_digest,
-                    v.artifact_size_bytes
+                    v.artifact_size_bytes, v.status_message
              FROM endpoint e
              JOIN endpoint_route r ON r.project = e.project AND r.endpoint = e.name
              LEFT JOIN registered_model m ON m.project = r.project AND m.name = r.model
@@ -117,9 +119,11 @@ impl RouteRow {
     fn unresolved(&self) -> Option<String> {
         let model = &self.model;
         match (self.found_version, &self.alias, self.wanted_version) {
-            (Some(version), ..) if self.artifact_digest.as_deref() == Some(NO_FILE) => Some(format!(
-                "version {version} of model {model} has no ONNX file and cannot be served: log the model as ONNX"
-            )),
+            (Some(version), ..) if self.artifact_digest.as_deref() == Some(NO_FILE) => {
+                let why = self.status_message.as_deref().filter(|why| !why.is_empty());
+                let why = why.unwrap_or("has no ONNX file and cannot be served: log the model as ONNX");
+                Some(format!("version {version} of model {model} {why}"))
+            }
             (Some(_), ..) => None,
             _ if self.model_exists == 0 => Some(format!("model {model} does not exist")),
             (None, Some(alias), None) => Some(format!("alias {alias} of model {model} is not set")),
