@@ -85,8 +85,9 @@ pub struct S3Config {
     /// The access key's secret.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub secret_access_key: Option<Secret>,
-    /// Whether clients that ask for it fetch artifacts from the storage itself, by addresses that hold for a few minutes. They must
-    /// reach the storage, and nobody verifies what they read. Encrypted artifacts always come through this server.
+    /// Whether clients that ask for it fetch artifacts from the storage itself, by addresses that hold for five minutes, or as
+    /// long as they ask for, a week at most. They must reach the storage, and nobody verifies what they read. Encrypted artifacts
+    /// always come through this server.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub presigned_downloads: bool,
 }

@@ -3,6 +3,7 @@
 
 mod access;
 mod artifacts;
+mod audit;
 mod collections;
 mod datasets;
 mod endpoints;

@@ -78,14 +78,17 @@ pub(in super::super) async fn download_of_run(
 ) -> Result<Json<AddressAnswer>, Refusal> {
     let run_id = fields.required_text("run_id")?;
     let below = fields.required_text("path")?;
-    let seconds = fields.integer("expiration")?;
-    let seconds =
-        seconds.unwrap_or_else(|| i64::try_from(PRESIGNED_LIFETIME.as_secs()).unwrap_or(LONGEST_LIFETIME_SECONDS));
-    if !(1..=LONGEST_LIFETIME_SECONDS).contains(&seconds) {
-        return Err(Refusal::invalid(format!(
-            "expiration must be between 1 and {LONGEST_LIFETIME_SECONDS} seconds (got {seconds})."
-        )));
-    }
+    let lifetime = match fields.integer("expiration")? {
+        None => PRESIGNED_LIFETIME,
+        Some(seconds) if (1..=LONGEST_LIFETIME_SECONDS).contains(&seconds) => {
+            Duration::from_secs(seconds.unsigned_abs())
+        }
+        Some(seconds) => {
+            return Err(Refusal::invalid(format!(
+                "expiration must be between 1 and {LONGEST_LIFETIME_SECONDS} seconds (got {seconds})."
+            )));
+        }
+    };
     let root = registry
         .run_artifact_root(&tenant.caller, &tenant.project, &run_id)
         .await?;
@@ -93,7 +96,6 @@ pub(in super::super) async fn download_of_run(
         return Err(proxied("download", "runs with "));
     }
     let path = ArtifactFolder::parse(&root)?.file(&below)?;
-    let lifetime = Duration::from_secs(seconds.unsigned_abs());
     let (file, url) = registry
         .presign_file(&tenant.caller, &tenant.project, &path, lifetime)
         .await?;
