@@ -134,7 +134,7 @@ impl Action {
     /// Whether it only looks.
     #[must_use]
     pub fn is_read(self) -> bool {
-        self.as_str().ends_with(".read")
+        self.as_str().strip_suffix(".read").is_some()
     }
 }
 

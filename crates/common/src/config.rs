@@ -115,7 +115,7 @@ impl duration {
     /// Writes the duration as text, in days and what is below: months and years have no fixed length.
     pub fn serialize<S: Serializer>(value: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
         let days = value.as_secs() / SECONDS_PER_DAY;
-        let rest = *value - Duration::from_secs(days * SECONDS_PER_DAY);
+        let rest = value.saturating_sub(Duration::from_secs(days * SECONDS_PER_DAY));
         let plural = if days == 1 { "" } else { "s" };
         match (days, rest.is_zero()) {
             (0, _) => serializer.collect_str(&humantime::format_duration(rest)),

@@ -1,5 +1,7 @@
 //! Certificates for tests of TLS, as the PEM files that a server is given.
 
+#![expect(clippy::unwrap_used, reason = "for tests")]
+
 use std::{
     fs,
     path::{Path, PathBuf},

@@ -190,7 +190,9 @@ async fn bodies_that_grow_are_refused_with_bounded_memory() -> Result<()> {
     };
     requests::large_bodies_are_refused(&mut open).await?;
     // A client of its own: the server has closed the other's connections, and it may not know yet.
-    let alive = Client::new()
+    let alive = Client::builder()
+        .timeout(PATIENCE)
+        .build()?
         .get(format!("{}/livez", open.deployment.url()))
         .send()
         .await?;

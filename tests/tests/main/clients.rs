@@ -13,7 +13,10 @@ use modelyard_flights::{Quiet, train_first_model};
 use serde_json::Value;
 use tokio::io::{AsyncBufReadExt as _, BufReader};
 
-use crate::deployment::{Deployment, Engine, Topology, example_folder};
+use crate::{
+    deployment::{Deployment, Engine, Topology, example_folder},
+    permissions::installation::PATIENCE,
+};
 
 /// The variable that names the Python with the clients.
 const PYTHON: &str = "TEST_PYTHON";
@@ -105,8 +108,13 @@ impl ObjectStore {
             }
         };
         // What it says from here on has to go somewhere, or it would wait.
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "it ends with the process, and that with this value"
+        )]
         tokio::spawn(async move { while let Ok(Some(_)) = lines.next_line().await {} });
-        let made = reqwest::Client::new().put(format!("{url}/{BUCKET}")).send().await?;
+        let http = reqwest::Client::builder().timeout(PATIENCE).build()?;
+        let made = http.put(format!("{url}/{BUCKET}")).send().await?;
         ensure!(made.status().is_success(), "{made:?}");
         Ok(Self { _server: server, url })
     }

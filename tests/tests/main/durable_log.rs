@@ -62,6 +62,7 @@ async fn killed_while_many_write(engine: Engine) -> Result<()> {
         let run_id = run_id.context("the run has no id")?.to_owned();
         let known = Arc::new(Mutex::new(BTreeSet::new()));
         let writing = write(http.clone(), url.clone(), run_id.clone(), stop.clone(), known.clone());
+        #[expect(clippy::disallowed_methods, reason = "the test waits for it")]
         writers.push((run_id, known, tokio::spawn(writing)));
     }
     let mut random = StdRng::seed_from_u64(SEED);

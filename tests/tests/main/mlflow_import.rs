@@ -16,7 +16,7 @@ const RUNS: i64 = 60;
 /// How many points the metric of each has.
 const POINTS: i64 = 500;
 /// How long is waited at most for an import to have begun.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_mins(1);
 
 struct Server<'a> {
     http: Client,

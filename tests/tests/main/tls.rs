@@ -1,7 +1,7 @@
 //! Encrypted listeners, services that know each other by certificate or by cluster key, and certificates that are replaced
 //! while the server runs.
 
-use std::{fs, path::Path, process::Output, time::Duration};
+use std::{fmt::Write as _, fs, path::Path, process::Output, time::Duration};
 
 use anyhow::{Context, Result, ensure};
 use modelyard_flights::{Server, ServerOptions};
@@ -62,10 +62,11 @@ impl Yard {
             let (public, internal) = (free_port()?, free_port()?);
             let process = Process::new(folder.path(), &roles.join("-"), scheme, public, internal);
             for role in *roles {
-                peers.push_str(&format!(
+                let _ = write!(
+                    peers,
                     "[peers.{role}]\ninternal = '{}'\npublic = '{}'\n",
                     process.internal, process.public
-                ));
+                );
             }
             processes.push(process);
         }

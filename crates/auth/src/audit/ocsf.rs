@@ -190,7 +190,7 @@ fn change(event: &AuditEvent, operation: Option<Operation>) -> (u32, &'static st
             | Operation::UnmarkSensitive,
         ) => UPDATE,
         // What was refused has no operation; what only looks is known by its permission.
-        None if event.action.ends_with(".read") => READ,
+        None if event.action.strip_suffix(".read").is_some() => READ,
         Some(Operation::Sign) | None => (OTHER, "Other"),
     }
 }

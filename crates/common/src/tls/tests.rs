@@ -68,7 +68,7 @@ fn what_is_wrong_with_the_files_is_named() {
     let setup = setup();
     let good = setup.config(&setup.server);
     good.validate(true).unwrap();
-    let public = good.public.clone().unwrap();
+    let public = good.public.unwrap();
     let with = |cert_file: &Path, key_file: &Path| Config {
         public: Some(ServerFiles {
             cert_file: cert_file.to_owned(),

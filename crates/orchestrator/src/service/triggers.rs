@@ -107,7 +107,7 @@ impl Orchestrator {
         }
         let event = read_event(event)?;
         let resource = self.find_resource(project, ResourceKind::Trigger, name).await?;
-        let acting_for = self.owner_of(&resource)?;
+        let acting_for = Self::owner_of(&resource)?;
         let invalid = |problem: String| Error::Spec {
             what: ResourceKind::Trigger.word(),
             name: name.to_owned(),
@@ -126,7 +126,7 @@ impl Orchestrator {
             event: Some(event),
             idempotency_key: None,
             acting_for: acting_for.to_string(),
-            audit: self.fired(caller, &acting_for, project, &spec.pipeline, name)?,
+            audit: Self::fired(caller, &acting_for, project, &spec.pipeline, name)?,
         };
         let started = self.create_run(project, &spec.pipeline, start).await;
         let started = started.map_err(|error| Self::about_trigger(error, name, &spec.pipeline))?;
@@ -138,7 +138,7 @@ impl Orchestrator {
 
 impl Orchestrator {
     /// For whom a trigger's runs work: who declared it, as long as that one is let in.
-    fn owner_of(&self, trigger: &DeclaredResource) -> Result<ActingFor> {
+    fn owner_of(trigger: &DeclaredResource) -> Result<ActingFor> {
         trigger
             .applied_by
             .parse()
@@ -146,14 +146,7 @@ impl Orchestrator {
     }
 
     /// The event of a run that a trigger starts: the owner of the trigger must still be allowed to run the pipeline.
-    fn fired(
-        &self,
-        caller: &Caller,
-        owner: &ActingFor,
-        project: &str,
-        pipeline: &str,
-        trigger: &str,
-    ) -> Result<NewEvent> {
+    fn fired(caller: &Caller, owner: &ActingFor, project: &str, pipeline: &str, trigger: &str) -> Result<NewEvent> {
         let owner = caller.on_behalf_of(owner)?;
         owner.authorize(Action::PipelineRun, Resource::named(Kind::Pipeline, project, pipeline))?;
         let mut event = owner.event(

@@ -17,6 +17,6 @@ impl SecretService for Face {
             .registry
             .open_secret(&caller, &request.project, &request.name)
             .await;
-        answer(opened.map(|value| proto::OpenSecretResponse { value: value.into() }))
+        answer(opened.map(|value| proto::OpenSecretResponse { value }))
     }
 }

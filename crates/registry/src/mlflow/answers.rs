@@ -25,11 +25,13 @@ pub(super) fn pairs(map: impl IntoIterator<Item = (String, String)>) -> Vec<Pair
 }
 
 /// Serializes a time as milliseconds.
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde calls it with a reference")]
 pub(super) fn millis<S: Serializer>(time: &Timestamp, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.serialize_i64(time.as_millis())
 }
 
 /// Serializes a time that may be missing as milliseconds.
+#[expect(clippy::ref_option, reason = "serde calls it with a reference")]
 pub(super) fn maybe_millis<S: Serializer>(time: &Option<Timestamp>, serializer: S) -> Result<S::Ok, S::Error> {
     match time {
         Some(time) => millis(time, serializer),

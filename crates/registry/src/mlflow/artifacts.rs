@@ -422,8 +422,14 @@ mod tests {
         let uri = Uri::from_static("/mpu/create/x");
         let at = |pairs: &[(HeaderName, &str)], is_secure| address(&uri, &headers(pairs), is_secure).ok();
         let host = (header::HOST, "127.0.0.1:8080");
-        assert_eq!(at(&[host.clone()], false).as_deref(), Some("http://127.0.0.1:8080"));
-        assert_eq!(at(&[host.clone()], true).as_deref(), Some("https://127.0.0.1:8080"));
+        assert_eq!(
+            at(std::slice::from_ref(&host), false).as_deref(),
+            Some("http://127.0.0.1:8080")
+        );
+        assert_eq!(
+            at(std::slice::from_ref(&host), true).as_deref(),
+            Some("https://127.0.0.1:8080")
+        );
         let proxied = [host, (FORWARDED_PROTO, "https"), (FORWARDED_HOST, "yard.example")];
         assert_eq!(at(&proxied, false).as_deref(), Some("https://yard.example"));
         assert_eq!(at(&[], false), None);

@@ -148,12 +148,13 @@ impl<'a> Roles<'a> {
         let state = caller.snapshot().state();
         let sees_all = caller.may(Action::AccessRead, Resource::INSTALLATION);
         let mut descriptions = BTreeMap::new();
-        let mut page = PageRequest::up_to(MAX_PAGE, None)?;
-        while sees_all {
-            let found = registry.list_roles(caller, &page).await?;
+        let first = PageRequest::up_to(MAX_PAGE, None)?;
+        let mut page = sees_all.then_some(first);
+        while let Some(wanted) = page {
+            let found = registry.list_roles(caller, &wanted).await?;
             descriptions.extend(found.items.into_iter().map(|role| (role.name, role.spec.description)));
-            let Some(next) = found.next_cursor else { break };
-            page = PageRequest::up_to(MAX_PAGE, Some(&next))?;
+            let next = found.next_cursor.map(|next| PageRequest::up_to(MAX_PAGE, Some(&next)));
+            page = next.transpose()?;
         }
         Ok(Self {
             caller,
@@ -226,16 +227,13 @@ impl<'a> Roles<'a> {
         let places = std::iter::once(EVERYWHERE).chain(visible.filter(|project| caller.sees(project)));
         let roles = BUILT_IN_ROLES.into_iter().chain(state.roles.keys().map(String::as_str));
         let found = find_role(number, roles, places).filter(|(role, place)| self.names_at(place).contains(role));
-        match found {
-            Some((role, place)) => {
-                caller.authorize(action, ruled_by(place))?;
-                Ok((role, place))
-            }
-            None => {
-                // Who may not know is told the same of every number.
-                caller.authorize(action, Resource::INSTALLATION)?;
-                Err(Error::NotThere(format!("Role with id={number} not found")).into())
-            }
+        if let Some((role, place)) = found {
+            caller.authorize(action, ruled_by(place))?;
+            Ok((role, place))
+        } else {
+            // Who may not know is told the same of every number.
+            caller.authorize(action, Resource::INSTALLATION)?;
+            Err(Error::NotThere(format!("Role with id={number} not found")).into())
         }
     }
 

@@ -1,5 +1,10 @@
 //! Spans by OpenTelemetry's protocol over HTTP, which MLflow's clients and every other tracer speak.
 
+#![expect(
+    clippy::result_large_err,
+    reason = "a refusal is the answer itself, in this protocol's own form"
+)]
+
 mod binary;
 mod parts;
 mod text;

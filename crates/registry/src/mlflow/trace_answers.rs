@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use modelyard_common::Timestamp;
 use serde::{Serialize, Serializer, ser::SerializeMap};
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use crate::model::{
     json::Json,
@@ -90,7 +90,7 @@ pub(super) struct AssessmentAnswer {
 }
 
 fn feedback(value: Value, error: Option<Value>) -> Value {
-    let mut feedback = json!({ "value": value });
+    let mut feedback = Value::Object(Map::from_iter([("value".to_owned(), value)]));
     if let (Some(Value::Object(error)), Some(fields)) = (error, feedback.as_object_mut()) {
         let told = error.into_iter().filter(|(_, text)| !text.is_null());
         fields.insert("error".to_owned(), Value::Object(told.collect()));

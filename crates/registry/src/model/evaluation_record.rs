@@ -166,12 +166,11 @@ fn extend(object: &mut Json, more: &Json) {
         .map(|(place, (key, _))| (key.clone(), place))
         .collect();
     for (key, value) in more {
-        match places.get(key).and_then(|place| fields.get_mut(*place)) {
-            Some(field) => field.1 = value.clone(),
-            None => {
-                places.insert(key.clone(), fields.len());
-                fields.push((key.clone(), value.clone()));
-            }
+        if let Some(field) = places.get(key).and_then(|place| fields.get_mut(*place)) {
+            field.1 = value.clone();
+        } else {
+            places.insert(key.clone(), fields.len());
+            fields.push((key.clone(), value.clone()));
         }
     }
 }

@@ -532,8 +532,9 @@ mod tests {
             point.read("loss").map(|point| point.value.0)
         };
         assert!(read(r#"{"timestamp_ms": 1, "value": "NaN"}"#).unwrap().is_nan());
-        assert_eq!(read(r#"{"timestamp_ms": 1, "value": "-Infinity"}"#).unwrap(), f64::MIN);
-        assert_eq!(read(r#"{"timestamp_ms": 1, "value": 2}"#).unwrap(), 2.0);
+        let bits = |text: &str| read(text).unwrap().to_bits();
+        assert_eq!(bits(r#"{"timestamp_ms": 1, "value": "-Infinity"}"#), f64::MIN.to_bits());
+        assert_eq!(bits(r#"{"timestamp_ms": 1, "value": 2}"#), 2.0_f64.to_bits());
         let error = read(r#"{"timestamp_ms": 1, "value": "much"}"#).unwrap_err();
         assert!(error.to_string().contains("`loss`"), "{error}");
     }

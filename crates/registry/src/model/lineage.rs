@@ -1,6 +1,10 @@
 //! Where things come from and what became of them, as a graph.
 
-use std::{collections::BTreeSet, fmt, str::FromStr};
+use std::{
+    collections::BTreeSet,
+    fmt::{self, Write as _},
+    str::FromStr,
+};
 
 use modelyard_auth::{Action, Kind, Resource};
 use modelyard_common::{Timestamp, name::check_name};
@@ -146,7 +150,7 @@ fn encoded(text: &str) -> String {
         if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
             encoded.push(char::from(byte));
         } else {
-            encoded.push_str(&format!("%{byte:02X}"));
+            let _ = write!(encoded, "%{byte:02X}");
         }
     }
     encoded

@@ -159,11 +159,10 @@ pub fn check_scorer(name: &str, serialized: &str) -> Result<()> {
     }
     check_third_party(&scorer)?;
     match model_of(&scorer) {
-        None => Ok(()),
         Some(Value::String(model)) if model.trim().is_empty() => Err(Error::request(
             "Scorer model cannot be empty or contain only whitespace.",
         )),
-        Some(Value::String(_)) => Ok(()),
+        None | Some(Value::String(_)) => Ok(()),
         Some(_) => Err(Error::request("Scorer model must be a string.")),
     }
 }

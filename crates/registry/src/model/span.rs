@@ -343,9 +343,12 @@ fn resource_tags(resource: &[(String, Json)]) -> BTreeMap<String, String> {
     told.collect()
 }
 
+/// What the spans of a trace tell of it, and the spans by their ids.
+type Gathered = (SpansSummary, BTreeMap<[u8; 8], StoredSpan>);
+
 /// What is stored of spans, by their traces.
 pub(crate) fn store_spans(groups: Vec<SpanGroup>) -> Vec<TraceSpans> {
-    let mut traces: BTreeMap<[u8; 16], (SpansSummary, BTreeMap<[u8; 8], StoredSpan>)> = BTreeMap::new();
+    let mut traces: BTreeMap<[u8; 16], Gathered> = BTreeMap::new();
     for group in groups {
         let tags = resource_tags(&group.resource);
         for span in group.spans {

@@ -24,7 +24,7 @@ pub(crate) struct SpanNode {
 }
 
 /// The spans to which `has` applies and that have none above them to which it applies, too.
-fn uppermost<'a>(nodes: &'a [SpanNode], has: impl Fn(&SpanNode) -> bool) -> Vec<&'a SpanNode> {
+fn uppermost(nodes: &[SpanNode], has: impl Fn(&SpanNode) -> bool) -> Vec<&SpanNode> {
     let ids: BTreeSet<&str> = nodes.iter().map(|node| node.span_id.as_str()).collect();
     let mut children: BTreeMap<&str, Vec<&SpanNode>> = BTreeMap::new();
     let mut waiting = Vec::new();

@@ -30,12 +30,11 @@ impl Attributes {
     /// Sets an attribute.
     pub(crate) fn set(&mut self, key: &str, value: String) {
         let place = self.places.get(key).copied();
-        match place.and_then(|place| self.ordered.get_mut(place)) {
-            Some((_, before)) => *before = value,
-            None => {
-                self.places.insert(key.to_owned(), self.ordered.len());
-                self.ordered.push((key.to_owned(), value));
-            }
+        if let Some((_, before)) = place.and_then(|place| self.ordered.get_mut(place)) {
+            *before = value;
+        } else {
+            self.places.insert(key.to_owned(), self.ordered.len());
+            self.ordered.push((key.to_owned(), value));
         }
     }
 
@@ -292,6 +291,9 @@ fn model(attributes: &Attributes) -> Option<Json> {
     })
 }
 
+/// Under which names a convention tells something.
+type Keys = fn(&Convention) -> &'static [&'static str];
+
 /// Adds what other conventions tell.
 pub(crate) fn translate(attributes: &mut Attributes) {
     let has_type = attributes
@@ -300,7 +302,6 @@ pub(crate) fn translate(attributes: &mut Attributes) {
     if !has_type && let Some(kind) = kind(attributes) {
         attributes.set(SPAN_TYPE, Json::Text(kind.to_owned()).dump());
     }
-    type Keys = fn(&Convention) -> &'static [&'static str];
     let texts: [(&str, Keys); 2] = [
         (INPUTS, |convention| convention.inputs),
         (OUTPUTS, |convention| convention.outputs),

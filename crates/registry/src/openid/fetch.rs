@@ -143,7 +143,9 @@ mod tests {
                     continue;
                 };
                 let mut request = [0; 4096];
-                stream.read(&mut request).await.ok();
+                if stream.read(&mut request).await.is_ok_and(|read| read == 0) {
+                    continue;
+                }
                 stream.write_all(answer.as_bytes()).await.ok();
                 stream.shutdown().await.ok();
             }

@@ -54,6 +54,9 @@ struct Issued {
     redirect_uri: String,
 }
 
+/// Makes a token of a key and the claims of an honest one.
+type Forgery = Box<dyn Fn(&Key, &Value) -> String + Send>;
+
 /// A provider that can be made to do everything wrong.
 pub struct FakeProvider {
     pub clock: Arc<ManualClock>,
@@ -66,7 +69,7 @@ pub struct FakeProvider {
     pub claims: Mutex<Value>,
     pub user_info: Mutex<Value>,
     /// What it sends in place of an honest token, made of that one's claims.
-    pub token: Mutex<Option<Box<dyn Fn(&Key, &Value) -> String + Send>>>,
+    pub token: Mutex<Option<Forgery>>,
     pub requests: AtomicU32,
     pub user_info_requests: AtomicU32,
     codes: Mutex<HashMap<String, Issued>>,

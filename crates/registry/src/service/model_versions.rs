@@ -315,7 +315,10 @@ impl Registry {
                 shown(&order.source)
             )));
         }
-        origin.storage_location = version.download_uri().unwrap_or_default().to_owned();
+        version
+            .download_uri()
+            .unwrap_or_default()
+            .clone_into(&mut origin.storage_location);
         origin.source = format!("models:/{name}/{}", version.version);
         origin.run_id = version.run_id;
         origin.model_id = version.model_id;

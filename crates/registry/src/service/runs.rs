@@ -66,12 +66,11 @@ impl Registry {
     #[tracing::instrument(name = "registry.create_run", level = "debug", skip_all, fields(%project))]
     pub async fn create_run(&self, caller: &Caller, project: &str, request: RunRequest) -> Result<Run> {
         self.enter(caller, Action::RunWrite, Resource::project(project)).await?;
-        let experiment = match request.experiment_number {
-            Some(number) => ExperimentChoice::Numbered(number),
-            None => {
-                check_title("an experiment", &request.experiment)?;
-                ExperimentChoice::Named(request.experiment.clone())
-            }
+        let experiment = if let Some(number) = request.experiment_number {
+            ExperimentChoice::Numbered(number)
+        } else {
+            check_title("an experiment", &request.experiment)?;
+            ExperimentChoice::Named(request.experiment.clone())
         };
         if !request.name.is_empty() {
             check_title("a run", &request.name)?;

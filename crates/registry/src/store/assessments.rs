@@ -145,10 +145,10 @@ impl AssessmentStore for SqlStore<P> {
         let mut tx = self.pools.begin().await?;
         let trace_id = assessment.trace_id.as_str();
         Self::hold_trace(&mut tx, project, trace_id).await?;
-        if let Some(overridden) = &assessment.overrides {
-            if Self::mark_assessment(&mut tx, project, trace_id, overridden, false).await? == 0 {
-                return Err(no_assessment(trace_id, overridden));
-            }
+        if let Some(overridden) = &assessment.overrides
+            && Self::mark_assessment(&mut tx, project, trace_id, overridden, false).await? == 0
+        {
+            return Err(no_assessment(trace_id, overridden));
         }
         Self::upsert_assessment(&mut tx, project, assessment).await?;
         let made = Self::assessment_in(&mut tx, project, trace_id, &assessment.assessment_id).await?;

@@ -207,33 +207,30 @@ impl SqlStore<P> {
             }
         }
         let named = Self::named_experiment_in(tx, &scope.project, &item.name).await?;
-        let (id, outcome) = match named {
-            Some(found) => {
-                let id = found.experiment_id.parse().unwrap_or(-1);
-                if Self::has_content(tx, &scope.project, id).await? {
-                    return Err(Error::Exists(format!(
-                        "experiment `{}` cannot be imported: there is one with this name and with content that was not \
-                         imported from {}; import it under another name",
-                        item.name, scope.source
-                    )));
-                }
-                (id, ImportOutcome::Adopted)
+        let (id, outcome) = if let Some(found) = named {
+            let id = found.experiment_id.parse().unwrap_or(-1);
+            if Self::has_content(tx, &scope.project, id).await? {
+                return Err(Error::Exists(format!(
+                    "experiment `{}` cannot be imported: there is one with this name and with content that was not \
+                     imported from {}; import it under another name",
+                    item.name, scope.source
+                )));
             }
-            None => {
-                let query = "UPDATE counter SET value = value + 1 WHERE name = 'experiment' RETURNING value";
-                let id: i64 = sqlx::query_scalar(query).fetch_one(&mut **tx).await?;
-                sqlx::query(
-                    "INSERT INTO experiment (id, project, name, lifecycle, artifact_location, created_at, updated_at)
-                     VALUES ($1, $2, $3, 'active', '', $4, $4)",
-                )
-                .bind(id)
-                .bind(&scope.project)
-                .bind(&item.name)
-                .bind(millis(item.created_ms))
-                .execute(&mut **tx)
-                .await?;
-                (id, ImportOutcome::Created)
-            }
+            (id, ImportOutcome::Adopted)
+        } else {
+            let query = "UPDATE counter SET value = value + 1 WHERE name = 'experiment' RETURNING value";
+            let id: i64 = sqlx::query_scalar(query).fetch_one(&mut **tx).await?;
+            sqlx::query(
+                "INSERT INTO experiment (id, project, name, lifecycle, artifact_location, created_at, updated_at)
+                 VALUES ($1, $2, $3, 'active', '', $4, $4)",
+            )
+            .bind(id)
+            .bind(&scope.project)
+            .bind(&item.name)
+            .bind(millis(item.created_ms))
+            .execute(&mut **tx)
+            .await?;
+            (id, ImportOutcome::Created)
         };
         Self::set_experiment_texts(tx, id, item).await?;
         Self::remember_import(tx, scope, kind, &item.source_id, &id.to_string()).await?;

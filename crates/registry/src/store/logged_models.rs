@@ -212,7 +212,7 @@ fn statement(dialect: Dialect, project: &str, search: &LoggedModelSearch) -> Res
     if let Some(filter) = &search.filter {
         sql.push(" AND ");
         push_filter(&mut sql, filter, &|sql, clause| {
-            push_clause(sql, clause, &search.datasets)
+            push_clause(sql, clause, &search.datasets);
         });
     }
     sql.push(" ORDER BY ");

@@ -205,12 +205,11 @@ impl SqlStore<P> {
                 .await?;
             let present: BTreeMap<String, String> = present.into_iter().collect();
             for ((of, key), new) in params {
-                if *of == run_id {
-                    if let Some(old) = present.get(*key) {
-                        if old != **new {
-                            return Err(param_changed((run_id, key), old, new));
-                        }
-                    }
+                if *of == run_id
+                    && let Some(old) = present.get(*key)
+                    && old != **new
+                {
+                    return Err(param_changed((run_id, key), old, new));
                 }
             }
         }

@@ -206,10 +206,10 @@ impl SqlStore<P> {
 impl RunStore for SqlStore<P> {
     async fn create_run(&self, new: &NewRun) -> Result<Run> {
         let mut tx = self.pools.begin().await?;
-        if new.idempotency_key.is_some() {
-            if let Some(run) = Self::repeated_run(&mut tx, new).await? {
-                return Ok(run);
-            }
+        if new.idempotency_key.is_some()
+            && let Some(run) = Self::repeated_run(&mut tx, new).await?
+        {
+            return Ok(run);
         }
         let home = Self::experiment_of(&mut tx, new).await?;
         let inserted = sqlx::query(

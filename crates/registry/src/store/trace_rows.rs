@@ -65,6 +65,7 @@ struct UsageRow {
 }
 
 #[derive(sqlx::FromRow)]
+#[expect(clippy::struct_field_names, reason = "the names of columns")]
 pub(super) struct CostRow {
     input_cost: Option<f64>,
     output_cost: Option<f64>,

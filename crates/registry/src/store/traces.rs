@@ -356,10 +356,10 @@ impl TraceStore for SqlStore<P> {
                 }
             }
         }
-        if deleted > 0 {
-            if let Some(event) = event {
-                Self::append_audit(&mut tx, event).await?;
-            }
+        if deleted > 0
+            && let Some(event) = event
+        {
+            Self::append_audit(&mut tx, event).await?;
         }
         tx.commit().await?;
         Ok(deleted)

@@ -229,7 +229,12 @@ impl TrackingStore for SqlStore<P> {
             "UPDATE run SET status = $1, end_time = $2, name = $3, lifecycle = $4, deleted_at = $5 WHERE id = $6",
         )
         .bind(changing.status.unwrap_or(before.status).as_str())
-        .bind(changing.end_time.or(before.end_time).map(|time| time.as_micros()))
+        .bind(
+            changing
+                .end_time
+                .or(before.end_time)
+                .map(modelyard_common::Timestamp::as_micros),
+        )
         .bind(changing.name.as_ref().unwrap_or(&before.name))
         .bind(lifecycle.as_str())
         .bind(deleted_at)

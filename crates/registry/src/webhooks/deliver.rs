@@ -154,6 +154,7 @@ fn refusal(answer: &Answer) -> String {
 mod tests {
     use super::*;
 
+    #[expect(clippy::unnecessary_wraps, reason = "it stands beside errors")]
     fn answer(status: u16) -> Result<Answer, SendError> {
         Ok(Answer {
             status,

@@ -272,7 +272,7 @@ async fn keys(server: &ServerArguments) -> anyhow::Result<()> {
         return output::print_json(&json!({ "items": items }));
     }
     if items.is_empty() {
-        eprintln!("there is no key yet: it is made at the first signature, `modelyard audit sign`");
+        output::hint("there is no key yet: it is made at the first signature, `modelyard audit sign`");
     }
     for key in &items {
         let pem = key.get("public_key").and_then(Value::as_str);

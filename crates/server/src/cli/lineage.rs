@@ -1,6 +1,6 @@
 //! `lineage`, and `models alias`: where things come from, and what was in production at a time.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, fmt::Write as _};
 
 use anyhow::bail;
 use clap::{Args, ValueEnum};
@@ -175,10 +175,10 @@ fn line(answer: &Value, id: &str) -> String {
     let state = node.map(|node| field(node, "state")).unwrap_or_default();
     let mut line = id.to_owned();
     if !name.is_empty() && !id.contains(name) {
-        line.push_str(&format!(" {name}"));
+        let _ = write!(line, " {name}");
     }
     if !state.is_empty() {
-        line.push_str(&format!(" ({state})"));
+        let _ = write!(line, " ({state})");
     }
     line
 }

@@ -120,7 +120,10 @@ fn files_below(folder: &Path) -> anyhow::Result<BTreeMap<String, PathBuf>> {
 
 /// The ONNX file of a folder that has no description: the only one, or `model.onnx` among several.
 fn onnx_file(names: &BTreeMap<String, PathBuf>, folder: &Path) -> Result<String, UsageError> {
-    let found: Vec<&String> = names.keys().filter(|name| name.ends_with(".onnx")).collect();
+    let found: Vec<&String> = names
+        .keys()
+        .filter(|name| name.strip_suffix(".onnx").is_some())
+        .collect();
     let chosen = match found.as_slice() {
         [only] => Some((*only).clone()),
         several => several

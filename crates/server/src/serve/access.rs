@@ -228,10 +228,10 @@ impl Watcher {
                 return Status::resource_exhausted("the registry's identities are larger than this version takes");
             }
             whole.extend_from_slice(&update.part);
-            if update.is_last_part {
-                if let Err(error) = self.take(update.revision, &std::mem::take(&mut whole)) {
-                    tracing::error!(%error, revision = update.revision, "identities are refused: the last good ones stay");
-                }
+            if update.is_last_part
+                && let Err(error) = self.take(update.revision, &std::mem::take(&mut whole))
+            {
+                tracing::error!(%error, revision = update.revision, "identities are refused: the last good ones stay");
             }
         }
     }

@@ -1,6 +1,6 @@
 //! What the benchmark of the registry prints.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, fmt::Write as _};
 
 use anyhow::Result;
 use serde::Serialize;
@@ -98,13 +98,14 @@ fn tracking_line(name: &str, ours: Measured, theirs: Option<&Measured>) -> Strin
     if let Some(theirs) = theirs {
         let requests = ours.requests_per_second / theirs.requests_per_second;
         let cpu = theirs.cpu_ms_per_request / ours.cpu_ms_per_request;
-        line.push_str(&format!(
+        let _ = write!(
+            line,
             "; MLflow's server: {:.0} and {:.1}, so {requests:.0} times the requests ({}), {cpu:.0} times less CPU ({})",
             theirs.requests_per_second,
             theirs.cpu_ms_per_request,
             at_least(requests, MIN_REQUESTS),
             at_least(cpu, MIN_CPU)
-        ));
+        );
     }
     line
 }

@@ -1,6 +1,6 @@
 //! Requests that no polite client sends, and what the system tells of a server.
 
-use std::{fs, net::SocketAddr, path::Path};
+use std::{fmt::Write as _, fs, net::SocketAddr, path::Path};
 
 use anyhow::{Context, Result};
 use modelyard_testkit::wait;
@@ -30,13 +30,14 @@ pub async fn send(url: &str, request: &[u8]) -> Result<(u16, String)> {
 pub fn request(start: &str, headers: &[(&str, &str)], body: &str) -> Vec<u8> {
     let mut text = format!("{start} HTTP/1.1\r\nConnection: close\r\n");
     for (name, value) in headers {
-        text.push_str(&format!("{name}: {value}\r\n"));
+        let _ = write!(text, "{name}: {value}\r\n");
     }
     if !body.is_empty() {
-        text.push_str(&format!(
+        let _ = write!(
+            text,
             "Content-Type: application/json\r\nContent-Length: {}\r\n",
             body.len()
-        ));
+        );
     }
     text.push_str("\r\n");
     text.push_str(body);

@@ -1,6 +1,6 @@
 //! Ids, paths, headers, origins and bodies.
 
-use std::{io::Write as _, ops::RangeInclusive};
+use std::{fmt::Write as _, io::Write as _, ops::RangeInclusive};
 
 use anyhow::{Context, Result};
 use flate2::{Compression, write::GzEncoder};
@@ -323,7 +323,7 @@ pub async fn other_origins_are_refused(open: &mut Open) -> Result<()> {
                  Content-Type: application/grpc\r\nTE: trailers\r\nmodelyard-service: gateway\r\nContent-Length: 5\r\n"
                 .to_owned();
             for (name, value) in &headers {
-                request.push_str(&format!("{name}: {value}\r\n"));
+                let _ = write!(request, "{name}: {value}\r\n");
             }
             request.push_str("\r\n\0\0\0\0\0");
             let (status, answer) = raw::send(&internal, request.as_bytes()).await?;

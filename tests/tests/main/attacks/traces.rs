@@ -162,7 +162,9 @@ pub async fn nothing_confidential_is_written(scene: &mut Scene, log: &Path) -> R
         }
     }
     let mut found = Vec::new();
-    events.iter().for_each(|page| texts(page, &mut found));
+    for page in &events {
+        texts(page, &mut found);
+    }
     let mut harmful: Vec<_> = found
         .into_iter()
         .filter(|text| text.chars().any(is_harmful))

@@ -66,7 +66,7 @@ impl Installation {
             .post(format!("{}/api/v1/tokens", installation.url))
             .basic_auth("admin", Some(ADMIN_PASSWORD))
             .json(&json!({"name": "test"}));
-        installation.admin = text(&accepted(order).await?, "/token")?.to_owned();
+        text(&accepted(order).await?, "/token")?.clone_into(&mut installation.admin);
         // In other processes the token counts a moment later.
         installation
             .wait_status(&installation.url, &installation.admin, 200)

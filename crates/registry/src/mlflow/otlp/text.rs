@@ -58,8 +58,8 @@ fn value(any: &Json) -> Option<Json> {
         return Some(Json::Null);
     };
     Some(match (name.as_str(), told) {
-        ("stringValue" | "string_value" | "bytesValue" | "bytes_value", Json::Text(_)) => told.clone(),
-        ("boolValue" | "bool_value", Json::Bool(_)) => told.clone(),
+        ("stringValue" | "string_value" | "bytesValue" | "bytes_value", Json::Text(_))
+        | ("boolValue" | "bool_value", Json::Bool(_)) => told.clone(),
         ("intValue" | "int_value", told) => Json::Integer(whole(told)?),
         ("doubleValue" | "double_value", Json::Integer(number)) => Json::Number(*number as f64),
         ("doubleValue" | "double_value", Json::Number(number)) => Json::Number(*number),

@@ -1,7 +1,10 @@
 //! The statements by which lineage is followed. Each goes by an index, and each holds what it finds to the project.
 
 use crate::model::lineage::{
-    ObjectKind::{self, *},
+    ObjectKind::{
+        self, DatasetInput, DatasetVersion, Endpoint, Experiment, LoggedModel, ModelVersion, PipelineRun, Prediction,
+        Run,
+    },
     Relation,
 };
 

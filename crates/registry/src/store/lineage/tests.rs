@@ -36,8 +36,11 @@ fn run(sql: &mut String, project: &str, experiment: i64, id: &str) {
 }
 
 fn version(sql: &mut String, project: &str, number: u64, more: &[(&str, String)]) {
-    let names: String = more.iter().map(|(name, _)| format!(", {name}")).collect();
-    let values: String = more.iter().map(|(_, value)| format!(", {value}")).collect();
+    let (mut names, mut values) = (String::new(), String::new());
+    for (name, value) in more {
+        let _ = write!(names, ", {name}");
+        let _ = write!(values, ", {value}");
+    }
     let _ = write!(
         sql,
         "INSERT INTO model_version (project, model, version, description, format, artifact_digest, artifact_size_bytes,

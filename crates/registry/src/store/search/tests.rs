@@ -223,6 +223,7 @@ fn text_holds(text: &str, clause: &Clause) -> bool {
     }
 }
 
+#[expect(clippy::float_cmp, reason = "a filter compares exactly")]
 fn number_holds(number: f64, clause: &Clause) -> bool {
     let value = match clause.value {
         Value::Integer(value) => value as f64,
@@ -280,8 +281,7 @@ fn ordered(left: &Known, right: &Known, order: &Order) -> Ordering {
     }
     let key = order.key.as_str();
     let descending = order.descending;
-    let compare =
-        |left: Option<&String>, right: Option<&String>| by(left, right, descending, |left, right| left.cmp(right));
+    let compare = |left: Option<&String>, right: Option<&String>| by(left, right, descending, std::cmp::Ord::cmp);
     let times = |left: Option<i64>, right: Option<i64>| by(left, right, descending, i64::cmp);
     match order.entity {
         Entity::Metric => {

@@ -302,7 +302,7 @@ impl MetricQuestion {
 }
 
 /// Adds the value at a part of the way from the least to the greatest: the two beside it, each as far as the other is away.
-fn push_percentile<'a>(sql: &'a mut Sql, part: f64) -> &'a mut Sql {
+fn push_percentile(sql: &mut Sql, part: f64) -> &mut Sql {
     sql.push("SUM(CASE WHEN ABS(m.place - m.last * ")
         .bind(Bind::Number(part));
     sql.push(") < 1 THEN m.v * (1 - ABS(m.place - m.last * ")

@@ -488,7 +488,7 @@ mod tests {
         assert_eq!(pause(0, None), FIRST_PAUSE);
         assert_eq!(pause(2, None), 4 * FIRST_PAUSE);
         assert_eq!(pause(0, Some(Duration::from_secs(3))), Duration::from_secs(3));
-        assert_eq!(pause(60, Some(Duration::from_secs(3600))), LONGEST_PAUSE);
+        assert_eq!(pause(60, Some(Duration::from_hours(1))), LONGEST_PAUSE);
     }
 
     #[test]
