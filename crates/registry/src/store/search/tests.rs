@@ -281,7 +281,7 @@ fn ordered(left: &Known, right: &Known, order: &Order) -> Ordering {
     }
     let key = order.key.as_str();
     let descending = order.descending;
-    let compare = |left: Option<&String>, right: Option<&String>| by(left, right, descending, std::cmp::Ord::cmp);
+    let compare = |left: Option<&String>, right: Option<&String>| by(left, right, descending, Ord::cmp);
     let times = |left: Option<i64>, right: Option<i64>| by(left, right, descending, i64::cmp);
     match order.entity {
         Entity::Metric => {

@@ -166,11 +166,7 @@ pub(super) fn push_part(sql: &mut Sql, filter: &Filter, scope: Scope<'_>) {
         }
         Filter::All(parts) => {
             let of_spans = |part: &&Filter| matches!(part, Filter::Clause(clause) if clause.entity == Entity::Span);
-            let spans: Vec<&Clause> = parts
-                .iter()
-                .filter(of_spans)
-                .flat_map(crate::search::Filter::required)
-                .collect();
+            let spans: Vec<&Clause> = parts.iter().filter(of_spans).flat_map(Filter::required).collect();
             let mut separator = "(";
             for part in parts.iter().filter(|part| !of_spans(part)) {
                 sql.push(separator);

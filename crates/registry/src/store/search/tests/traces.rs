@@ -252,7 +252,8 @@ fn said_holds(said: &Said, clause: &Clause) -> bool {
             said.value.as_f64().is_some_and(|number| number_holds(number, clause))
         }
         (operator @ (Operator::Equal | Operator::NotEqual), Value::Text(text)) => {
-            let is_equal = json == *text || json == json!(text);
+            let quoted = json!(text).to_string();
+            let is_equal = json == *text || json == quoted;
             is_equal == (operator == Operator::Equal)
         }
         _ => text_holds(&json, clause),
