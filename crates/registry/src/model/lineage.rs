@@ -1,12 +1,13 @@
 //! Where things come from and what became of them, as a graph.
 
 use std::{
+    borrow::Cow,
     collections::BTreeSet,
     fmt::{self, Write as _},
     str::FromStr,
 };
 
-use modelyard_auth::{Action, Kind, Resource};
+use modelyard_auth::{Action, Kind};
 use modelyard_common::{Timestamp, name::check_name};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -87,15 +88,14 @@ impl Object {
     }
 
     /// What a caller needs to see it: what it needs to read the thing itself. A prediction shows here which endpoint and
-    /// version answered, and nothing of what was asked.
+    /// version answered, and nothing of what was asked. Without a kind and a name it is the project that is asked for.
     #[must_use]
-    pub fn permission<'a>(&'a self, project: &'a str) -> (Action, Resource<'a>) {
-        let named = |kind, name| Resource::named(kind, project, name);
+    pub fn permission(&self) -> (Action, Option<(Kind, Cow<'_, str>)>) {
+        let named = |kind, name| Some((kind, Cow::Borrowed(name)));
         match self {
-            Self::Experiment(_) | Self::DatasetInput(..) | Self::LoggedModel(_) => {
-                (Action::RunRead, Resource::project(project))
-            }
-            Self::Run(id) => (Action::RunRead, named(Kind::Run, id)),
+            Self::DatasetInput(..) | Self::LoggedModel(_) => (Action::RunRead, None),
+            Self::Experiment(id) => (Action::RunRead, Some((Kind::Experiment, id.to_string().into()))),
+            Self::Run(id) => (Action::RunRead, named(Kind::Run, id.as_str())),
             Self::PipelineRun(id) => (Action::PipelineRead, named(Kind::PipelineRun, id)),
             Self::DatasetVersion(name, _) => (Action::DatasetRead, named(Kind::Dataset, name)),
             Self::ModelVersion(name, _) => (Action::ModelRead, named(Kind::Model, name)),
@@ -496,6 +496,16 @@ impl Graph {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_experiment_is_asked_for_by_its_number() {
+        let named = Some((Kind::Experiment, Cow::Borrowed("7")));
+        assert_eq!(Object::Experiment(7).permission(), (Action::RunRead, named));
+        assert_eq!(
+            Object::LoggedModel("m-1".to_owned()).permission(),
+            (Action::RunRead, None)
+        );
+    }
 
     #[test]
     fn addresses_are_read_and_written() {

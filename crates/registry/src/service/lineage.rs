@@ -1,6 +1,6 @@
 //! Where things come from and what became of them.
 
-use std::collections::BTreeSet;
+use std::{borrow::Cow, collections::BTreeSet};
 
 use modelyard_auth::{Action, Caller, Kind, Resource};
 
@@ -9,6 +9,13 @@ use crate::{
     error::{Error, Result},
     model::lineage::{Address, DEFAULT_DEPTH, Direction, Lineage, MAX_DEPTH, Object},
 };
+
+fn resource_of<'a>(project: &'a str, named: Option<&'a (Kind, Cow<'_, str>)>) -> Resource<'a> {
+    match named {
+        Some((kind, name)) => Resource::named(*kind, project, name),
+        None => Resource::project(project),
+    }
+}
 
 impl Registry {
     /// The lineage of an object, as far as the caller may see it.
@@ -38,8 +45,8 @@ impl Registry {
                 Object::ModelVersion(model, version)
             }
         };
-        let (action, resource) = root.permission(project);
-        self.enter(caller, action, resource).await?;
+        let (action, named) = root.permission();
+        self.enter(caller, action, resource_of(project, named.as_ref())).await?;
         let depth = depth.unwrap_or(DEFAULT_DEPTH);
         if !(1..=MAX_DEPTH).contains(&depth) {
             return Err(Error::request(format!("depth is {depth}: write 1 to {MAX_DEPTH}")));
@@ -48,7 +55,8 @@ impl Registry {
         let graph = graph.ok_or_else(|| Error::not_found("object", of, "check its kind, name and version"))?;
         let mut visible = BTreeSet::from([root.clone()]);
         for found in &graph.objects {
-            let (action, resource) = found.object.permission(project);
+            let (action, named) = found.object.permission();
+            let resource = resource_of(project, named.as_ref());
             // A part that is left out is no refusal, and is not written down as one.
             if found.object != root && caller.may(action, resource) {
                 self.enter(caller, action, resource).await?;
