@@ -1,6 +1,7 @@
 //! Worker threads behind a queue: concurrent requests in, each caller's own rows out.
 
 use std::{
+    fmt,
     future::Future,
     pin::pin,
     sync::{
@@ -19,11 +20,13 @@ use tokio::{
 };
 
 use crate::{
+    backend::{Backend, Run, Source},
     error::{Error, Result},
-    instance::{Instance, Run},
-    model::{Model, ModelFacts},
+    model::{InputShapes, Model, ModelFacts, Parts, warm},
+    options::{BatcherOptions, Terms},
     probe::Batching,
-    queue::{BatcherOptions, Job, Queue},
+    queue::{Job, Next, Queue, Ran},
+    ragged::Ragged,
     signature::Signature,
     statistics::{Counters, Statistics},
     tensor::Tensor,
@@ -42,50 +45,72 @@ pub struct Prediction {
     pub batch_rows: usize,
 }
 
-/// A model at work: a bounded queue, and a thread for each of the model's sessions. A worker that becomes free takes
+/// A model at work: a bounded queue, and a thread for each of the model's backends. A worker that becomes free takes
 /// what waits, as one batch where rows can be merged, so batches grow with the load and an idle model adds no delay.
-#[derive(Debug)]
+/// While workers have no rest another one is added, up to as many as the model may have; one that has nothing to do for a
+/// minute ends.
 pub struct Predictor {
     shared: Arc<Shared>,
 }
 
-#[derive(Debug)]
 struct Shared {
     facts: Arc<ModelFacts>,
     queue: Queue,
     /// Cleared when a merged run could not be taken apart, which the trial at load did not show.
     merge: AtomicBool,
-    counters: Counters,
+    counters: Arc<Counters>,
     workers: watch::Sender<usize>,
+    /// Where further backends come from, and what they are warmed with.
+    source: Arc<dyn Source>,
+    recorded: Vec<InputShapes>,
+}
+
+impl fmt::Debug for Predictor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Predictor")
+            .field("facts", &self.shared.facts)
+            .field("workers", &self.workers())
+            .finish_non_exhaustive()
+    }
 }
 
 impl Predictor {
-    /// Starts a worker thread for each of the model's sessions.
+    /// Starts a worker thread for each of the model's backends.
     ///
     /// # Errors
     /// `InvalidOptions`, or `Thread` if the system refuses a thread.
     pub fn start(model: Model, options: BatcherOptions) -> Result<Self> {
+        Self::start_counting(model, options, Arc::default())
+    }
+
+    /// As [`Predictor::start`], counting on where another one stopped.
+    ///
+    /// # Errors
+    /// As [`Predictor::start`].
+    pub fn start_counting(model: Model, options: BatcherOptions, counters: Arc<Counters>) -> Result<Self> {
         options.validate()?;
-        let (facts, instances) = model.into_parts();
+        let Parts {
+            facts,
+            backends,
+            source,
+            most,
+            recorded,
+        } = model.into_parts();
+        let ragged = Ragged::new(&facts.signature, &options.ragged)?;
         let predictor = Self {
             shared: Arc::new(Shared {
                 merge: AtomicBool::new(facts.batching == Batching::Rows),
                 facts,
-                queue: Queue::new(options),
-                counters: Counters::default(),
-                workers: watch::Sender::new(instances.len()),
+                queue: Queue::new(options, ragged, backends.len(), most),
+                counters,
+                workers: watch::Sender::new(0),
+                source,
+                recorded,
             }),
         };
-        for (index, instance) in instances.into_iter().enumerate() {
-            let worker = Worker {
-                instance,
-                alive: Alive(Arc::clone(&predictor.shared)),
-            };
+        for backend in backends {
             // On failure the predictor is dropped, which ends the workers that did start.
-            thread::Builder::new()
-                .name(format!("predict-{index}"))
-                .spawn(move || worker.work())
-                .map_err(|source| Error::Thread { source })?;
+            predictor.shared.employ(move |_| Some(backend))?;
         }
         Ok(predictor)
     }
@@ -105,9 +130,30 @@ impl Predictor {
         }
     }
 
+    /// How requests are queued and merged.
+    pub fn options(&self) -> &BatcherOptions {
+        self.shared.queue.options()
+    }
+
+    /// The workers, each with a backend of its own.
+    pub fn workers(&self) -> usize {
+        *self.shared.workers.borrow()
+    }
+
     /// The requests that wait for a worker.
     pub fn queued(&self) -> usize {
         self.shared.queue.len()
+    }
+
+    /// How long a request that comes now would wait, by what the runs before it took; zero where nothing waits or too
+    /// little is known.
+    pub fn expected_wait(&self) -> Duration {
+        self.shared.queue.expected_wait()
+    }
+
+    /// About how much memory the model takes, in bytes.
+    pub fn memory_bytes(&self) -> u64 {
+        self.shared.source.memory_bytes().saturating_mul(self.workers() as u64)
     }
 
     /// What was counted so far.
@@ -115,16 +161,34 @@ impl Predictor {
         self.shared.counters.snapshot()
     }
 
+    /// Predicts on the usual terms.
+    ///
+    /// # Errors
+    /// As [`Predictor::predict_on`].
+    pub async fn predict(&self, inputs: Vec<Tensor>, deadline: Option<Instant>) -> Result<Prediction> {
+        let terms = Terms {
+            deadline,
+            ..Terms::default()
+        };
+        self.predict_on(terms, inputs).await
+    }
+
     /// Predicts. Dropping the future withdraws the request; it costs no run unless one has begun. With a deadline this
     /// must be called within a tokio runtime that has its timer enabled.
     ///
     /// # Errors
-    /// `InvalidInputs` or `InvalidTensor` if the inputs do not fit the signature, `QueueFull` at once when it is,
-    /// `DeadlineExceeded` on time, `Closed` after [`Predictor::close`], `RunFailed` if the model fails on these inputs
-    /// (never for another request's), `InvalidOutput` if what came out cannot be carried.
-    pub async fn predict(&self, inputs: Vec<Tensor>, deadline: Option<Instant>) -> Result<Prediction> {
-        let reply = self.submit(inputs, deadline)?;
-        let reply = match deadline {
+    /// `InvalidInputs` or `InvalidTensor` if the inputs do not fit the signature; `QueueFull`, at once or when requests
+    /// come whose turn is before this one's; `Overloaded` at once if it would wait for too long; `DeadlineExceeded` on
+    /// time, `Closed` after [`Predictor::close`], `RunFailed` if the model fails on these inputs (never for another
+    /// request's), `InvalidOutput` if what came out cannot be carried.
+    pub async fn predict_on(&self, terms: Terms, inputs: Vec<Tensor>) -> Result<Prediction> {
+        let shared = &self.shared;
+        let (inputs, rows) = shared.facts.accept(inputs)?;
+        if let Some(backend) = shared.borrow(rows, terms.deadline) {
+            return shared.run_at_once(backend, &inputs, rows);
+        }
+        let reply = self.submit(inputs, rows, terms)?;
+        let reply = match terms.deadline {
             None => reply.await,
             Some(deadline) => timeout_at(deadline.into(), reply)
                 .await
@@ -138,7 +202,12 @@ impl Predictor {
     /// # Errors
     /// As [`Predictor::predict`].
     pub fn predict_blocking(&self, inputs: Vec<Tensor>, deadline: Option<Instant>) -> Result<Prediction> {
-        let reply = self.submit(inputs, deadline)?;
+        let terms = Terms {
+            deadline,
+            ..Terms::default()
+        };
+        let (inputs, rows) = self.shared.facts.accept(inputs)?;
+        let reply = self.submit(inputs, rows, terms)?;
         block_on(reply, deadline)
             .ok_or(Error::DeadlineExceeded)?
             .unwrap_or_else(|_| Err(worker_gone()))
@@ -160,25 +229,37 @@ impl Predictor {
         block_on(self.drained(), None);
     }
 
-    fn submit(&self, inputs: Vec<Tensor>, deadline: Option<Instant>) -> Result<oneshot::Receiver<Result<Prediction>>> {
-        let (inputs, rows) = self.shared.facts.accept(inputs)?;
+    /// Enqueues inputs that were accepted.
+    fn submit(
+        &self,
+        inputs: Vec<Tensor>,
+        rows: Option<usize>,
+        terms: Terms,
+    ) -> Result<oneshot::Receiver<Result<Prediction>>> {
+        let shared = &self.shared;
         let enqueued = Instant::now();
-        if deadline.is_some_and(|deadline| deadline <= enqueued) {
-            self.shared.counters.expired.add(1);
+        if terms.deadline.is_some_and(|deadline| deadline <= enqueued) {
+            shared.counters.expired.add(1);
             return Err(Error::DeadlineExceeded);
         }
         let (reply, receiver) = oneshot::channel();
+        let ragged = shared.queue.ragged();
         let job = Job {
             elements: inputs.iter().map(Tensor::elements).sum(),
+            length: if ragged.is_empty() {
+                None
+            } else {
+                ragged.length(&inputs)
+            },
             inputs,
             rows,
-            deadline,
+            terms,
             enqueued,
             reply,
         };
-        self.shared.queue.push(job).inspect_err(|error| {
-            if matches!(error, Error::QueueFull { .. }) {
-                self.shared.counters.rejected.add(1);
+        shared.queue.push(job, &shared.counters).inspect_err(|error| {
+            if matches!(error, Error::QueueFull { .. } | Error::Overloaded { .. }) {
+                shared.counters.rejected.add(1);
             }
         })?;
         Ok(receiver)
@@ -191,10 +272,83 @@ impl Drop for Predictor {
     }
 }
 
-/// A thread's share: one session.
+impl Shared {
+    /// What runs the model, where the request is so little work that it is done here and now.
+    fn borrow(&self, rows: Option<usize>, deadline: Option<Instant>) -> Option<Box<dyn Backend>> {
+        // Of other models the work is not known by the rows.
+        let rows = rows.filter(|rows| *rows > 0 && self.facts.rows_are_fixed)?;
+        if deadline.is_some_and(|deadline| deadline <= Instant::now()) {
+            return None;
+        }
+        self.queue.borrow(rows)
+    }
+
+    fn run_at_once(&self, mut backend: Box<dyn Backend>, inputs: &[Tensor], rows: Option<usize>) -> Result<Prediction> {
+        let started = Instant::now();
+        let result = backend.run(&self.facts.signature, &[inputs]);
+        let rows = rows.unwrap_or(1);
+        let ran = result.is_ok().then(|| Ran {
+            work: rows,
+            took: started.elapsed(),
+        });
+        self.queue.give_back(backend, ran);
+        let run = result.inspect_err(|_| {
+            self.counters.failed.add(1);
+            self.counters.failed_time.add_time(started.elapsed());
+        })?;
+        self.counters.ran(1, rows, run.times);
+        Ok(Prediction {
+            outputs: run.outputs.into_iter().next().unwrap_or_default(),
+            queue_time: Duration::ZERO,
+            compute_time: run.times.total(),
+            batch_rows: rows,
+        })
+    }
+
+    /// Starts a worker with a backend, which is made on the worker's own thread.
+    fn employ(
+        self: &Arc<Self>,
+        backend: impl FnOnce(&Self) -> Option<Box<dyn Backend>> + Send + 'static,
+    ) -> Result<()> {
+        self.workers.send_modify(|workers| *workers += 1);
+        let alive = Alive(Arc::clone(self));
+        thread::Builder::new()
+            .name("predict".to_owned())
+            .spawn(move || {
+                if let Some(backend) = backend(&alive.0) {
+                    let backend = Some(backend);
+                    Worker { backend, alive }.work();
+                }
+            })
+            .map(drop)
+            .map_err(|source| Error::Thread { source })
+    }
+
+    /// One more worker, if there can be.
+    fn grow(self: &Arc<Self>) {
+        let open = |shared: &Self| {
+            let opened = shared.source.open().inspect(|_| shared.queue.grown(true));
+            let mut backend = opened
+                .inspect_err(|error| {
+                    tracing::warn!(%error, "the model gets no further worker");
+                    shared.queue.grown(false);
+                })
+                .ok()?;
+            // Zeros may be no valid input; real ones will tell.
+            let _ = warm(&mut *backend, &shared.facts, &shared.recorded);
+            Some(backend)
+        };
+        if let Err(error) = self.employ(open) {
+            tracing::warn!(%error, "the model gets no further worker");
+            self.queue.grown(false);
+        }
+    }
+}
+
+/// A thread's share: one backend.
 struct Worker {
-    // Before `alive`, so that the session is freed when the worker is counted out.
-    instance: Instance,
+    // Before `alive`, so that the backend is freed when the worker is counted out. None: others use it while this one waits.
+    backend: Option<Box<dyn Backend>>,
     alive: Alive,
 }
 
@@ -210,24 +364,37 @@ impl Drop for Alive {
 impl Worker {
     fn work(mut self) {
         let shared = Arc::clone(&self.alive.0);
+        let mut ran = None;
         loop {
             let merge = shared.merge.load(Ordering::Relaxed);
-            let Some(batch) = shared.queue.next_batch(&shared.facts, merge, &shared.counters) else {
-                return;
+            let (queue, facts, counters) = (&shared.queue, &shared.facts, &shared.counters);
+            let batch = match queue.next_batch(facts, merge, counters, ran.take(), &mut self.backend) {
+                Next::Batch(batch) => batch,
+                Next::BatchAndWorker(batch) => {
+                    shared.grow();
+                    batch
+                }
+                Next::End => return,
             };
-            self.answer(&shared, batch.jobs);
+            ran = self.answer(&shared, batch.jobs);
         }
     }
 
     /// Runs the jobs together. If that fails, halves of them, down to single ones: a request that the model cannot
-    /// take fails alone.
-    fn answer(&mut self, shared: &Shared, jobs: Vec<Job>) {
+    /// take fails alone. Tells what the whole run took, if it did not fail.
+    fn answer(&mut self, shared: &Shared, jobs: Vec<Job>) -> Option<Ran> {
+        let mut ran = None;
         let mut batches = vec![jobs];
         while let Some(mut jobs) = batches.pop() {
             let started = Instant::now();
-            let requests: Vec<&[Tensor]> = jobs.iter().map(|job| job.inputs.as_slice()).collect();
-            match self.instance.run(&shared.facts.signature, &requests) {
-                Ok(run) => deliver(shared, jobs, run, started),
+            match self.run(shared, &jobs) {
+                Ok(run) => {
+                    let work = deliver(shared, jobs, run, started);
+                    ran = batches.is_empty().then(|| Ran {
+                        work,
+                        took: started.elapsed(),
+                    });
+                }
                 Err(error) if jobs.len() > 1 => {
                     if matches!(error, Error::NotSplittable { .. }) {
                         tracing::warn!(%error, "requests to this model run one by one from now on");
@@ -240,30 +407,62 @@ impl Worker {
                 Err(error) => {
                     shared.counters.failed.add(1);
                     if let Some(job) = jobs.pop() {
+                        shared.counters.failed_time.add_time(job.enqueued.elapsed());
                         // A caller that is gone needs no answer.
                         let _ = job.reply.send(Err(error));
                     }
                 }
             }
         }
+        ran
+    }
+
+    /// Runs the jobs together, filled up to the longest where they differ.
+    fn run(&mut self, shared: &Shared, jobs: &[Job]) -> Result<Run> {
+        let signature = &shared.facts.signature;
+        let Some(backend) = &mut self.backend else {
+            return Err(worker_gone());
+        };
+        let longest = jobs.iter().filter_map(|job| job.length).max();
+        let Some(longest) = longest.filter(|longest| jobs.iter().any(|job| job.length != Some(*longest))) else {
+            let requests: Vec<&[Tensor]> = jobs.iter().map(|job| job.inputs.as_slice()).collect();
+            return backend.run(signature, &requests);
+        };
+        let ragged = shared.queue.ragged();
+        let started = Instant::now();
+        let filled = jobs
+            .iter()
+            .map(|job| ragged.fill(&job.inputs, longest))
+            .collect::<Result<Vec<_>>>()?;
+        let filling = started.elapsed();
+        let requests: Vec<&[Tensor]> = filled.iter().map(Vec::as_slice).collect();
+        let mut run = backend.run(signature, &requests)?;
+        let ended = Instant::now();
+        for (outputs, job) in run.outputs.iter_mut().zip(jobs) {
+            ragged.cut(outputs, longest, job.length.unwrap_or(longest))?;
+        }
+        run.times.input += filling;
+        run.times.output += ended.elapsed();
+        Ok(run)
     }
 }
 
-fn deliver(shared: &Shared, jobs: Vec<Job>, run: Run, started: Instant) {
-    let compute_time = run.total();
+/// Answers the jobs of a run; how much work it was.
+fn deliver(shared: &Shared, jobs: Vec<Job>, run: Run, started: Instant) -> usize {
+    let compute_time = run.times.total();
     let rows = |job: &Job| {
         job.rows
             .or_else(|| job.inputs.first().and_then(Tensor::rows))
             .unwrap_or(1)
     };
     let batch_rows: usize = jobs.iter().map(rows).sum();
+    let work = if jobs.iter().any(|job| job.rows.is_none()) {
+        1
+    } else {
+        batch_rows
+    };
     let counters = &shared.counters;
-    counters.succeeded.add(jobs.len() as u64);
-    counters.rows.add(batch_rows as u64);
-    counters.executions.add(1);
-    counters.input_time.add_time(run.input_time);
-    counters.infer_time.add_time(run.infer_time);
-    counters.output_time.add_time(run.output_time);
+    counters.ran(jobs.len(), batch_rows, run.times);
     for (job, outputs) in jobs.into_iter().zip(run.outputs) {
         let queue_time = started.saturating_duration_since(job.enqueued);
         counters.queue_time.add_time(queue_time);
@@ -275,6 +474,7 @@ fn deliver(shared: &Shared, jobs: Vec<Job>, run: Run, started: Instant) {
             batch_rows,
         }));
     }
+    work
 }
 
 fn worker_gone() -> Error {

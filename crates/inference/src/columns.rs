@@ -74,6 +74,7 @@ fn column_data(spec: &TensorSpec, column: &ArrayRef) -> Result<TensorData> {
         DataType::Int32 => TensorData::Int32(integers(name, column)?),
         DataType::Int64 => TensorData::Int64(integers(name, column)?),
         DataType::Fp16 => TensorData::Fp16(floats(name, column, half::f16::from_f64, f64::from)?),
+        DataType::Bf16 => TensorData::Bf16(floats(name, column, half::bf16::from_f64, f64::from)?),
         DataType::Fp32 => TensorData::Fp32(floats(name, column, |value| value as f32, f64::from)?),
         DataType::Fp64 => TensorData::Fp64(floats(name, column, |value| value, |value| value)?),
         DataType::Bytes => TensorData::Text(strings(name, column)?),
@@ -225,6 +226,11 @@ pub fn to_f32(tensor: &Tensor) -> Result<Vec<f32>> {
     match tensor.datatype() {
         DataType::Fp16 => Ok(tensor
             .values::<half::f16>()?
+            .iter()
+            .map(|value| value.to_f32())
+            .collect()),
+        DataType::Bf16 => Ok(tensor
+            .values::<half::bf16>()?
             .iter()
             .map(|value| value.to_f32())
             .collect()),

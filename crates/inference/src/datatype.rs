@@ -31,6 +31,8 @@ pub enum DataType {
     Int64,
     /// IEEE half precision, 2 bytes.
     Fp16,
+    /// The upper half of an IEEE single, 2 bytes.
+    Bf16,
     /// IEEE single precision, 4 bytes.
     Fp32,
     /// IEEE double precision, 8 bytes.
@@ -41,7 +43,7 @@ pub enum DataType {
 
 impl DataType {
     /// All datatypes.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 14] = [
         Self::Bool,
         Self::Uint8,
         Self::Uint16,
@@ -52,6 +54,7 @@ impl DataType {
         Self::Int32,
         Self::Int64,
         Self::Fp16,
+        Self::Bf16,
         Self::Fp32,
         Self::Fp64,
         Self::Bytes,
@@ -70,6 +73,7 @@ impl DataType {
             Self::Int32 => "INT32",
             Self::Int64 => "INT64",
             Self::Fp16 => "FP16",
+            Self::Bf16 => "BF16",
             Self::Fp32 => "FP32",
             Self::Fp64 => "FP64",
             Self::Bytes => "BYTES",
@@ -80,7 +84,7 @@ impl DataType {
     pub const fn size_bytes(self) -> Option<usize> {
         match self {
             Self::Bool | Self::Uint8 | Self::Int8 => Some(1),
-            Self::Uint16 | Self::Int16 | Self::Fp16 => Some(2),
+            Self::Uint16 | Self::Int16 | Self::Fp16 | Self::Bf16 => Some(2),
             Self::Uint32 | Self::Int32 | Self::Fp32 => Some(4),
             Self::Uint64 | Self::Int64 | Self::Fp64 => Some(8),
             Self::Bytes => None,
@@ -89,7 +93,7 @@ impl DataType {
 
     /// Whether it is a floating point type.
     pub const fn is_float(self) -> bool {
-        matches!(self, Self::Fp16 | Self::Fp32 | Self::Fp64)
+        matches!(self, Self::Fp16 | Self::Bf16 | Self::Fp32 | Self::Fp64)
     }
 
     /// All names, for messages.
@@ -110,6 +114,7 @@ impl DataType {
             TensorElementType::Int32 => Self::Int32,
             TensorElementType::Int64 => Self::Int64,
             TensorElementType::Float16 => Self::Fp16,
+            TensorElementType::Bfloat16 => Self::Bf16,
             TensorElementType::Float32 => Self::Fp32,
             TensorElementType::Float64 => Self::Fp64,
             TensorElementType::String => Self::Bytes,

@@ -3,7 +3,7 @@
 use std::fmt;
 
 use bytes::Bytes;
-use half::f16;
+use half::{bf16, f16};
 use ort::value::PrimitiveTensorElementType;
 use zerocopy::{Immutable, IntoBytes, TryFromBytes};
 
@@ -32,6 +32,8 @@ pub enum TensorData {
     Int64(Vec<i64>),
     /// Elements of `FP16`.
     Fp16(Vec<f16>),
+    /// Elements of `BF16`.
+    Bf16(Vec<bf16>),
     /// Elements of `FP32`.
     Fp32(Vec<f32>),
     /// Elements of `FP64`.
@@ -57,6 +59,7 @@ impl TensorData {
             Self::Int32(_) => DataType::Int32,
             Self::Int64(_) => DataType::Int64,
             Self::Fp16(_) => DataType::Fp16,
+            Self::Bf16(_) => DataType::Bf16,
             Self::Fp32(_) => DataType::Fp32,
             Self::Fp64(_) => DataType::Fp64,
             Self::Text(_) => DataType::Bytes,
@@ -76,11 +79,13 @@ mod sealed {
         fn typed(data: &TensorData) -> Option<&[Self]>;
         /// One element of little-endian bytes, exactly as many as it has.
         fn from_le(bytes: &[u8]) -> Option<Self>;
+        /// The element nearest to a number.
+        fn nearest(number: f64) -> Self;
     }
 }
 pub(crate) use sealed::Storage;
 
-/// A Rust type that a tensor can hold: `bool`, the integers, [`f16`](crate::f16), `f32` and `f64`.
+/// A Rust type that a tensor can hold: `bool`, the integers, [`f16`](crate::f16), [`bf16`](crate::bf16), `f32` and `f64`.
 pub trait Element:
     Storage
     + Copy
@@ -99,7 +104,7 @@ pub trait Element:
 }
 
 macro_rules! element {
-    ($type:ty, $variant:ident, $bytes:ident => $from_le:expr) => {
+    ($type:ty, $variant:ident, $bytes:ident => $from_le:expr, $number:ident => $nearest:expr) => {
         impl Storage for $type {
             fn wrap(values: Vec<Self>) -> TensorData {
                 TensorData::$variant(values)
@@ -113,17 +118,33 @@ macro_rules! element {
             fn from_le($bytes: &[u8]) -> Option<Self> {
                 $from_le
             }
+            fn nearest($number: f64) -> Self {
+                $nearest
+            }
         }
         impl Element for $type {
             const DATATYPE: DataType = DataType::$variant;
         }
     };
+    ($type:ty, $variant:ident, $number:ident => $nearest:expr) => {
+        element!(
+            $type,
+            $variant,
+            bytes => bytes.try_into().ok().map(<$type>::from_le_bytes),
+            $number => $nearest
+        );
+    };
     ($type:ty, $variant:ident) => {
-        element!($type, $variant, bytes => bytes.try_into().ok().map(<$type>::from_le_bytes));
+        element!($type, $variant, number => number as $type);
     };
 }
 
-element!(bool, Bool, bytes => match bytes { [0] => Some(false), [1] => Some(true), _ => None });
+element!(
+    bool,
+    Bool,
+    bytes => match bytes { [0] => Some(false), [1] => Some(true), _ => None },
+    number => number != 0.0
+);
 element!(u8, Uint8);
 element!(u16, Uint16);
 element!(u32, Uint32);
@@ -132,7 +153,8 @@ element!(i8, Int8);
 element!(i16, Int16);
 element!(i32, Int32);
 element!(i64, Int64);
-element!(f16, Fp16);
+element!(f16, Fp16, number => Self::from_f64(number));
+element!(bf16, Bf16, number => Self::from_f64(number));
 element!(f32, Fp32);
 element!(f64, Fp64);
 
@@ -178,6 +200,10 @@ macro_rules! with_element {
             }
             $crate::datatype::DataType::Fp16 => {
                 type $T = half::f16;
+                $numbers
+            }
+            $crate::datatype::DataType::Bf16 => {
+                type $T = half::bf16;
                 $numbers
             }
             $crate::datatype::DataType::Fp32 => {

@@ -1,6 +1,6 @@
 //! What can go wrong, and what to do about it.
 
-use std::{io, path::PathBuf};
+use std::{io, path::PathBuf, time::Duration};
 
 use modelyard_common::error::{ErrorKind, Fault};
 
@@ -134,6 +134,16 @@ pub enum Error {
         /// The limit that was met, in words.
         limit: String,
     },
+    /// The wait would be longer than anybody allows.
+    #[error(
+        "the model has more work than it gets done: this request would wait about {expected:.1?}, and {allowed:.1?} are allowed: send less at once, or add instances or replicas"
+    )]
+    Overloaded {
+        /// How long the request would wait.
+        expected: Duration,
+        /// How long it may.
+        allowed: Duration,
+    },
     /// The deadline passed before there was an answer.
     #[error("the deadline passed before the prediction was made: allow more time, or send less at once")]
     DeadlineExceeded,
@@ -205,7 +215,7 @@ impl Fault for Error {
             | Self::RunFailed {
                 inputs_at_fault: true, ..
             } => ErrorKind::InvalidArgument,
-            Self::QueueFull { .. } => ErrorKind::ResourceExhausted,
+            Self::QueueFull { .. } | Self::Overloaded { .. } => ErrorKind::ResourceExhausted,
             Self::DeadlineExceeded => ErrorKind::DeadlineExceeded,
             Self::Closed => ErrorKind::Unavailable,
             Self::ModelUnreadable { .. }
@@ -234,6 +244,7 @@ impl Fault for Error {
             Self::RunFailed { .. } => "MODEL_RUN_FAILED",
             Self::InvalidOutput { .. } | Self::NotSplittable { .. } => "MODEL_OUTPUT_INVALID",
             Self::QueueFull { .. } => "QUEUE_FULL",
+            Self::Overloaded { .. } => "OVERLOADED",
             Self::DeadlineExceeded => "DEADLINE_EXCEEDED",
             Self::Closed => "MODEL_UNLOADING",
             Self::Thread { .. } => "THREAD_START_FAILED",

@@ -3,7 +3,7 @@
 use std::{
     fmt,
     panic::{AssertUnwindSafe, catch_unwind},
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use ort::{
@@ -12,6 +12,7 @@ use ort::{
 };
 
 use crate::{
+    backend::{Backend, Run, RunTimes},
     datatype::DataType,
     element::{Element, Storage, TensorData, in_place, with_element},
     error::{Error, Result},
@@ -22,26 +23,6 @@ use crate::{
 /// Above this many input elements the session gives its memory back after the run: its arena only ever grows, and one
 /// outlier would otherwise keep its size for good.
 const SHRINK_ABOVE_ELEMENTS: usize = 1 << 20;
-
-/// What a run gave, and how long its parts took.
-#[derive(Debug)]
-pub(crate) struct Run {
-    /// The outputs of each request, in the order of the requests.
-    pub outputs: Vec<Vec<Tensor>>,
-    /// Merging and handing over the inputs.
-    pub input_time: Duration,
-    /// The graph.
-    pub infer_time: Duration,
-    /// Copying the outputs out, each request's own rows.
-    pub output_time: Duration,
-}
-
-impl Run {
-    /// All of it.
-    pub(crate) fn total(&self) -> Duration {
-        self.input_time + self.infer_time + self.output_time
-    }
-}
 
 /// A session, owned by one thread at a time, because ONNX Runtime's run is not safe to call concurrently.
 pub(crate) struct Instance {
@@ -54,26 +35,6 @@ impl Instance {
         let mut shrink = RunOptions::new()?;
         shrink.set("memory.enable_memory_arena_shrinkage", "cpu:0")?;
         Ok(Self { session, shrink })
-    }
-
-    /// Runs requests whose inputs are arranged by the signature. Several are merged along the first dimension and
-    /// their outputs taken apart again; one runs on its own bytes, and its outputs are whatever the model gives.
-    ///
-    /// # Errors
-    /// `RunFailed` if the graph fails, `InvalidOutput` if an output cannot be carried, `NotSplittable` if the outputs
-    /// of a merged run are not by row, `Broken` if the binding panics.
-    pub(crate) fn run(&mut self, signature: &Signature, requests: &[&[Tensor]]) -> Result<Run> {
-        // A panic in the binding must answer the callers instead of ending the thread that serves them.
-        catch_unwind(AssertUnwindSafe(|| self.run_unguarded(signature, requests))).unwrap_or_else(|panic| {
-            let detail = panic
-                .downcast_ref::<String>()
-                .map(String::as_str)
-                .or_else(|| panic.downcast_ref::<&str>().copied())
-                .unwrap_or("it panicked");
-            Err(Error::Broken {
-                detail: detail.to_owned(),
-            })
-        })
     }
 
     fn run_unguarded(&mut self, signature: &Signature, requests: &[&[Tensor]]) -> Result<Run> {
@@ -97,9 +58,27 @@ impl Instance {
         let outputs = take_outputs(signature, &outputs, requests)?;
         Ok(Run {
             outputs,
-            input_time: prepared - started,
-            infer_time: ran - prepared,
-            output_time: ran.elapsed(),
+            times: RunTimes {
+                input: prepared - started,
+                infer: ran - prepared,
+                output: ran.elapsed(),
+            },
+        })
+    }
+}
+
+impl Backend for Instance {
+    fn run(&mut self, signature: &Signature, requests: &[&[Tensor]]) -> Result<Run> {
+        // A panic in the binding must answer the callers instead of ending the thread that serves them.
+        catch_unwind(AssertUnwindSafe(|| self.run_unguarded(signature, requests))).unwrap_or_else(|panic| {
+            let detail = panic
+                .downcast_ref::<String>()
+                .map(String::as_str)
+                .or_else(|| panic.downcast_ref::<&str>().copied())
+                .unwrap_or("it panicked");
+            Err(Error::Broken {
+                detail: detail.to_owned(),
+            })
         })
     }
 }

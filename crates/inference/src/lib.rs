@@ -1,4 +1,4 @@
-//! ONNX models as the rest of the platform sees them: tensors in, tensors out.
+//! Models as the rest of the platform sees them: tensors in, tensors out.
 //!
 //! This crate owns ONNX Runtime (finding its library, its threads and its sessions), the tensor types of the Open
 //! Inference Protocol, and the batcher that merges concurrent requests. It knows no network, no database and no
@@ -9,32 +9,40 @@
 //! tensors against the graph's [`Signature`] and runs them on one of its sessions; [`Predictor`] puts a bounded queue
 //! and worker threads before a model and answers each caller with the rows that are its own.
 
+mod backend;
 mod batcher;
 mod columns;
+mod cost;
 mod datatype;
 mod element;
 mod error;
 mod instance;
 mod model;
+mod onnx;
+mod options;
 mod probe;
 mod queue;
+mod ragged;
 mod runtime;
 mod signature;
 mod statistics;
 mod tensor;
 
+pub use backend::{Backend, Run, RunTimes, Source};
 pub use batcher::{Prediction, Predictor};
 pub use columns::{Probabilities, probabilities, tensors_from_batch, to_f32, to_f64};
 pub use datatype::DataType;
 pub use element::{Element, TensorData};
 pub use error::{Error, Result};
-pub use half::f16;
-pub use model::{LARGE_MODEL_BYTES, MAX_MODEL_BYTES, Model, ModelOptions};
+pub use half::{bf16, f16};
+pub use model::{InputShapes, Model};
+pub use onnx::{LARGE_MODEL_BYTES, MAX_MODEL_BYTES, ModelOptions, session_bytes};
+pub use options::{BatcherOptions, Priority, Terms};
 pub use probe::Batching;
-pub use queue::BatcherOptions;
+pub use ragged::RaggedAxis;
 pub use runtime::Runtime;
 pub use signature::{Signature, TensorSpec};
-pub use statistics::Statistics;
+pub use statistics::{BatchStatistics, Counters, Statistics};
 pub use tensor::{MAX_ELEMENTS, MAX_RANK, Tensor};
 
 // Received bytes are little endian and are read in place.

@@ -1,91 +1,25 @@
-//! A loaded model: its signature and its sessions.
+//! A loaded model: its signature and what runs it.
 
-use std::{
-    fmt, fs,
-    panic::{AssertUnwindSafe, catch_unwind},
-    path::Path,
-    sync::Arc,
-};
+use std::{fmt, sync::Arc};
 
-use ort::{
-    ErrorCode,
-    logging::LogLevel,
-    session::{Session, builder::SessionBuilder},
-    value::{Outlet, ValueType},
-};
 use parking_lot::{Condvar, Mutex};
 
 use crate::{
-    datatype::DataType,
+    backend::{Backend, Source},
     error::{Error, Result},
-    instance::{Instance, check_strings},
-    probe::{Batching, probe},
-    runtime::Runtime,
-    signature::{Signature, TensorSpec},
+    instance::check_strings,
+    probe::Batching,
+    signature::Signature,
     tensor::Tensor,
 };
 
-/// The largest model file: what protobuf can carry. Larger models need external data, which is not taken.
-pub const MAX_MODEL_BYTES: usize = (1 << 31) - 1;
+/// The most backends of one model, and the most threads of one session.
+pub(crate) const MAX_BACKENDS: usize = 256;
 
-/// From this size on a model gets one session with all processors by default: a session each would hold its weights
-/// several times, and one run keeps all processors busy.
-pub const LARGE_MODEL_BYTES: usize = 64 << 20;
+/// The shapes of one request's inputs, in the order of the signature.
+pub type InputShapes = Vec<Vec<i64>>;
 
-/// Where external data would be looked for: a folder that is not there.
-const NO_EXTERNAL_DATA: &str = "external-data-is-not-read";
-
-/// The most sessions of one model, and the most threads of one session.
-const MAX_THREADS: usize = 256;
-
-/// How a model is loaded.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct ModelOptions {
-    /// Sessions, each of which runs one batch at a time. Each holds the weights.
-    pub instances: usize,
-    /// Threads within one run.
-    pub intra_threads: usize,
-}
-
-impl ModelOptions {
-    /// The best use of the processors for a model of this size: a session each for small models, one session on all
-    /// of them from [`LARGE_MODEL_BYTES`] on.
-    pub fn for_size(model_bytes: usize, processors: usize) -> Self {
-        let processors = processors.clamp(1, MAX_THREADS);
-        if model_bytes < LARGE_MODEL_BYTES {
-            Self {
-                instances: processors,
-                intra_threads: 1,
-            }
-        } else {
-            Self {
-                instances: 1,
-                intra_threads: processors,
-            }
-        }
-    }
-
-    /// One session with one thread: for evaluation beside other work, and for tests.
-    pub const fn single() -> Self {
-        Self {
-            instances: 1,
-            intra_threads: 1,
-        }
-    }
-
-    fn validate(self) -> Result<()> {
-        for (what, value) in [("instances", self.instances), ("intra_threads", self.intra_threads)] {
-            if !(1..=MAX_THREADS).contains(&value) {
-                return Err(Error::InvalidOptions {
-                    detail: format!("{what} is {value}: choose 1 to {MAX_THREADS}"),
-                });
-            }
-        }
-        Ok(())
-    }
-}
-
-/// What is known of a model, apart from its sessions.
+/// What is known of a model, apart from what runs it.
 #[derive(Debug)]
 pub(crate) struct ModelFacts {
     pub signature: Signature,
@@ -121,73 +55,65 @@ impl ModelFacts {
     }
 }
 
-/// A model with its sessions. Runs wait for a free session; for many concurrent callers put a
+/// A model with what runs it. Runs wait for a free backend; for many concurrent callers put a
 /// [`Predictor`](crate::Predictor) before it.
 pub struct Model {
     facts: Arc<ModelFacts>,
-    idle: Mutex<Vec<Instance>>,
+    idle: Mutex<Vec<Box<dyn Backend>>>,
     returned: Condvar,
-    instances: usize,
+    source: Arc<dyn Source>,
+    most: usize,
+    recorded: Vec<InputShapes>,
+}
+
+/// A model taken apart, for worker threads that keep its backends.
+pub(crate) struct Parts {
+    pub facts: Arc<ModelFacts>,
+    pub backends: Vec<Box<dyn Backend>>,
+    pub source: Arc<dyn Source>,
+    /// The most backends that there may be.
+    pub most: usize,
+    /// What further backends are warmed with.
+    pub recorded: Vec<InputShapes>,
 }
 
 impl Model {
-    /// Loads a model from the bytes of its ONNX file, and finds out by a trial whether its requests may be merged.
+    /// A model that something else than a session in this process runs.
     ///
     /// # Errors
-    /// `NotOnnx` if the bytes are something else, `ModelRefused` if ONNX Runtime cannot run the graph,
-    /// `UnsupportedType` if an input or output is no tensor of the protocol's datatypes (a `ZipMap`'s output, say),
-    /// `InvalidOptions` for options out of range.
-    pub fn from_bytes(runtime: &Runtime, bytes: &[u8], options: ModelOptions) -> Result<Self> {
-        options.validate()?;
-        check_file(bytes)?;
-        let mut sessions = Vec::with_capacity(options.instances);
-        for _ in 0..options.instances {
-            sessions.push(open_session(runtime, bytes, options)?);
+    /// `InvalidOptions` if `most`, the most backends that there may be, is out of range; or why there is none.
+    pub fn new(signature: Signature, batching: Batching, source: Arc<dyn Source>, most: usize) -> Result<Self> {
+        if !(1..=MAX_BACKENDS).contains(&most) {
+            return Err(Error::InvalidOptions {
+                detail: format!("{most} backends: choose 1 to {MAX_BACKENDS}"),
+            });
         }
-        let mut signature = match sessions.first() {
-            Some(session) => read_signature(session)?,
-            None => Signature {
-                inputs: Vec::new(),
-                outputs: Vec::new(),
-            },
-        };
-        let mut instances = sessions
-            .into_iter()
-            .map(|session| Instance::new(session).map_err(|error| refused(&error)))
-            .collect::<Result<Vec<_>>>()?;
-        let batching = match instances.first_mut() {
-            Some(instance) => {
-                let finding = probe(instance, &signature);
-                finding.complete(&mut signature.outputs);
-                finding.batching
-            }
-            None => Batching::Never("the model has no session".to_owned()),
-        };
+        let first = source.open()?;
+        Ok(Self::with_first(signature, batching, first, source, most))
+    }
+
+    pub(crate) fn with_first(
+        signature: Signature,
+        batching: Batching,
+        first: Box<dyn Backend>,
+        source: Arc<dyn Source>,
+        most: usize,
+    ) -> Self {
         if let Batching::Never(reason) = &batching {
             tracing::info!(reason, "requests to this model run one by one");
         }
-        Ok(Self {
+        Self {
             facts: Arc::new(ModelFacts {
                 rows_are_fixed: signature.rows_are_fixed(),
                 signature,
                 batching,
             }),
-            instances: instances.len(),
-            idle: Mutex::new(instances),
+            idle: Mutex::new(vec![first]),
             returned: Condvar::new(),
-        })
-    }
-
-    /// Loads a model from its ONNX file. External data beside the file is not read.
-    ///
-    /// # Errors
-    /// `ModelUnreadable` if the file cannot be read; otherwise as [`Model::from_bytes`].
-    pub fn from_file(runtime: &Runtime, path: &Path, options: ModelOptions) -> Result<Self> {
-        let bytes = fs::read(path).map_err(|source| Error::ModelUnreadable {
-            path: path.to_owned(),
             source,
-        })?;
-        Self::from_bytes(runtime, &bytes, options)
+            most,
+            recorded: Vec::new(),
+        }
     }
 
     /// What it takes and gives.
@@ -200,9 +126,9 @@ impl Model {
         &self.facts.batching
     }
 
-    /// Its sessions.
+    /// The most backends that there may be.
     pub const fn instances(&self) -> usize {
-        self.instances
+        self.most
     }
 
     /// Runs the model on the calling thread. The inputs may come in any order; nothing is converted.
@@ -213,39 +139,42 @@ impl Model {
     pub fn run(&self, inputs: Vec<Tensor>) -> Result<Vec<Tensor>> {
         let (inputs, _) = self.facts.accept(inputs)?;
         let mut lease = self.lease();
-        let run = lease.instance()?.run(&self.facts.signature, &[&inputs])?;
+        let run = lease.backend()?.run(&self.facts.signature, &[&inputs])?;
         Ok(run.outputs.into_iter().next().unwrap_or_default())
     }
 
-    /// Runs every session on zeros and empty strings of real shapes, one row and, where rows can be merged, two: the
-    /// first runs of a session are slow, and no caller should wait for them.
+    /// Runs it on zeros and empty strings of shapes that were seen in requests, and of one row and, where rows can be
+    /// merged, two: the first runs of a session are slow, and no caller should wait for them. Backends that are opened
+    /// later are warmed alike.
     ///
     /// # Errors
     /// `RunFailed` if the model refuses zeros, which says nothing about real inputs.
-    pub fn warm_up(&self) -> Result<()> {
-        let mut idle = self.idle.lock();
-        for rows in 1..=if self.facts.batching == Batching::Rows { 2 } else { 1 } {
-            let inputs = self.facts.signature.zeros(rows)?;
-            for instance in idle.iter_mut() {
-                instance.run(&self.facts.signature, &[&inputs])?;
-            }
+    pub fn warm_up(&mut self, recorded: Vec<InputShapes>) -> Result<()> {
+        self.recorded = recorded;
+        for backend in self.idle.get_mut() {
+            warm(&mut **backend, &self.facts, &self.recorded)?;
         }
         Ok(())
     }
 
-    /// The facts and all sessions, for worker threads that keep them.
-    pub(crate) fn into_parts(self) -> (Arc<ModelFacts>, Vec<Instance>) {
-        (self.facts, self.idle.into_inner())
+    pub(crate) fn into_parts(self) -> Parts {
+        Parts {
+            facts: self.facts,
+            backends: self.idle.into_inner(),
+            source: self.source,
+            most: self.most,
+            recorded: self.recorded,
+        }
     }
 
-    /// A session, waited for if all are in use.
+    /// A backend, waited for if it is in use.
     fn lease(&self) -> Lease<'_> {
         let mut idle = self.idle.lock();
         loop {
-            if let Some(instance) = idle.pop() {
+            if let Some(backend) = idle.pop() {
                 return Lease {
                     model: self,
-                    instance: Some(instance),
+                    backend: Some(backend),
                 };
             }
             self.returned.wait(&mut idle);
@@ -253,123 +182,53 @@ impl Model {
     }
 }
 
+/// Runs a backend on made-up inputs of real shapes.
+pub(crate) fn warm(backend: &mut dyn Backend, facts: &ModelFacts, recorded: &[InputShapes]) -> Result<()> {
+    let signature = &facts.signature;
+    for rows in 1..=if facts.batching == Batching::Rows { 2 } else { 1 } {
+        let inputs = signature.zeros(rows)?;
+        backend.run(signature, &[&inputs])?;
+    }
+    for shapes in recorded {
+        // What was recorded of another version may not fit this one.
+        if let Some(inputs) = signature.zeros_of(shapes) {
+            backend.run(signature, &[&inputs])?;
+        }
+    }
+    Ok(())
+}
+
 impl fmt::Debug for Model {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Model")
             .field("facts", &self.facts)
-            .field("instances", &self.instances)
+            .field("most", &self.most)
             .finish_non_exhaustive()
     }
 }
 
-/// A session that goes back when it is dropped.
+/// A backend that goes back when it is dropped.
 struct Lease<'a> {
     model: &'a Model,
-    instance: Option<Instance>,
+    backend: Option<Box<dyn Backend>>,
 }
 
 impl Lease<'_> {
-    fn instance(&mut self) -> Result<&mut Instance> {
-        self.instance.as_mut().ok_or_else(|| Error::Broken {
-            detail: "a leased session is gone".to_owned(),
-        })
+    fn backend(&mut self) -> Result<&mut dyn Backend> {
+        match &mut self.backend {
+            Some(backend) => Ok(&mut **backend),
+            None => Err(Error::Broken {
+                detail: "a leased backend is gone".to_owned(),
+            }),
+        }
     }
 }
 
 impl Drop for Lease<'_> {
     fn drop(&mut self) {
-        if let Some(instance) = self.instance.take() {
-            self.model.idle.lock().push(instance);
+        if let Some(backend) = self.backend.take() {
+            self.model.idle.lock().push(backend);
             self.model.returned.notify_one();
         }
-    }
-}
-
-/// What can be said of a file before the runtime parses it.
-fn check_file(bytes: &[u8]) -> Result<()> {
-    if bytes.is_empty() {
-        return Err(Error::NotOnnx {
-            detail: "the file is empty".to_owned(),
-        });
-    }
-    if bytes.len() > MAX_MODEL_BYTES {
-        return Err(Error::ModelRefused {
-            detail: format!(
-                "it has {} bytes, and an ONNX file can have {MAX_MODEL_BYTES}",
-                bytes.len()
-            ),
-        });
-    }
-    Ok(())
-}
-
-fn open_session(runtime: &Runtime, bytes: &[u8], options: ModelOptions) -> Result<Session> {
-    // The binding panics on types that it does not know; that is a property of the file, not of this process.
-    catch_unwind(AssertUnwindSafe(|| {
-        session_builder(runtime, options)
-            .and_then(|mut builder| builder.commit_from_memory(bytes))
-            .map_err(|error| refused(&error))
-    }))
-    .unwrap_or_else(|_| {
-        Err(Error::ModelRefused {
-            detail: "it has an input or output of a type that is not supported: use tensors".to_owned(),
-        })
-    })
-}
-
-fn session_builder(runtime: &Runtime, options: ModelOptions) -> Result<SessionBuilder, ort::Error> {
-    Ok(Session::builder(runtime.environment())?
-        .with_intra_threads(options.intra_threads)?
-        .with_inter_threads(1)?
-        .with_parallel_execution(false)?
-        // Spinning threads take the processors that the server's own threads need.
-        .with_intra_op_spinning(false)?
-        .with_inter_op_spinning(false)?
-        // A model from memory would look for external data in the working folder, and read the server's files as weights.
-        .with_config_entry("session.model_external_initializers_file_folder_path", NO_EXTERNAL_DATA)?
-        // Patterns are planned for one shape, and batches vary.
-        .with_memory_pattern(false)?
-        .with_log_level(LogLevel::Warning)?)
-}
-
-fn refused(error: &ort::Error) -> Error {
-    let detail = error.message().to_owned();
-    match error.code() {
-        ErrorCode::InvalidProtobuf | ErrorCode::NoModel => Error::NotOnnx { detail },
-        _ => Error::ModelRefused { detail },
-    }
-}
-
-fn read_signature(session: &Session) -> Result<Signature> {
-    let read = |direction, outlets: &[Outlet]| {
-        outlets
-            .iter()
-            .map(|outlet| read_spec(direction, outlet))
-            .collect::<Result<Vec<_>>>()
-    };
-    Ok(Signature {
-        inputs: read("input", session.inputs())?,
-        outputs: read("output", session.outputs())?,
-    })
-}
-
-fn read_spec(direction: &'static str, outlet: &Outlet) -> Result<TensorSpec> {
-    let unsupported = |remedy| Error::UnsupportedType {
-        direction,
-        name: outlet.name().to_owned(),
-        found: outlet.dtype().to_string(),
-        remedy,
-    };
-    match outlet.dtype() {
-        ValueType::Tensor { ty, shape, .. } => Ok(TensorSpec {
-            name: outlet.name().to_owned(),
-            datatype: DataType::from_onnx(*ty)
-                .ok_or_else(|| unsupported("cast it to one of the protocol's datatypes in the graph"))?,
-            shape: shape.iter().map(|&dimension| dimension.max(-1)).collect(),
-        }),
-        ValueType::Sequence(_) | ValueType::Map { .. } => Err(unsupported(
-            "export the model with tensors only (for scikit-learn: options={'zipmap': False})",
-        )),
-        ValueType::Optional(_) => Err(unsupported("export the model without optional inputs and outputs")),
     }
 }

@@ -3,10 +3,10 @@
 use serde::Serialize;
 
 use crate::{
+    backend::Backend,
     datatype::DataType,
     element::{Storage, TensorData, with_element},
     error::Result,
-    instance::Instance,
     signature::{Signature, TensorSpec, sample_shape},
     tensor::Tensor,
 };
@@ -59,7 +59,7 @@ impl Finding {
 }
 
 /// Runs one row, another row, and both merged. They may be merged in service if that gave each its own outputs.
-pub(crate) fn probe(instance: &mut Instance, signature: &Signature) -> Finding {
+pub(crate) fn probe(instance: &mut dyn Backend, signature: &Signature) -> Finding {
     if let Some(reason) = declared_obstacle(signature) {
         return Finding::never(reason);
     }
@@ -88,7 +88,7 @@ fn declared_obstacle(signature: &Signature) -> Option<String> {
         })
 }
 
-fn compare(instance: &mut Instance, signature: &Signature, kinds: [u8; 2]) -> Result<Finding> {
+fn compare(instance: &mut dyn Backend, signature: &Signature, kinds: [u8; 2]) -> Result<Finding> {
     let first = sample(signature, kinds[0])?;
     let second = sample(signature, kinds[1])?;
     let both = first
@@ -161,6 +161,7 @@ fn sample_input(spec: &TensorSpec, kind: u8) -> Result<Tensor> {
     let floats = || (0..count).map(|index| 0.125 * (index % 7) as f32 - 1.5);
     let data = match spec.datatype {
         DataType::Fp16 => TensorData::Fp16(floats().map(half::f16::from_f32).collect()),
+        DataType::Bf16 => TensorData::Bf16(floats().map(half::bf16::from_f32).collect()),
         DataType::Fp32 => TensorData::Fp32(floats().collect()),
         DataType::Fp64 => TensorData::Fp64(floats().map(f64::from).collect()),
         DataType::Bool => TensorData::Bool(vec![true; count]),

@@ -1,86 +1,44 @@
 //! The bounded queue before a model's workers, and the batches that they take from it.
+//!
+//! Requests wait by priority, and within one by turns: each caller's requests are as far apart as if it were served alone
+//! at an even share (start-time fair queueing, Goyal et al. 1996), so that who sends many waits for them, and who sends few
+//! does not.
 
 use std::{
-    collections::VecDeque,
+    collections::{HashMap, VecDeque},
     time::{Duration, Instant},
 };
 
-use parking_lot::{Condvar, Mutex};
+use parking_lot::{Condvar, Mutex, MutexGuard};
 use tokio::sync::oneshot;
 
 use crate::{
+    backend::Backend,
     batcher::Prediction,
+    cost::Cost,
     error::{Error, Result},
     model::ModelFacts,
+    options::{BatcherOptions, Priority, Terms},
+    ragged::Ragged,
     statistics::Counters,
-    tensor::{MAX_ELEMENTS, Tensor},
+    tensor::Tensor,
 };
 
-/// The most rows, requests or elements that any option may ask for.
-const MAX_OPTION: usize = 1 << 30;
+/// When workers have had no rest for this long, there are too few of them.
+const GROW_AFTER: Duration = Duration::from_millis(100);
 
-/// The longest that a request may be held back for others to join it.
-const MAX_QUEUE_DELAY: Duration = Duration::from_secs(10);
+/// When a worker has had nothing to do for this long, there are too many of them.
+const RETIRE_AFTER: Duration = Duration::from_mins(1);
 
-/// How a predictor queues and merges.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct BatcherOptions {
-    /// The most rows in one merged run. A single request may have more and runs alone.
-    pub max_batch_rows: usize,
-    /// The most elements, over all inputs, in one merged run.
-    pub max_batch_elements: usize,
-    /// The most requests that wait.
-    pub max_queued_requests: usize,
-    /// The most elements, over all inputs, that wait.
-    pub max_queued_elements: usize,
-    /// How long a worker holds a batch that is not full for more to come. Zero, the default, adds no delay: batches
-    /// grow by themselves while workers are busy.
-    pub max_queue_delay: Duration,
-}
+/// A run that takes at most this long is done by whoever asks, where nobody else does: handing it to a worker and back would
+/// take as long.
+const AT_ONCE: Duration = Duration::from_micros(30);
 
-impl Default for BatcherOptions {
-    fn default() -> Self {
-        Self {
-            max_batch_rows: 64,
-            max_batch_elements: 1 << 22,
-            max_queued_requests: 1024,
-            max_queued_elements: 1 << 26,
-            max_queue_delay: Duration::ZERO,
-        }
-    }
-}
+/// A filled up batch has at most so many elements for each two of its requests' own.
+const MAX_FILLED_FOR_TWO: usize = 3;
 
-impl BatcherOptions {
-    /// Checks every option.
-    ///
-    /// # Errors
-    /// `InvalidOptions` naming the first one out of range.
-    pub fn validate(&self) -> Result<()> {
-        let counts = [
-            ("max_batch_rows", self.max_batch_rows, MAX_OPTION),
-            // A merged input is one tensor, so it is bound by a tensor's limit.
-            ("max_batch_elements", self.max_batch_elements, MAX_ELEMENTS),
-            ("max_queued_requests", self.max_queued_requests, MAX_OPTION),
-            ("max_queued_elements", self.max_queued_elements, MAX_OPTION),
-        ];
-        for (what, value, most) in counts {
-            if !(1..=most).contains(&value) {
-                return Err(Error::InvalidOptions {
-                    detail: format!("{what} is {value}: choose 1 to {most}"),
-                });
-            }
-        }
-        if self.max_queue_delay > MAX_QUEUE_DELAY {
-            return Err(Error::InvalidOptions {
-                detail: format!(
-                    "max_queue_delay is {:?}: choose at most {MAX_QUEUE_DELAY:?}",
-                    self.max_queue_delay
-                ),
-            });
-        }
-        Ok(())
-    }
-}
+/// Above this many callers those that are long through are forgotten.
+const MAX_CALLERS: usize = 4096;
 
 /// A request that waits.
 #[derive(Debug)]
@@ -89,21 +47,38 @@ pub(crate) struct Job {
     pub inputs: Vec<Tensor>,
     /// Its rows, where the model's requests can be merged.
     pub rows: Option<usize>,
+    /// Its length along the ragged axes.
+    pub length: Option<usize>,
     pub elements: usize,
-    pub deadline: Option<Instant>,
+    pub terms: Terms,
     pub enqueued: Instant,
     pub reply: oneshot::Sender<Result<Prediction>>,
 }
 
 impl Job {
-    fn fits_with(&self, other: &Self, facts: &ModelFacts) -> bool {
-        facts.rows_are_fixed
-            || self
-                .inputs
-                .iter()
-                .zip(&other.inputs)
-                .all(|(one, other)| one.shape().get(1..) == other.shape().get(1..))
+    /// How much work it is: its rows, or itself.
+    fn work(&self) -> usize {
+        self.rows.unwrap_or(1).max(1)
     }
+
+    fn row_elements(&self) -> usize {
+        self.elements.div_ceil(self.work())
+    }
+}
+
+/// A request in its place.
+#[derive(Debug)]
+struct Queued {
+    turn: Turn,
+    job: Job,
+}
+
+/// When a request's turn comes, the least first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Turn {
+    priority: Priority,
+    /// When it would be through if its caller had an even share, in rows.
+    tag: u64,
 }
 
 /// Requests that run together.
@@ -111,13 +86,96 @@ impl Job {
 pub(crate) struct Batch {
     pub jobs: Vec<Job>,
     rows: usize,
-    elements: usize,
+    /// The elements of the largest row.
+    row_elements: usize,
+    /// The longest request, and all lengths together, each as often as it has rows.
+    longest: usize,
+    lengths: usize,
+}
+
+impl Batch {
+    fn of(job: Job) -> Self {
+        let mut batch = Self {
+            jobs: Vec::with_capacity(1),
+            rows: 0,
+            row_elements: 0,
+            longest: 0,
+            lengths: 0,
+        };
+        batch.add(job);
+        batch
+    }
+
+    fn add(&mut self, job: Job) {
+        self.rows = self.rows.saturating_add(job.work());
+        self.row_elements = self.row_elements.max(job.row_elements());
+        let length = job.length.unwrap_or(0);
+        self.longest = self.longest.max(length);
+        self.lengths = self.lengths.saturating_add(length.saturating_mul(job.work()));
+        self.jobs.push(job);
+    }
+
+    /// Whether one more request can run with these.
+    fn takes(&self, job: &Job, facts: &ModelFacts, options: &BatcherOptions, ragged: &Ragged) -> bool {
+        let (Some(first), Some(own_rows)) = (self.jobs.first(), job.rows) else {
+            return false;
+        };
+        let rows = self.rows.saturating_add(own_rows);
+        let elements = rows.saturating_mul(self.row_elements.max(job.row_elements()));
+        if own_rows == 0 || rows > options.max_batch_rows || elements > options.max_batch_elements {
+            return false;
+        }
+        if facts.rows_are_fixed || have_same_rows(first, job) {
+            return true;
+        }
+        let (Some(_), Some(length)) = (first.length, job.length) else {
+            return false;
+        };
+        let filled = rows.saturating_mul(self.longest.max(length));
+        let own = self.lengths.saturating_add(length.saturating_mul(own_rows));
+        filled.saturating_mul(2) <= own.saturating_mul(MAX_FILLED_FOR_TWO)
+            && ragged.are_alike(&first.inputs, &job.inputs)
+    }
+
+    /// Until when the batch may be held: its oldest request's delay, cut short by the nearest deadline.
+    fn hold_until(&self, delay: Duration) -> Option<Instant> {
+        let oldest = self.jobs.iter().map(|job| job.enqueued).min()?;
+        self.jobs
+            .iter()
+            .filter_map(|job| job.terms.deadline)
+            .chain([oldest + delay])
+            .min()
+    }
+}
+
+fn have_same_rows(one: &Job, other: &Job) -> bool {
+    one.inputs
+        .iter()
+        .zip(&other.inputs)
+        .all(|(one, other)| one.shape().get(1..) == other.shape().get(1..))
+}
+
+/// What a worker gets.
+pub(crate) enum Next {
+    /// Work.
+    Batch(Batch),
+    /// Work, and there is too much of it: another worker is wanted.
+    BatchAndWorker(Batch),
+    /// Nothing, for good: the queue is closed and empty, or there are more workers than work.
+    End,
+}
+
+/// A batch that ran.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Ran {
+    pub work: usize,
+    pub took: Duration,
 }
 
 /// The queue: filled by callers, emptied by workers.
-#[derive(Debug)]
 pub(crate) struct Queue {
     options: BatcherOptions,
+    ragged: Ragged,
     state: Mutex<State>,
     /// Wakes a worker without work.
     work: Condvar,
@@ -125,47 +183,70 @@ pub(crate) struct Queue {
     more: Condvar,
 }
 
-#[derive(Debug, Default)]
+#[derive(Default)]
 struct State {
-    jobs: VecDeque<Job>,
+    /// What runs the model, of workers without work.
+    parked: Vec<Box<dyn Backend>>,
+    /// By their turns.
+    jobs: VecDeque<Queued>,
     elements: usize,
+    work: usize,
+    /// The tag of the last request that left, and the last tag of each caller.
+    now: u64,
+    callers: HashMap<u64, u64>,
+    cost: Cost,
+    workers: usize,
+    most_workers: usize,
     idle_workers: usize,
     holding_workers: usize,
+    /// Since when no worker had a rest.
+    busy_since: Option<Instant>,
+    /// Whether another worker is on its way.
+    growing: bool,
     closed: bool,
 }
 
 impl Queue {
-    pub(crate) fn new(options: BatcherOptions) -> Self {
+    /// A queue before so many workers, which may become `most_workers`.
+    pub(crate) fn new(options: BatcherOptions, ragged: Ragged, workers: usize, most_workers: usize) -> Self {
         Self {
             options,
-            state: Mutex::default(),
+            ragged,
+            state: Mutex::new(State {
+                workers,
+                most_workers,
+                ..State::default()
+            }),
             work: Condvar::new(),
             more: Condvar::new(),
         }
     }
 
-    /// Adds a request.
+    pub(crate) const fn options(&self) -> &BatcherOptions {
+        &self.options
+    }
+
+    pub(crate) const fn ragged(&self) -> &Ragged {
+        &self.ragged
+    }
+
+    /// Adds a request. Where there is no room, the one whose turn is last has to go: this one, or one that waits already.
     ///
     /// # Errors
-    /// `Closed`, or `QueueFull` at once.
-    pub(crate) fn push(&self, job: Job) -> Result<()> {
+    /// `Closed`; at once `QueueFull`, or `Overloaded` if it would wait for too long.
+    pub(crate) fn push(&self, job: Job, counters: &Counters) -> Result<()> {
         let mut state = self.state.lock();
         if state.closed {
             return Err(Error::Closed);
         }
-        if state.jobs.len() >= self.options.max_queued_requests {
-            return Err(Error::QueueFull {
-                limit: format!("{} requests", self.options.max_queued_requests),
-            });
-        }
-        // An empty queue takes any request, or one above the limit could never run.
-        if !state.jobs.is_empty() && state.elements.saturating_add(job.elements) > self.options.max_queued_elements {
-            return Err(Error::QueueFull {
-                limit: format!("{} elements", self.options.max_queued_elements),
-            });
-        }
+        let turn = state.turn_of(&job);
+        let place = state.jobs.partition_point(|queued| queued.turn <= turn);
+        state.check_wait(&job, place, &self.options)?;
+        state.make_room(&job, place, &self.options, counters)?;
+        state.callers.insert(job.terms.caller, turn.tag);
         state.elements += job.elements;
-        state.jobs.push_back(job);
+        state.work += job.work();
+        state.jobs.insert(place, Queued { turn, job });
         let (idle, holding) = (state.idle_workers > 0, state.holding_workers > 0);
         drop(state);
         if holding {
@@ -181,6 +262,12 @@ impl Queue {
         self.state.lock().jobs.len()
     }
 
+    /// How long a request that comes now would wait, by what the runs before it took; zero where nothing is known.
+    pub(crate) fn expected_wait(&self) -> Duration {
+        let state = self.state.lock();
+        state.expected_wait(state.work, &self.options)
+    }
+
     /// Takes no more requests; workers finish what waits.
     pub(crate) fn close(&self) {
         self.state.lock().closed = true;
@@ -188,47 +275,120 @@ impl Queue {
         self.more.notify_all();
     }
 
-    /// The next batch: the first request that waits, and those that can be merged with it, oldest first. Waits for
-    /// one; `None` when the queue is closed and empty.
-    pub(crate) fn next_batch(&self, facts: &ModelFacts, merge: bool, counters: &Counters) -> Option<Batch> {
+    /// The next batch: the request whose turn it is, and those that can be merged with it. Waits for one. `ran` is what
+    /// the worker did before.
+    /// `backend` is the worker's, which others may use while it waits; it has one whenever it gets a batch.
+    pub(crate) fn next_batch(
+        &self,
+        facts: &ModelFacts,
+        merge: bool,
+        counters: &Counters,
+        ran: Option<Ran>,
+        backend: &mut Option<Box<dyn Backend>>,
+    ) -> Next {
         let mut state = self.state.lock();
+        if let Some(ran) = ran {
+            state.cost.observe(ran.work, ran.took);
+        }
         let first = loop {
-            if let Some(job) = state.pop_live(counters) {
+            // One that somebody else uses for a moment is waited for.
+            if backend.is_none() {
+                *backend = state.parked.pop();
+            }
+            if backend.is_some()
+                && let Some(job) = state.pop_live(counters)
+            {
                 break job;
             }
-            if state.closed {
-                return None;
+            let is_over = state.closed && state.jobs.is_empty();
+            if is_over || !self.rest(&mut state, backend) {
+                state.workers -= 1;
+                return Next::End;
             }
-            state.idle_workers += 1;
-            self.work.wait(&mut state);
-            state.idle_workers -= 1;
-        };
-        let mut batch = Batch {
-            rows: first.rows.unwrap_or(usize::MAX),
-            elements: first.elements,
-            jobs: vec![first],
         };
         // A request without rows has nothing to merge by.
-        if merge && batch.rows > 0 {
-            state.gather(&mut batch, facts, &self.options, counters);
+        let is_mergeable = merge && first.rows.is_some_and(|rows| rows > 0);
+        let mut batch = Batch::of(first);
+        if is_mergeable {
+            state.gather(&mut batch, facts, self, counters);
             self.hold(&mut state, &mut batch, facts, counters);
         }
+        let grow = state.grow();
         let left_over = !state.jobs.is_empty() && state.idle_workers > 0;
         drop(state);
         if left_over {
             self.work.notify_one();
         }
-        Some(batch)
+        if grow {
+            Next::BatchAndWorker(batch)
+        } else {
+            Next::Batch(batch)
+        }
+    }
+
+    /// Waits for work. False if this worker has waited for so long that it is one too many.
+    fn rest(&self, state: &mut MutexGuard<'_, State>, backend: &mut Option<Box<dyn Backend>>) -> bool {
+        state.busy_since = None;
+        state.parked.extend(backend.take());
+        state.idle_workers += 1;
+        let timed_out = if state.workers > 1 {
+            self.work.wait_for(state, RETIRE_AFTER).timed_out()
+        } else {
+            self.work.wait(state);
+            false
+        };
+        state.idle_workers -= 1;
+        let is_too_many = timed_out && state.workers > 1 && state.jobs.is_empty();
+        if is_too_many {
+            // One backend goes with the worker.
+            *backend = state.parked.pop();
+        }
+        !(is_too_many && backend.is_some())
+    }
+
+    /// What runs the model, for a request that is so little work that whoever asks may do it, if nobody else does. It has to
+    /// be given back.
+    pub(crate) fn borrow(&self, work: usize) -> Option<Box<dyn Backend>> {
+        let mut state = self.state.lock();
+        let is_free = state.jobs.is_empty() && !state.closed && !state.parked.is_empty();
+        let is_little = || {
+            let takes = state.cost.estimate(work, self.options.max_batch_rows);
+            takes.is_some_and(|takes| takes <= AT_ONCE)
+        };
+        if is_free && is_little() {
+            state.parked.pop()
+        } else {
+            None
+        }
+    }
+
+    /// Gives back what was borrowed, with what it did.
+    pub(crate) fn give_back(&self, backend: Box<dyn Backend>, ran: Option<Ran>) {
+        let mut state = self.state.lock();
+        if let Some(ran) = ran {
+            state.cost.observe(ran.work, ran.took);
+        }
+        state.parked.push(backend);
+        let is_wanted = state.idle_workers > 0 && (state.closed || !state.jobs.is_empty());
+        drop(state);
+        if is_wanted {
+            self.work.notify_one();
+        }
+    }
+
+    /// The worker that was wanted is there, or there is none to be had: then none is asked for any more.
+    pub(crate) fn grown(&self, worked: bool) {
+        let mut state = self.state.lock();
+        state.growing = false;
+        if worked {
+            state.workers += 1;
+        } else {
+            state.most_workers = state.workers;
+        }
     }
 
     /// Waits for more to join, as long as the options allow.
-    fn hold(
-        &self,
-        state: &mut parking_lot::MutexGuard<'_, State>,
-        batch: &mut Batch,
-        facts: &ModelFacts,
-        counters: &Counters,
-    ) {
+    fn hold(&self, state: &mut MutexGuard<'_, State>, batch: &mut Batch, facts: &ModelFacts, counters: &Counters) {
         if self.options.max_queue_delay.is_zero() {
             return;
         }
@@ -239,7 +399,7 @@ impl Queue {
             state.holding_workers += 1;
             let timed_out = self.more.wait_until(state, until).timed_out();
             state.holding_workers -= 1;
-            state.gather(batch, facts, &self.options, counters);
+            state.gather(batch, facts, self, counters);
             // What cannot join this batch must not wait for it.
             if !state.jobs.is_empty() && state.idle_workers > 0 {
                 self.work.notify_one();
@@ -251,60 +411,131 @@ impl Queue {
     }
 }
 
-impl Batch {
-    /// Until when the batch may be held: its oldest request's delay, cut short by the nearest deadline.
-    fn hold_until(&self, delay: Duration) -> Option<Instant> {
-        let oldest = self.jobs.iter().map(|job| job.enqueued).min()?;
-        self.jobs
-            .iter()
-            .filter_map(|job| job.deadline)
-            .chain([oldest + delay])
-            .min()
-    }
-}
-
 impl State {
-    /// The oldest request that somebody still waits for and that is still in time. The others are answered here, so
-    /// that they cost no run.
+    fn turn_of(&mut self, job: &Job) -> Turn {
+        if self.callers.len() >= MAX_CALLERS {
+            let now = self.now;
+            self.callers.retain(|_, tag| *tag > now);
+        }
+        let last = self.callers.get(&job.terms.caller).copied().unwrap_or(0);
+        Turn {
+            priority: job.terms.priority,
+            tag: last.max(self.now).saturating_add(job.work() as u64),
+        }
+    }
+
+    /// How long so much work takes all workers.
+    fn expected_wait(&self, work: usize, options: &BatcherOptions) -> Duration {
+        let alone = self.cost.estimate(work, options.max_batch_rows).unwrap_or_default();
+        alone / u32::try_from(self.workers).unwrap_or(u32::MAX).max(1)
+    }
+
+    /// Refuses what would wait for too long behind those before its place.
+    fn check_wait(&self, job: &Job, place: usize, options: &BatcherOptions) -> Result<()> {
+        let before = if place == self.jobs.len() {
+            self.work
+        } else {
+            self.jobs.iter().take(place).map(|queued| queued.job.work()).sum()
+        };
+        let left = job.terms.deadline.map_or(Duration::MAX, |deadline| {
+            deadline.saturating_duration_since(job.enqueued)
+        });
+        let allowed = options.max_queue_time.min(left);
+        let expected = self.expected_wait(before, options);
+        if expected > allowed {
+            return Err(Error::Overloaded { expected, allowed });
+        }
+        Ok(())
+    }
+
+    /// Makes room for a request, at the cost of those whose turns come after its place.
+    fn make_room(&mut self, job: &Job, place: usize, options: &BatcherOptions, counters: &Counters) -> Result<()> {
+        let fits = |jobs: usize, elements: usize| {
+            jobs < options.max_queued_requests
+                // An empty queue takes any request, or one above the limit could never run.
+                && (jobs == 0 || elements.saturating_add(job.elements) <= options.max_queued_elements)
+        };
+        let (mut jobs, mut elements) = (self.jobs.len(), self.elements);
+        for queued in self.jobs.iter().skip(place).rev() {
+            if fits(jobs, elements) {
+                break;
+            }
+            jobs -= 1;
+            elements -= queued.job.elements;
+        }
+        if !fits(jobs, elements) {
+            return Err(full(options));
+        }
+        while self.jobs.len() > jobs {
+            let Some(last) = self.jobs.pop_back() else { break };
+            self.took(&last.job);
+            counters.rejected.add(1);
+            // A caller that is gone needs no answer.
+            let _ = last.job.reply.send(Err(full(options)));
+        }
+        Ok(())
+    }
+
+    fn took(&mut self, job: &Job) {
+        self.elements -= job.elements;
+        self.work -= job.work();
+    }
+
+    /// The request whose turn it is, of those that somebody still waits for and that are still in time. The others are
+    /// answered here, so that they cost no run.
     fn pop_live(&mut self, counters: &Counters) -> Option<Job> {
-        while let Some(job) = self.jobs.pop_front() {
-            self.elements -= job.elements;
-            if let Some(job) = live(job, counters) {
+        while let Some(queued) = self.jobs.pop_front() {
+            self.took(&queued.job);
+            if let Some(job) = live(queued.job, counters) {
+                self.now = self.now.max(queued.turn.tag);
                 return Some(job);
             }
         }
         None
     }
 
-    fn gather(&mut self, batch: &mut Batch, facts: &ModelFacts, options: &BatcherOptions, counters: &Counters) {
+    fn gather(&mut self, batch: &mut Batch, facts: &ModelFacts, queue: &Queue, counters: &Counters) {
         let mut index = 0;
-        while batch.rows < options.max_batch_rows {
-            let (Some(job), Some(first)) = (self.jobs.get(index), batch.jobs.first()) else {
-                return;
-            };
-            let rows = job.rows.unwrap_or(0);
-            let joins = rows > 0
-                && batch.rows + rows <= options.max_batch_rows
-                && batch.elements.saturating_add(job.elements) <= options.max_batch_elements
-                && job.fits_with(first, facts);
-            if !joins {
+        while batch.rows < queue.options.max_batch_rows {
+            let Some(queued) = self.jobs.get(index) else { return };
+            if !batch.takes(&queued.job, facts, &queue.options, &queue.ragged) {
                 index += 1;
                 continue;
             }
-            let Some(job) = self.jobs.remove(index) else { return };
-            self.elements -= job.elements;
-            if let Some(job) = live(job, counters) {
-                batch.rows += rows;
-                batch.elements += job.elements;
-                batch.jobs.push(job);
+            let Some(queued) = self.jobs.remove(index) else { return };
+            self.took(&queued.job);
+            if let Some(job) = live(queued.job, counters) {
+                self.now = self.now.max(queued.turn.tag);
+                batch.add(job);
             }
         }
+    }
+
+    /// Whether another worker is wanted now.
+    fn grow(&mut self) -> bool {
+        if !self.parked.is_empty() || self.growing || self.closed || self.workers >= self.most_workers {
+            self.busy_since = None;
+            return false;
+        }
+        let now = Instant::now();
+        let since = *self.busy_since.get_or_insert(now);
+        self.growing = now.saturating_duration_since(since) >= GROW_AFTER;
+        self.growing
+    }
+}
+
+fn full(options: &BatcherOptions) -> Error {
+    Error::QueueFull {
+        limit: format!(
+            "{} requests, {} elements",
+            options.max_queued_requests, options.max_queued_elements
+        ),
     }
 }
 
 /// The job, unless its deadline has passed or its caller is gone.
 fn live(job: Job, counters: &Counters) -> Option<Job> {
-    if job.deadline.is_some_and(|deadline| deadline <= Instant::now()) {
+    if job.terms.deadline.is_some_and(|deadline| deadline <= Instant::now()) {
         counters.expired.add(1);
         // The caller may be gone as well; either way nobody is owed more.
         let _ = job.reply.send(Err(Error::DeadlineExceeded));

@@ -114,6 +114,18 @@ impl Signature {
             .collect()
     }
 
+    /// Zeros and empty strings of these shapes; none if they do not fit.
+    pub(crate) fn zeros_of(&self, shapes: &[Vec<i64>]) -> Option<Vec<Tensor>> {
+        if shapes.len() != self.inputs.len() {
+            return None;
+        }
+        let each = self.inputs.iter().zip(shapes).map(|(spec, shape)| {
+            let zeros = Tensor::zeros(spec.name.clone(), spec.datatype, shape.clone()).ok()?;
+            spec.check(&zeros).is_ok().then_some(zeros)
+        });
+        each.collect()
+    }
+
     /// Why the names do not fit.
     fn mismatch(&self, inputs: &[Tensor]) -> Error {
         let given = |name: &str| inputs.iter().filter(|tensor| tensor.name() == name).count();

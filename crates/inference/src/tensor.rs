@@ -212,6 +212,14 @@ impl Tensor {
         }
     }
 
+    /// The elements of numbers as little-endian bytes, without a copy; none for `BYTES`.
+    pub fn as_bytes(&self) -> Option<&[u8]> {
+        if let TensorData::Raw(bytes) = &self.data {
+            return Some(bytes);
+        }
+        with_element!(self.datatype, T => T::typed(&self.data).map(IntoBytes::as_bytes), text => None)
+    }
+
     /// The elements as the protocol's raw contents, in the form that [`Tensor::from_raw`] takes. Numbers are handed
     /// over without a copy.
     ///
@@ -231,6 +239,7 @@ impl Tensor {
             TensorData::Int32(values) => owned_bytes(values),
             TensorData::Int64(values) => owned_bytes(values),
             TensorData::Fp16(values) => owned_bytes(values),
+            TensorData::Bf16(values) => owned_bytes(values),
             TensorData::Fp32(values) => owned_bytes(values),
             TensorData::Fp64(values) => owned_bytes(values),
         })

@@ -1,4 +1,4 @@
-use half::f16;
+use half::{bf16, f16};
 use modelyard_common::error::{ErrorKind, Fault};
 use proptest::prelude::*;
 
@@ -21,6 +21,14 @@ fn every_datatype() -> Vec<Tensor> {
             "t",
             shape(),
             vec![f16::MIN, f16::MAX, f16::ONE, f16::ZERO, f16::INFINITY, f16::EPSILON],
+        )
+        .unwrap(),
+        Tensor::from_vec(
+            "t",
+            shape(),
+            [0.5, -1.0, 0.1, -0.0, f32::INFINITY, 1e-40]
+                .map(bf16::from_f32)
+                .to_vec(),
         )
         .unwrap(),
         Tensor::from_vec("t", shape(), vec![f32::MIN, f32::MAX, 0.1, -0.0, f32::INFINITY, 1e-40]).unwrap(),

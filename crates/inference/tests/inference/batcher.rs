@@ -9,7 +9,7 @@ use std::{
 
 use modelyard_common::error::{ErrorKind, Fault};
 use modelyard_inference::{
-    BatcherOptions, Batching, Error, Prediction, Predictor, Result, Statistics, Tensor, TensorData,
+    BatcherOptions, Batching, Error, Prediction, Predictor, RaggedAxis, Result, Statistics, Tensor, TensorData, Terms,
 };
 use proptest::{prelude::*, test_runner::Config};
 use tokio::task::JoinSet;
@@ -18,19 +18,19 @@ use crate::graphs;
 use crate::onnx::element;
 
 /// How long a condition may take to come true, on a machine with other work.
-const PATIENCE: Duration = Duration::from_mins(1);
+pub const PATIENCE: Duration = Duration::from_mins(1);
 
 /// The multiplications of a model that keeps its worker busy for long enough to queue behind it.
-const SLOW: usize = 200;
+pub const SLOW: usize = 200;
 
 /// The rows of a request that keeps a worker busy.
-const BUSY_ROWS: usize = 512;
+pub const BUSY_ROWS: usize = 512;
 
-fn predictor(bytes: &[u8], instances: usize, options: BatcherOptions) -> Arc<Predictor> {
+pub fn predictor(bytes: &[u8], instances: usize, options: BatcherOptions) -> Arc<Predictor> {
     Arc::new(Predictor::start(graphs::load_with(bytes, instances).unwrap(), options).unwrap())
 }
 
-fn runtime() -> tokio::runtime::Runtime {
+pub fn runtime() -> tokio::runtime::Runtime {
     tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_time()
@@ -39,23 +39,27 @@ fn runtime() -> tokio::runtime::Runtime {
 }
 
 /// Rows of the slow model's input, each filled with one value.
-fn slow_rows(rows: usize, value: f32) -> Vec<Tensor> {
+pub fn slow_rows(rows: usize, value: f32) -> Vec<Tensor> {
     vec![Tensor::from_vec("x", vec![rows as i64, 256], vec![value; rows * 256]).unwrap()]
 }
 
 /// A prediction that is in the queue or with a worker: its future was polled once.
-type Submitted = Pin<Box<dyn Future<Output = Result<Prediction>> + Send>>;
+pub type Submitted = Pin<Box<dyn Future<Output = Result<Prediction>> + Send>>;
 
 async fn submit(predictor: &Arc<Predictor>, inputs: Vec<Tensor>) -> Submitted {
+    submit_on(predictor, Terms::default(), inputs).await
+}
+
+pub async fn submit_on(predictor: &Arc<Predictor>, terms: Terms, inputs: Vec<Tensor>) -> Submitted {
     let predictor = Arc::clone(predictor);
-    let mut submitted: Submitted = Box::pin(async move { predictor.predict(inputs, None).await });
+    let mut submitted: Submitted = Box::pin(async move { predictor.predict_on(terms, inputs).await });
     let first = std::future::poll_fn(|context| Poll::Ready(submitted.as_mut().poll(context))).await;
     assert!(first.is_pending(), "the worker is faster than the test takes it for");
     submitted
 }
 
 /// Keeps the only worker of the slow model busy, one request after the other, for long enough to queue behind them.
-async fn occupy(predictor: &Arc<Predictor>, requests: usize) -> Vec<Submitted> {
+pub async fn occupy(predictor: &Arc<Predictor>, requests: usize) -> Vec<Submitted> {
     let mut busy = Vec::new();
     for _ in 0..requests {
         // More rows than a merged run may have: each runs alone.
@@ -64,7 +68,14 @@ async fn occupy(predictor: &Arc<Predictor>, requests: usize) -> Vec<Submitted> {
     busy
 }
 
-async fn join(submitted: Vec<Submitted>) -> Vec<Result<Prediction>> {
+/// Waits until a worker has taken all that waited.
+pub async fn taken(predictor: &Predictor) {
+    while predictor.queued() > 0 {
+        tokio::task::yield_now().await;
+    }
+}
+
+pub async fn join(submitted: Vec<Submitted>) -> Vec<Result<Prediction>> {
     let mut outcomes = Vec::new();
     for prediction in submitted {
         outcomes.push(prediction.await);
@@ -81,6 +92,16 @@ fn add_inputs(rows: usize, width: usize, seed: f32) -> Vec<Tensor> {
         Tensor::from_vec("b", shape, vec![seed; rows * width]).unwrap(),
         Tensor::from_strings("who", vec![rows as i64], who).unwrap(),
     ]
+}
+
+/// The widths of [`graphs::add`]'s rows may differ.
+fn widths() -> Vec<RaggedAxis> {
+    let axis = |tensor: &str| RaggedAxis {
+        tensor: tensor.to_owned(),
+        axis: 1,
+        fill: 0.0,
+    };
+    vec![axis("a"), axis("b"), axis("sum")]
 }
 
 fn check_add(prediction: &Prediction, rows: usize, width: usize, seed: f32) {
@@ -102,10 +123,12 @@ proptest! {
         workers in 1_usize..3,
         delay_ms in 0_u64..3,
         raw: bool,
+        ragged: bool,
     ) {
         let options = BatcherOptions {
             max_batch_rows,
             max_queue_delay: Duration::from_millis(delay_ms),
+            ragged: if ragged { widths() } else { Vec::new() },
             ..BatcherOptions::default()
         };
         let predictor = predictor(&graphs::add(), workers, options);
@@ -168,6 +191,48 @@ fn what_waits_is_merged_and_each_gets_its_own() {
     assert_eq!((counted.succeeded, counted.rows), (18, 2 * BUSY_ROWS as u64 + 16));
     assert!(counted.executions < counted.succeeded);
     assert!(counted.infer_time > Duration::ZERO && counted.queue_time > Duration::ZERO);
+}
+
+#[test]
+fn requests_of_unlike_lengths_are_merged_where_that_is_declared() {
+    let options = |ragged| BatcherOptions {
+        // A held batch merges all of these, for sure.
+        max_batch_rows: 12,
+        max_queue_delay: Duration::from_secs(5),
+        ragged,
+        ..BatcherOptions::default()
+    };
+    let lengths = [4, 6, 5, 4, 6, 5];
+    let ask = |predictor: &Arc<Predictor>, lengths: &[usize]| {
+        runtime().block_on(async {
+            let each = lengths.iter().enumerate().map(|(caller, &length)| async move {
+                let inputs = add_inputs(2, length, caller as f32);
+                let prediction = predictor.predict(inputs, None).await.unwrap();
+                check_add(&prediction, 2, length, caller as f32);
+                prediction.batch_rows
+            });
+            futures::future::join_all(each).await
+        })
+    };
+    let merged = predictor(&graphs::add(), 1, options(widths()));
+    assert_eq!(ask(&merged, &lengths), [12; 6]);
+    assert_eq!(merged.statistics().executions, 1);
+    // One that is so much longer that the others would be mostly filling runs alone, in the delay's time.
+    let hasty = BatcherOptions {
+        max_queue_delay: Duration::from_millis(50),
+        ..options(widths())
+    };
+    let apart = predictor(&graphs::add(), 1, hasty);
+    assert_eq!(ask(&apart, &[1, 100]), [2, 2]);
+    let error = Predictor::start(
+        graphs::load(&graphs::add()).unwrap(),
+        options(vec![RaggedAxis {
+            tensor: "who".to_owned(),
+            axis: 1,
+            fill: 0.0,
+        }]),
+    );
+    assert!(error.unwrap_err().to_string().contains("axis 1 of `who`"));
 }
 
 #[test]
@@ -368,6 +433,47 @@ fn blocking_callers_are_served_from_any_thread() {
     let soon = Instant::now() + Duration::from_millis(1);
     let error = slow.predict_blocking(slow_rows(256, 1.0), Some(soon)).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::DeadlineExceeded);
+}
+
+async fn ask(predictor: Arc<Predictor>, value: i32) -> Prediction {
+    let input = Tensor::from_vec("x", vec![1], vec![value]).unwrap();
+    let prediction = predictor.predict(vec![input], None).await.unwrap();
+    assert_eq!(*prediction.outputs[0].data(), TensorData::Int32(vec![value]));
+    prediction
+}
+
+#[test]
+fn what_takes_next_to_nothing_is_done_at_once() {
+    const CALLERS: i32 = 8;
+    const STEPS: i32 = 500;
+    let predictor = predictor(&graphs::identity(element::INT32, &[-1]), 2, BatcherOptions::default());
+    let mut before = 0;
+    runtime().block_on(async {
+        // Once it is known to be so little.
+        let deadline = Instant::now() + PATIENCE;
+        while !ask(Arc::clone(&predictor), -1).await.queue_time.is_zero() {
+            before += 1;
+            assert!(Instant::now() < deadline, "a worker does it every time");
+        }
+        let mut tasks = JoinSet::new();
+        for caller in 0..CALLERS {
+            let predictor = Arc::clone(&predictor);
+            tasks.spawn(async move {
+                for step in 0..STEPS {
+                    ask(Arc::clone(&predictor), caller * STEPS + step).await;
+                }
+            });
+        }
+        tasks.join_all().await;
+    });
+    let counted = predictor.statistics();
+    let all = before + 1 + (CALLERS * STEPS) as u64;
+    assert_eq!((counted.succeeded, counted.rows), (all, all));
+    predictor.close();
+    predictor.drained_blocking();
+    let input = Tensor::from_vec("x", vec![1], vec![1]).unwrap();
+    let closed = runtime().block_on(predictor.predict(vec![input], None));
+    assert!(matches!(closed, Err(Error::Closed)), "{closed:?}");
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use modelyard_common::error::{ErrorKind, Fault};
 use modelyard_inference::{
-    Batching, DataType, Error, Model, ModelOptions, Runtime, Tensor, TensorData, f16, probabilities,
+    Batching, DataType, Error, Model, ModelOptions, Runtime, Tensor, TensorData, bf16, f16, probabilities,
 };
 
 use crate::graphs::{self, load};
@@ -54,6 +54,10 @@ fn every_datatype_goes_through_a_model_unchanged_from_any_address() {
         (
             element::FLOAT16,
             Tensor::from_vec("x", vec![3], vec![f16::MIN, f16::EPSILON, f16::MAX]).unwrap(),
+        ),
+        (
+            element::BFLOAT16,
+            Tensor::from_vec("x", vec![3], vec![bf16::MIN, bf16::EPSILON, bf16::INFINITY]).unwrap(),
         ),
         (
             element::FLOAT,
@@ -159,7 +163,7 @@ fn models_that_cannot_be_served_are_refused_with_the_remedy() {
         "{error}"
     );
     assert!(error.to_string().contains("zipmap"), "{error}");
-    let error = load(&graphs::identity(element::BFLOAT16, &[-1])).unwrap_err();
+    let error = load(&graphs::identity(element::FLOAT8, &[-1])).unwrap_err();
     assert!(
         error.to_string().contains("`x`") && error.to_string().contains("cast"),
         "{error}"
@@ -264,8 +268,9 @@ fn inputs_are_checked_before_the_run() {
 
 #[test]
 fn concurrent_runs_share_the_sessions() {
-    let model = graphs::load_with(&graphs::identity(element::INT64, &[-1]), 2).unwrap();
-    model.warm_up().unwrap();
+    let mut model = graphs::load_with(&graphs::identity(element::INT64, &[-1]), 2).unwrap();
+    // Shapes of other models are passed over.
+    model.warm_up(vec![vec![vec![7]], vec![vec![1, 2]], vec![]]).unwrap();
     assert_eq!(model.instances(), 2);
     std::thread::scope(|scope| {
         for caller in 0..4_i64 {
@@ -297,9 +302,9 @@ fn warming_up_a_model_that_refuses_zeros_is_an_error_and_no_more() {
         }],
         ..onnx::Graph::default()
     });
-    let model = load(&reshape).unwrap();
+    let mut model = load(&reshape).unwrap();
     assert!(matches!(model.batching(), Batching::Never(reason) if reason.contains("trial")));
-    assert!(matches!(model.warm_up(), Err(Error::RunFailed { .. })));
+    assert!(matches!(model.warm_up(Vec::new()), Err(Error::RunFailed { .. })));
     let outputs = model
         .run(vec![floats("x", &[1, 6], &[1.0, 2.0, 3.0, 4.0, 5.0, 6.0])])
         .unwrap();

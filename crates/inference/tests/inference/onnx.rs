@@ -18,6 +18,8 @@ pub mod element {
     pub const UINT32: i32 = 12;
     pub const UINT64: i32 = 13;
     pub const BFLOAT16: i32 = 16;
+    /// Of eight bits, 4 of them the exponent: `FLOAT8E4M3FN`.
+    pub const FLOAT8: i32 = 17;
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -248,7 +250,7 @@ pub fn file(graph: Graph) -> Vec<u8> {
         opset_import: vec![
             Opset {
                 domain: String::new(),
-                version: 17,
+                version: 19,
             },
             Opset {
                 domain: "ai.onnx.ml".to_owned(),

@@ -1,0 +1,115 @@
+//! Something else than ONNX Runtime runs the model: queues, batches and statistics are the same.
+
+use std::{
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use modelyard_inference::{
+    Backend, BatcherOptions, Batching, DataType, Error, Model, Predictor, Result, Run, RunTimes, Signature, Source,
+    Tensor, TensorSpec,
+};
+
+use crate::batcher::runtime;
+
+/// Doubles what comes, notes how many requests each run has, and refuses to be opened when it is told to.
+struct Doubling {
+    runs: Arc<Mutex<Vec<usize>>>,
+    opens: bool,
+}
+
+impl Source for Doubling {
+    fn open(&self) -> Result<Box<dyn Backend>> {
+        if !self.opens {
+            return Err(Error::Broken {
+                detail: "the other server is away".to_owned(),
+            });
+        }
+        Ok(Box::new(Doubler(Arc::clone(&self.runs))))
+    }
+
+    fn memory_bytes(&self) -> u64 {
+        1000
+    }
+}
+
+struct Doubler(Arc<Mutex<Vec<usize>>>);
+
+impl Backend for Doubler {
+    fn run(&mut self, _: &Signature, requests: &[&[Tensor]]) -> Result<Run> {
+        self.0.lock().unwrap().push(requests.len());
+        let double = |request: &&[Tensor]| {
+            let doubled = request[0].values::<f32>()?.iter().map(|value| 2.0 * value).collect();
+            Ok(vec![Tensor::from_vec("y", request[0].shape().to_vec(), doubled)?])
+        };
+        Ok(Run {
+            outputs: requests.iter().map(double).collect::<Result<_>>()?,
+            times: RunTimes::default(),
+        })
+    }
+}
+
+fn signature() -> Signature {
+    let spec = |name: &str| TensorSpec {
+        name: name.to_owned(),
+        datatype: DataType::Fp32,
+        shape: vec![-1, 1],
+    };
+    Signature {
+        inputs: vec![spec("x")],
+        outputs: vec![spec("y")],
+    }
+}
+
+fn model(opens: bool) -> (Result<Model>, Arc<Mutex<Vec<usize>>>) {
+    let runs = Arc::<Mutex<Vec<usize>>>::default();
+    let source = Doubling {
+        runs: Arc::clone(&runs),
+        opens,
+    };
+    (Model::new(signature(), Batching::Rows, Arc::new(source), 1), runs)
+}
+
+#[test]
+fn requests_are_merged_checked_and_counted_whatever_runs_them() {
+    const CALLERS: u8 = 8;
+    // A held batch merges all of them, for sure.
+    let options = BatcherOptions {
+        max_batch_rows: CALLERS.into(),
+        max_queue_delay: Duration::from_secs(5),
+        ..BatcherOptions::default()
+    };
+    let (model, runs) = model(true);
+    let predictor = Predictor::start(model.unwrap(), options).unwrap();
+    assert_eq!(predictor.memory_bytes(), 1000);
+    let ask = async |value: u8| {
+        let input = Tensor::from_vec("x", vec![1, 1], vec![f32::from(value)]).unwrap();
+        let prediction = predictor.predict(vec![input], None).await.unwrap();
+        assert_eq!(
+            *prediction.outputs[0].values::<f32>().unwrap(),
+            [2.0 * f32::from(value)]
+        );
+        prediction.batch_rows
+    };
+    let answers = runtime().block_on(futures::future::join_all((0..CALLERS).map(ask)));
+    assert_eq!(answers, [usize::from(CALLERS); CALLERS as usize]);
+    assert_eq!(*runs.lock().unwrap(), [usize::from(CALLERS)]);
+    let counted = predictor.statistics();
+    assert_eq!((counted.succeeded, counted.executions), (CALLERS.into(), 1));
+    let wrong = Tensor::from_vec("x", vec![1, 2], vec![1.0_f32, 2.0]).unwrap();
+    let error = runtime().block_on(predictor.predict(vec![wrong], None)).unwrap_err();
+    assert!(error.to_string().contains("expected shape [-1, 1]"), "{error}");
+    assert_eq!(runs.lock().unwrap().len(), 1, "it was refused before it ran");
+}
+
+#[test]
+fn why_nothing_runs_it_is_told() {
+    let error = model(false).0.unwrap_err();
+    assert!(error.to_string().contains("the other server is away"), "{error}");
+    let source = Doubling {
+        runs: Arc::default(),
+        opens: true,
+    };
+    let error = Model::new(signature(), Batching::Rows, Arc::new(source), 0).unwrap_err();
+    assert!(error.to_string().contains("0 backends"), "{error}");
+}
