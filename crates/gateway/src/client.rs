@@ -1,6 +1,9 @@
 //! Who asks for predictions, and in which project.
 
-use std::borrow::Cow;
+use std::{
+    borrow::Cow,
+    hash::{DefaultHasher, Hash as _, Hasher as _},
+};
 
 use axum::{
     extract::{FromRequestParts, RawPathParams, Request as HttpRequest, State},
@@ -48,6 +51,13 @@ impl Client {
     pub(crate) fn authorize(&self, action: Action, endpoint: &str) -> Result<()> {
         let resource = Resource::named(Kind::Endpoint, &self.project, endpoint);
         Ok(self.caller.authorize(action, resource)?)
+    }
+
+    /// The caller as a number: those of one caller take turns with those of others.
+    pub(crate) fn number(&self) -> u64 {
+        let mut hasher = DefaultHasher::new();
+        self.caller.principal().hash(&mut hasher);
+        hasher.finish()
     }
 
     /// Whether the caller may see an endpoint.

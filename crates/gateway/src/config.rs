@@ -1,13 +1,16 @@
 //! The gateway's configuration.
 
-use std::time::Duration;
+use std::{fs, time::Duration};
 
-use modelyard_common::config::{duration, size};
+use modelyard_common::config::{duration, maybe_size, size};
 use modelyard_inference::BatcherOptions;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::error::Error;
+
+/// Where the kernel tells how much memory the process' control group may use.
+const GROUP_MEMORY_LIMIT: &str = "/sys/fs/cgroup/memory.max";
 
 /// The shortest time after which a segment of the inference log is handed over.
 const MIN_FLUSH_INTERVAL: Duration = Duration::from_millis(100);
@@ -35,6 +38,13 @@ pub struct Config {
     /// The most bytes of model files that are kept on this machine beyond those in use.
     #[serde(with = "size")]
     pub model_cache_bytes: u64,
+    /// About how much memory loaded models may take. Beyond it those that were used least recently are let go of, and
+    /// loaded again with their next request. None: half of what this process may use.
+    #[serde(with = "maybe_size")]
+    pub model_memory_bytes: Option<u64>,
+    /// The most bytes of answers that are kept for endpoints that want it.
+    #[serde(with = "size")]
+    pub answer_cache_bytes: u64,
     /// The time that a prediction without a deadline of its own is given.
     #[serde(with = "duration")]
     pub request_timeout: Duration,
@@ -42,6 +52,9 @@ pub struct Config {
     pub max_batch_rows: usize,
     /// The most requests that wait for a model; more are refused.
     pub max_queued_requests: usize,
+    /// Requests that would wait for a model longer than this are refused at once, by what the runs before them took.
+    #[serde(with = "duration")]
+    pub max_queue_time: Duration,
 }
 
 impl Default for Config {
@@ -52,9 +65,12 @@ impl Default for Config {
             spool_max_bytes: 1 << 30,
             spool_min_free_bytes: 256 << 20,
             model_cache_bytes: 4 << 30,
+            model_memory_bytes: None,
+            answer_cache_bytes: 64 << 20,
             request_timeout: Duration::from_secs(30),
             max_batch_rows: batcher.max_batch_rows,
             max_queued_requests: batcher.max_queued_requests,
+            max_queue_time: batcher.max_queue_time,
         }
     }
 }
@@ -86,14 +102,30 @@ impl Config {
         self.batcher().validate().map_err(|error| refused(&error.to_string()))
     }
 
+    /// How much memory loaded models may take, in bytes.
+    pub(crate) fn model_memory_bytes(&self) -> u64 {
+        self.model_memory_bytes.unwrap_or_else(|| usable_memory_bytes() / 2)
+    }
+
     /// How the models' queues work.
     pub(crate) fn batcher(&self) -> BatcherOptions {
         BatcherOptions {
             max_batch_rows: self.max_batch_rows,
             max_queued_requests: self.max_queued_requests,
+            max_queue_time: self.max_queue_time,
             ..BatcherOptions::default()
         }
     }
+}
+
+/// The memory that this process may use: the machine's, or less where its control group is limited.
+fn usable_memory_bytes() -> u64 {
+    let machine = rustix::system::sysinfo();
+    let machine = machine.totalram.saturating_mul(u64::from(machine.mem_unit));
+    let group = fs::read_to_string(GROUP_MEMORY_LIMIT).ok();
+    // `max`: it is not limited.
+    let group = group.and_then(|text| text.trim().parse().ok());
+    group.map_or(machine, |group: u64| group.min(machine))
 }
 
 fn refused(detail: &str) -> Error {

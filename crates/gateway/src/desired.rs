@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     error::{Error, Result},
     loader::ModelKey,
+    options::{Condition, Options},
 };
 
 /// The most routes of one endpoint; the log's record names owed shadow routes by a byte.
@@ -56,10 +57,10 @@ pub(crate) struct VersionRef {
 }
 
 impl VersionRef {
-    /// Its blob, for an endpoint of a project.
-    pub(crate) fn model_key(&self, project: &str) -> ModelKey {
+    /// Its blob, for an endpoint.
+    pub(crate) fn model_key(&self, endpoint: &EndpointKey) -> ModelKey {
         ModelKey {
-            project: project.to_owned(),
+            endpoint: endpoint.clone(),
             digest: self.digest,
         }
     }
@@ -92,6 +93,9 @@ pub(crate) struct RouteSpec {
     /// Shadow: the share of the requests that are repeated.
     pub sample: f64,
     pub target: Target,
+    /// Live: requests for which all of these hold take this route; empty: none does for that.
+    #[serde(default)]
+    pub when: Vec<Condition>,
 }
 
 impl RouteSpec {
@@ -108,7 +112,11 @@ impl RouteSpec {
 pub(crate) struct EndpointSpec {
     pub key: EndpointKey,
     pub routes: Vec<RouteSpec>,
-    pub log_predictions: bool,
+    #[serde(default)]
+    pub options: Options,
+    /// Whether new routes are on their way.
+    #[serde(default)]
+    pub in_rollout: bool,
 }
 
 impl EndpointSpec {
@@ -210,6 +218,7 @@ impl TryFrom<proto::Endpoint> for EndpointSpec {
                 endpoint.routes.len()
             )));
         }
+        let options = Options::try_from(&endpoint)?;
         let routes = endpoint
             .routes
             .into_iter()
@@ -225,7 +234,8 @@ impl TryFrom<proto::Endpoint> for EndpointSpec {
                 name: endpoint.name,
             },
             routes,
-            log_predictions: endpoint.log_predictions,
+            options,
+            in_rollout: endpoint.in_rollout,
         })
     }
 }
@@ -271,6 +281,7 @@ impl TryFrom<proto::Route> for RouteSpec {
             weight: route.weight,
             sample: route.sample,
             target,
+            when: route.when.into_iter().map(Condition::try_from).collect::<Result<_>>()?,
         })
     }
 }
@@ -321,7 +332,7 @@ mod tests {
             project: "default".to_owned(),
             name: name.to_owned(),
             routes,
-            log_predictions: true,
+            ..proto::Endpoint::default()
         }
     }
 

@@ -8,6 +8,9 @@ use modelyard_common::error::{ErrorKind, Fault};
 /// The result of this crate's functions.
 pub(crate) type Result<T, E = Error> = std::result::Result<T, E>;
 
+/// When to ask again where the gateway has no room, or is starting.
+const RETRY_SOON: Duration = Duration::from_secs(1);
+
 /// An error of the gateway.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -91,6 +94,12 @@ pub enum Error {
         /// Why.
         source: io::Error,
     },
+    /// The contract cannot be described to clients.
+    #[error("the contract of the inference service cannot be described")]
+    Reflection(#[from] tonic_reflection::server::Error),
+    /// What went wrong for all who waited for the same.
+    #[error(transparent)]
+    Shared(std::sync::Arc<Self>),
     /// A background thread ended without an answer.
     #[error("{what} was interrupted")]
     Interrupted {
@@ -133,7 +142,8 @@ impl Fault for Error {
             Self::Access(error) => error.kind(),
             Self::Inference(error) => error.kind(),
             Self::Artifact { source } => source.kind(),
-            Self::Io { .. } | Self::Interrupted { .. } => ErrorKind::Internal,
+            Self::Shared(error) => error.kind(),
+            Self::Io { .. } | Self::Reflection(_) | Self::Interrupted { .. } => ErrorKind::Internal,
         }
     }
 
@@ -151,7 +161,9 @@ impl Fault for Error {
             Self::Access(error) => error.reason(),
             Self::Inference(error) => error.reason(),
             Self::Artifact { source } => source.reason(),
+            Self::Shared(error) => error.reason(),
             Self::Io { .. } => "GATEWAY_IO",
+            Self::Reflection(_) => "REFLECTION",
             Self::Interrupted { .. } => "INTERRUPTED",
         }
     }
@@ -159,6 +171,13 @@ impl Fault for Error {
     fn retry_after(&self) -> Option<Duration> {
         match self {
             Self::Access(error) => error.retry_after(),
+            Self::Shared(error) => error.retry_after(),
+            Self::Inference(modelyard_inference::Error::Overloaded { expected, allowed }) => {
+                Some(expected.saturating_sub(*allowed).max(RETRY_SOON))
+            }
+            // Queues are emptied within moments, or there are too few gateways.
+            Self::Inference(error) if error.kind() == ErrorKind::ResourceExhausted => Some(RETRY_SOON),
+            Self::Starting => Some(RETRY_SOON),
             _ => None,
         }
     }

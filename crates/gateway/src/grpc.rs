@@ -1,29 +1,41 @@
-//! The Open Inference Protocol over gRPC. Tensors are taken typed or raw, and always answered raw: some clients read
-//! nothing else.
+//! The Open Inference Protocol over gRPC, with those of Triton's extensions that its clients use. Tensors are taken typed
+//! or raw, and always answered raw: some clients read nothing else.
+
+mod stream;
 
 use std::{
+    borrow::Cow,
     collections::HashMap,
     sync::Arc,
     time::{Duration, Instant},
 };
 
 use bytes::Bytes;
+use futures::stream::BoxStream;
 use modelyard_auth::Action;
 use modelyard_common::{Timestamp, error::to_status};
-use modelyard_inference::{DataType, Tensor, TensorData, TensorSpec};
+use modelyard_inference::{DataType, Priority, Tensor, TensorData, TensorSpec};
 use modelyard_proto::inference::{
     self as proto, InferParameter, InferTensorContents, ModelInferRequest, ModelInferResponse,
-    grpc_inference_service_server::GrpcInferenceService, infer_parameter::ParameterChoice,
-    model_infer_request::InferInputTensor, model_infer_response::InferOutputTensor,
+    ModelStreamInferResponse,
+    grpc_inference_service_server::GrpcInferenceService,
+    infer_parameter::ParameterChoice,
+    model_infer_request::{InferInputTensor, InferRequestedOutputTensor},
+    model_infer_response::InferOutputTensor,
     model_metadata_response::TensorMetadata,
 };
-use tonic::{Request, Response, Status, metadata::MetadataMap};
+use tonic::{Request, Response, Status, Streaming, metadata::MetadataMap};
 
 use crate::{
     client::Client,
     error::{Error, Result},
-    oip::{EXTENSIONS, MAX_TENSORS, PLATFORM, SERVER_NAME, SERVER_VERSION},
+    oip::{
+        EXTENSIONS, MAX_TENSORS, PLATFORM, RequestedOutput, SERVER_NAME, SERVER_VERSION, all_statistics_of,
+        model_config, priority, refuse_sequence, select, statistics_of,
+    },
+    options::Attribute,
     predict::{Answer, Gateway, Inputs, Request as PredictRequest},
+    repository::{self, Change},
     spool::Protocol,
 };
 
@@ -123,10 +135,81 @@ impl GrpcInferenceService for InferenceService {
         let arrived = Instant::now();
         let client = Client::of(&request).map_err(|error| to_status(&error))?;
         let (metadata, _, request) = request.into_parts();
-        self.infer(&client, request, &metadata, arrived)
+        self.infer(&client, request, &metadata, grpc_timeout(&metadata), arrived)
             .await
             .map(Response::new)
             .map_err(|error| to_status(&error))
+    }
+
+    type ModelStreamInferStream = BoxStream<'static, Result<ModelStreamInferResponse, Status>>;
+
+    async fn model_stream_infer(
+        &self,
+        request: Request<Streaming<ModelInferRequest>>,
+    ) -> Result<Response<Self::ModelStreamInferStream>, Status> {
+        let client = Client::of(&request).map_err(|error| to_status(&error))?;
+        let (metadata, _, requests) = request.into_parts();
+        Ok(Response::new(stream::infer(self.clone(), client, metadata, requests)))
+    }
+
+    async fn model_config(
+        &self,
+        request: Request<proto::ModelConfigRequest>,
+    ) -> Result<Response<proto::ModelConfigResponse>, Status> {
+        let client = Client::of(&request).map_err(|error| to_status(&error))?;
+        let request = request.into_inner();
+        let config = model_config(&self.gateway, &client, &request.name, non_empty(&request.version));
+        let config = Some(config.map_err(|error| to_status(&error))?);
+        Ok(Response::new(proto::ModelConfigResponse { config }))
+    }
+
+    async fn model_statistics(
+        &self,
+        request: Request<proto::ModelStatisticsRequest>,
+    ) -> Result<Response<proto::ModelStatisticsResponse>, Status> {
+        let client = Client::of(&request).map_err(|error| to_status(&error))?;
+        let request = request.into_inner();
+        let model_stats = match non_empty(&request.name) {
+            None => all_statistics_of(&self.gateway, &client),
+            Some(name) => statistics_of(&self.gateway, &client, name, non_empty(&request.version))
+                .map_err(|error| to_status(&error))?,
+        };
+        Ok(Response::new(proto::ModelStatisticsResponse { model_stats }))
+    }
+
+    async fn repository_index(
+        &self,
+        request: Request<proto::RepositoryIndexRequest>,
+    ) -> Result<Response<proto::RepositoryIndexResponse>, Status> {
+        let client = Client::of(&request).map_err(|error| to_status(&error))?;
+        let models = repository::index(&self.gateway, &client, request.get_ref().ready);
+        Ok(Response::new(proto::RepositoryIndexResponse { models }))
+    }
+
+    async fn repository_model_load(
+        &self,
+        request: Request<proto::RepositoryModelLoadRequest>,
+    ) -> Result<Response<proto::RepositoryModelLoadResponse>, Status> {
+        let client = Client::of(&request).map_err(|error| to_status(&error))?;
+        let request = request.into_inner();
+        let parameters = request.parameters.keys().map(String::as_str);
+        repository::change(&self.gateway, &client, &request.model_name, Change::Load, parameters)
+            .await
+            .map_err(|error| to_status(&error))?;
+        Ok(Response::new(proto::RepositoryModelLoadResponse {}))
+    }
+
+    async fn repository_model_unload(
+        &self,
+        request: Request<proto::RepositoryModelUnloadRequest>,
+    ) -> Result<Response<proto::RepositoryModelUnloadResponse>, Status> {
+        let client = Client::of(&request).map_err(|error| to_status(&error))?;
+        let request = request.into_inner();
+        let parameters = request.parameters.keys().map(String::as_str);
+        repository::change(&self.gateway, &client, &request.model_name, Change::Unload, parameters)
+            .await
+            .map_err(|error| to_status(&error))?;
+        Ok(Response::new(proto::RepositoryModelUnloadResponse {}))
     }
 }
 
@@ -136,32 +219,85 @@ impl InferenceService {
         client: &Client,
         request: ModelInferRequest,
         metadata: &MetadataMap,
+        call_timeout: Option<Duration>,
         arrived: Instant,
     ) -> Result<ModelInferResponse> {
         client.authorize(Action::EndpointPredict, &request.model_name)?;
         let parameters = Parameters::read(&request.parameters)?;
-        let outputs: Vec<String> = request.outputs.into_iter().map(|output| output.name).collect();
-        if outputs.len() > MAX_TENSORS {
+        if request.outputs.len() > MAX_TENSORS {
             return Err(Error::invalid(format!("at most {MAX_TENSORS} outputs are possible")));
         }
+        let wanted = request.outputs.into_iter().map(requested).collect::<Result<Vec<_>>>()?;
+        let outputs: Vec<String> = wanted.iter().map(|output| output.name.clone()).collect();
         let inputs = read_inputs(request.inputs, request.raw_input_contents)?;
+        let given = request.parameters;
         let answer = self
             .gateway
             .predict(PredictRequest {
-                project: &client.project,
+                client,
                 endpoint: &request.model_name,
                 version: non_empty(&request.model_version),
                 id: Some(request.id),
                 inputs: Inputs::Tensors(inputs),
                 event_time: parameters.event_time,
                 arrived,
-                timeout: nearest(parameters.timeout, grpc_timeout(metadata)),
+                timeout: nearest(parameters.timeout, call_timeout),
+                priority: parameters.priority,
+                carried: &|attribute| match attribute {
+                    Attribute::Header(name) => {
+                        let value = metadata.get(name.as_str())?.to_str().ok();
+                        value.map(Cow::Borrowed)
+                    }
+                    Attribute::Parameter(name) => parameter_text(choice(&given, name)?),
+                },
                 outputs: &outputs,
                 protocol: Protocol::Grpc,
             })
             .await?;
-        respond(request.model_name, answer, &outputs)
+        respond(request.model_name, answer, &wanted)
     }
+}
+
+/// An output that is wanted.
+fn requested(output: InferRequestedOutputTensor) -> Result<RequestedOutput> {
+    let classes = match choice(&output.parameters, "classification") {
+        None => None,
+        Some(ParameterChoice::Int64Param(count)) => usize::try_from(*count).ok(),
+        Some(ParameterChoice::Uint64Param(count)) => usize::try_from(*count).ok(),
+        Some(_) => {
+            return Err(Error::invalid(format!(
+                "output `{}`: classification is no number of classes",
+                output.name
+            )));
+        }
+    };
+    if choice(&output.parameters, "shared_memory_region").is_some() {
+        return Err(Error::invalid(format!(
+            "output `{}`: shared memory is not offered: leave `shared_memory_region` out",
+            output.name
+        )));
+    }
+    Ok(RequestedOutput {
+        name: output.name,
+        binary: None,
+        classes,
+    })
+}
+
+fn choice<'a>(given: &'a HashMap<String, InferParameter>, name: &str) -> Option<&'a ParameterChoice> {
+    given.get(name)?.parameter_choice.as_ref()
+}
+
+/// A parameter's value as text.
+fn parameter_text(choice: &ParameterChoice) -> Option<Cow<'_, str>> {
+    Some(match choice {
+        ParameterChoice::BoolParam(value) => value.to_string().into(),
+        ParameterChoice::Int64Param(value) => value.to_string().into(),
+        ParameterChoice::Uint64Param(value) => value.to_string().into(),
+        // As JSON writes it, so that the same condition holds over both protocols.
+        ParameterChoice::DoubleParam(value) => serde_json::Number::from_f64(*value)?.to_string().into(),
+        ParameterChoice::StringParam(value) => value.as_str().into(),
+    })
 }
 
 fn nearest(one: Option<Duration>, other: Option<Duration>) -> Option<Duration> {
@@ -172,15 +308,23 @@ fn nearest(one: Option<Duration>, other: Option<Duration>) -> Option<Duration> {
 struct Parameters {
     event_time: Option<Timestamp>,
     timeout: Option<Duration>,
+    priority: Priority,
 }
 
 impl Parameters {
     fn read(given: &HashMap<String, InferParameter>) -> Result<Self> {
-        let choice = |name: &str| {
-            given
-                .get(name)
-                .and_then(|parameter| parameter.parameter_choice.as_ref())
+        let choice = |name: &str| choice(given, name);
+        let is_of_sequence = match choice("sequence_id") {
+            None => false,
+            Some(ParameterChoice::Int64Param(id)) => *id != 0,
+            Some(ParameterChoice::Uint64Param(id)) => *id != 0,
+            Some(ParameterChoice::StringParam(id)) => !id.is_empty(),
+            Some(_) => true,
         };
+        let is_end = |name: &str| matches!(choice(name), Some(ParameterChoice::BoolParam(true)));
+        if is_of_sequence || is_end("sequence_start") || is_end("sequence_end") {
+            return Err(refuse_sequence());
+        }
         let event_time = match choice("event_time") {
             None => None,
             Some(ParameterChoice::StringParam(text)) => {
@@ -196,8 +340,16 @@ impl Parameters {
             Some(ParameterChoice::StringParam(text)) => text.parse().ok(),
             Some(_) => return Err(Error::invalid("parameter timeout is no number of microseconds")),
         };
+        let level = match choice("priority") {
+            None => 0,
+            Some(ParameterChoice::Uint64Param(level)) => *level,
+            // What is below zero says nothing.
+            Some(ParameterChoice::Int64Param(level)) => u64::try_from(*level).unwrap_or(0),
+            Some(_) => return Err(Error::invalid("parameter priority is no number")),
+        };
         Ok(Self {
             event_time,
+            priority: priority(level),
             timeout: timeout.map(Duration::from_micros),
         })
     }
@@ -241,6 +393,7 @@ fn read_inputs(inputs: Vec<InferInputTensor>, raw: Vec<Bytes>) -> Result<Vec<Ten
         .into_iter()
         .zip(raw)
         .map(|(input, raw)| {
+            check_input(&input)?;
             if input.contents.is_some() {
                 return Err(Error::invalid(format!(
                     "input `{}` has both contents and raw_input_contents: send one",
@@ -253,7 +406,18 @@ fn read_inputs(inputs: Vec<InferInputTensor>, raw: Vec<Bytes>) -> Result<Vec<Ten
         .collect()
 }
 
+fn check_input(input: &InferInputTensor) -> Result<()> {
+    if choice(&input.parameters, "shared_memory_region").is_some() {
+        return Err(Error::invalid(format!(
+            "input `{}`: shared memory is not offered: send the data",
+            input.name
+        )));
+    }
+    Ok(())
+}
+
 fn typed_input(input: InferInputTensor) -> Result<Tensor> {
+    check_input(&input)?;
     let datatype: DataType = input.datatype.parse()?;
     let contents = input.contents.unwrap_or_default();
     let data = typed_data(&input.name, datatype, contents)?;
@@ -291,7 +455,7 @@ fn typed_data(name: &str, datatype: DataType, contents: InferTensorContents) -> 
             });
             TensorData::Text(each.collect::<Result<_>>()?)
         }
-        DataType::Fp16 => {
+        DataType::Fp16 | DataType::Bf16 => {
             return Err(Error::invalid(format!(
                 "input `{name}`: {datatype} has no typed contents: send it in raw_input_contents"
             )));
@@ -299,17 +463,8 @@ fn typed_data(name: &str, datatype: DataType, contents: InferTensorContents) -> 
     })
 }
 
-fn respond(model_name: String, answer: Answer, wanted: &[String]) -> Result<ModelInferResponse> {
-    let mut outputs = answer.outputs;
-    if !wanted.is_empty() {
-        let mut selected = Vec::with_capacity(wanted.len());
-        for name in wanted {
-            if let Some(place) = outputs.iter().position(|output| output.name() == name) {
-                selected.push(outputs.swap_remove(place));
-            }
-        }
-        outputs = selected;
-    }
+fn respond(model_name: String, mut answer: Answer, wanted: &[RequestedOutput]) -> Result<ModelInferResponse> {
+    let outputs = select(&mut answer, wanted)?;
     let mut response = ModelInferResponse {
         model_name,
         model_version: answer.version.text.clone(),
@@ -318,7 +473,7 @@ fn respond(model_name: String, answer: Answer, wanted: &[String]) -> Result<Mode
         raw_output_contents: Vec::with_capacity(outputs.len()),
         ..ModelInferResponse::default()
     };
-    for output in outputs {
+    for (output, _) in outputs {
         response.outputs.push(InferOutputTensor {
             name: output.name().to_owned(),
             datatype: output.datatype().name().to_owned(),

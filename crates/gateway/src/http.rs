@@ -2,7 +2,9 @@
 //!
 //! This is the hot path: no span and no log line a request; the metrics are the gateway's own.
 
-use std::{io::Read as _, sync::Arc, time::Instant};
+mod extensions;
+
+use std::{borrow::Cow, io::Read as _, sync::Arc, time::Instant};
 
 use axum::{
     Router,
@@ -16,7 +18,7 @@ use bytes::Bytes;
 use flate2::read::{GzDecoder, ZlibDecoder};
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use modelyard_auth::{Access, Action, http::authenticate};
-use modelyard_common::error::Problem;
+use modelyard_common::error::{Fault as _, Problem};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -24,7 +26,11 @@ use crate::{
     client::Client,
     error::{Error, Result},
     meters,
-    oip::{self, Body, EXTENSIONS, MAX_BODY_BYTES, MAX_TENSORS, PLATFORM, RequestInputs, SERVER_NAME, SERVER_VERSION},
+    oip::{
+        self, Body, EXTENSIONS, Encoding, MAX_BODY_BYTES, MAX_TENSORS, PLATFORM, RequestInputs, SERVER_NAME,
+        SERVER_VERSION, compress,
+    },
+    options::Attribute,
     predict::{Gateway, Inputs, Request},
     scoring,
     spool::Protocol,
@@ -46,9 +52,29 @@ pub(crate) fn router(gateway: Arc<Gateway>, access: Access) -> Router {
         .route("/v2/models/{model}", get(model))
         .route("/v2/models/{model}/ready", get(model_ready))
         .route("/v2/models/{model}/infer", post(infer))
+        .route("/v2/models/{model}/config", get(extensions::config))
+        .route("/v2/models/{model}/stats", get(extensions::statistics))
+        .route("/v2/models/stats", get(extensions::all_statistics))
         .route("/v2/models/{model}/versions/{version}", get(model))
         .route("/v2/models/{model}/versions/{version}/ready", get(model_ready))
         .route("/v2/models/{model}/versions/{version}/infer", post(infer))
+        .route("/v2/models/{model}/versions/{version}/config", get(extensions::config))
+        .route(
+            "/v2/models/{model}/versions/{version}/stats",
+            get(extensions::statistics),
+        )
+        .route("/v2/repository/index", post(extensions::index))
+        .route("/v2/repository/{repository}/index", post(extensions::index))
+        .route("/v2/repository/models/{model}/load", post(extensions::load))
+        .route("/v2/repository/models/{model}/unload", post(extensions::unload))
+        .route(
+            "/v2/repository/{repository}/models/{model}/load",
+            post(extensions::load),
+        )
+        .route(
+            "/v2/repository/{repository}/models/{model}/unload",
+            post(extensions::unload),
+        )
         .route("/v1/models", get(models))
         .route("/v1/models/{model}", get(scoring::model_status).post(scoring::predict))
         .route("/endpoints/{model}/invocations", post(scoring::invocations))
@@ -60,6 +86,14 @@ pub(crate) fn router(gateway: Arc<Gateway>, access: Access) -> Router {
         .route("/v2/health/live", get(live))
         .route("/v2/health/ready", get(ready))
         .route("/ping", get(ping))
+        .route(
+            "/v2/systemsharedmemory/{*rest}",
+            get(no_shared_memory).post(no_shared_memory),
+        )
+        .route(
+            "/v2/cudasharedmemory/{*rest}",
+            get(no_shared_memory).post(no_shared_memory),
+        )
         .method_not_allowed_fallback(wrong_method)
         .layer(DefaultBodyLimit::max(MAX_BODY_BYTES))
         .with_state(gateway)
@@ -67,8 +101,13 @@ pub(crate) fn router(gateway: Arc<Gateway>, access: Access) -> Router {
 
 /// An error in the protocol's shape.
 pub(crate) fn refuse(error: Error) -> Response {
-    let status = error.status();
-    refuse_as(status, &Problem::from(error).detail)
+    let (status, wait) = (error.status(), error.retry_after());
+    let mut response = refuse_as(status, &Problem::from(error).detail);
+    if let Some(wait) = wait {
+        let seconds = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
+        response.headers_mut().insert(header::RETRY_AFTER, seconds.into());
+    }
+    response
 }
 
 fn refuse_as(status: StatusCode, message: &str) -> Response {
@@ -174,6 +213,13 @@ async fn models(State(gateway): Shared, client: Client) -> Response {
     json_response(StatusCode::OK, &json!({"models": names}))
 }
 
+async fn no_shared_memory() -> Response {
+    refuse_as(
+        StatusCode::NOT_IMPLEMENTED,
+        "shared memory is not offered: send tensors in the request",
+    )
+}
+
 /// The parts of a path below `/v2/models`.
 #[derive(Deserialize)]
 pub(crate) struct Named {
@@ -224,8 +270,9 @@ async fn infer(
     body: Received,
 ) -> Response {
     let arrived = Instant::now();
+    let accepted = Encoding::accepted(headers.get(header::ACCEPT_ENCODING));
     match run(&gateway, &client, &named, &headers, body, arrived).await {
-        Ok(body) => respond(body),
+        Ok(body) => respond(body, accepted),
         Err(error) => refuse(error),
     }
 }
@@ -246,9 +293,10 @@ async fn run(
         return Err(Error::invalid(format!("at most {MAX_TENSORS} outputs are possible")));
     }
     let names: Vec<String> = read.outputs.iter().map(|output| output.name.clone()).collect();
+    let others = read.others;
     let answer = gateway
         .predict(Request {
-            project: &client.project,
+            client,
             endpoint: &named.model,
             version: named.version.as_deref(),
             id: read.id,
@@ -259,11 +307,24 @@ async fn run(
             event_time: read.event_time,
             arrived,
             timeout: read.timeout,
+            priority: read.priority,
+            carried: &|attribute| match attribute {
+                Attribute::Header(name) => header_value(headers, name),
+                Attribute::Parameter(name) => {
+                    let found = others.iter().find(|(other, _)| other == name);
+                    found.map(|(_, value)| Cow::Borrowed(value.as_str()))
+                }
+            },
             outputs: &names,
             protocol: Protocol::Http,
         })
         .await?;
     oip::write(answer, &read.outputs, read.binary)
+}
+
+/// A header's value, where it is text.
+pub(crate) fn header_value<'a>(headers: &'a HeaderMap, name: &str) -> Option<Cow<'a, str>> {
+    headers.get(name)?.to_str().ok().map(Cow::Borrowed)
 }
 
 fn header_bytes(headers: &HeaderMap) -> Result<Option<usize>> {
@@ -276,8 +337,9 @@ fn header_bytes(headers: &HeaderMap) -> Result<Option<usize>> {
         .ok_or_else(|| Error::invalid("Inference-Header-Content-Length is no number of bytes"))
 }
 
-fn respond(body: Body) -> Response {
-    let mut response = Response::new(HttpBody::from(body.bytes));
+fn respond(body: Body, accepted: Option<Encoding>) -> Response {
+    let compressed = accepted.and_then(|encoding| Some((compress(&body.bytes, encoding)?, encoding)));
+    let mut response = Response::new(HttpBody::empty());
     let headers = response.headers_mut();
     match body.header_bytes {
         None => {
@@ -288,5 +350,14 @@ fn respond(body: Body) -> Response {
             headers.insert(&HEADER_LENGTH, HeaderValue::from(bytes));
         }
     }
+    *response.body_mut() = match compressed {
+        Some((bytes, encoding)) => {
+            response
+                .headers_mut()
+                .insert(header::CONTENT_ENCODING, encoding.header());
+            HttpBody::from(bytes)
+        }
+        None => HttpBody::from(body.bytes),
+    };
     response
 }

@@ -15,6 +15,7 @@
 //!
 //! It refuses to know about anybody's labels, drift, rollouts or policies.
 
+mod cache;
 mod client;
 mod config;
 mod desired;
@@ -23,17 +24,21 @@ mod grpc;
 mod http;
 mod loader;
 mod meters;
+mod model;
 mod oip;
+mod options;
 mod persist;
 mod predict;
 mod queues;
 mod reconcile;
+mod repository;
 mod routing;
 mod scoring;
 mod service;
 mod shadow;
 mod spool;
 mod status;
+mod traffic;
 mod watch;
 
 pub use config::Config;

@@ -1,4 +1,4 @@
-//! Model versions in memory, each blob once, and their files on disk.
+//! Loads model versions: fetches their files, opens and warms them, and lets go of those used least when memory is short.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -6,33 +6,54 @@ use std::{
     io,
     path::{Path, PathBuf},
     sync::{Arc, Weak},
-    time::SystemTime,
+    time::{Duration, SystemTime},
 };
 
 use modelyard_artifacts::{Artifacts, Digest};
-use modelyard_inference::{BatcherOptions, Model, ModelOptions, Predictor, Runtime};
+use modelyard_inference::{
+    BatcherOptions, Batching, Counters, Model as InferenceModel, ModelOptions, Predictor, Runtime, Signature,
+    session_bytes,
+};
 use parking_lot::Mutex;
-use tokio::{sync::Mutex as AsyncMutex, task::spawn_blocking};
+use serde::{Deserialize, Serialize};
+use tokio::{
+    sync::{Mutex as AsyncMutex, Semaphore, SemaphorePermit},
+    task::spawn_blocking,
+};
 
-use crate::error::{Error, Result};
+use crate::{
+    desired::EndpointKey,
+    error::{Error, Result},
+    meters::{self, Unloaded},
+    model::{Facts, Model, Shapes},
+};
 
-/// A blob of a project. The same content in two projects is loaded twice: what one has says nothing about the other.
+/// What lies beside a model's file and tells what was found out by loading it.
+const FACTS_EXTENSION: &str = "json";
+
+/// A blob as an endpoint serves it. The same content for two endpoints is loaded twice: one's load is not the other's, and
+/// what one project has says nothing about another's.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) struct ModelKey {
-    pub project: String,
+    pub endpoint: EndpointKey,
     pub digest: Digest,
 }
 
 impl ModelKey {
     /// Where its copy lies in the cache.
     fn file(&self) -> PathBuf {
-        Path::new(&self.project).join(self.digest.to_hex())
+        Path::new(&self.endpoint.project).join(self.digest.to_hex())
     }
 }
 
-/// A model that is loaded and warm. When the last user lets go of it, its queue closes and its sessions are freed.
-pub(crate) struct LoadedModel {
-    pub predictor: Predictor,
+/// How an endpoint wants a model to be.
+#[derive(Clone)]
+pub(crate) struct Wanted {
+    pub batcher: BatcherOptions,
+    /// After this time without a request it is let go of; none: never.
+    pub unload_after: Option<Duration>,
+    /// What was seen of its requests.
+    pub shapes: Arc<Shapes>,
 }
 
 /// Loads models.
@@ -40,51 +61,177 @@ pub(crate) struct Loader {
     artifacts: Artifacts,
     runtime: Runtime,
     folder: PathBuf,
-    options: BatcherOptions,
+    batcher: BatcherOptions,
     cache_bytes: u64,
+    memory_bytes: u64,
     models: Mutex<HashMap<ModelKey, Arc<Slot>>>,
+    /// Loading keeps a processor busy: no more at once than there are.
+    loads: Semaphore,
 }
 
-/// One blob's place; its lock makes concurrent callers load it once.
-type Slot = AsyncMutex<Weak<LoadedModel>>;
+/// One model's place; its lock makes concurrent callers load it once.
+type Slot = AsyncMutex<Weak<Model>>;
 
 impl Loader {
     pub(crate) fn new(
         artifacts: Artifacts,
         runtime: Runtime,
         folder: PathBuf,
-        options: BatcherOptions,
+        batcher: BatcherOptions,
         cache_bytes: u64,
+        memory_bytes: u64,
     ) -> Self {
         Self {
             artifacts,
+            loads: Semaphore::new(runtime.processors()),
             runtime,
             folder,
-            options,
+            batcher,
             cache_bytes,
+            memory_bytes,
             models: Mutex::default(),
         }
     }
 
-    /// The model of a blob: the one in memory, or one that is fetched, verified, loaded and warmed.
-    pub(crate) async fn load(&self, key: ModelKey) -> Result<Arc<LoadedModel>> {
-        let artifacts = self.artifacts.project(&key.project)?;
-        let digest = key.digest;
-        let slot = Arc::clone(self.models.lock().entry(key).or_default());
+    /// How queues work that are not told otherwise.
+    pub(crate) const fn batcher(&self) -> &BatcherOptions {
+        &self.batcher
+    }
+
+    /// The model of a blob: the one that is there, or one that is fetched, verified, loaded and warmed. Where memory is
+    /// short and what there is to know of it is known from before, it is loaded with its first request.
+    /// Without a wish it is the one that is there, however it works.
+    pub(crate) async fn load(self: &Arc<Self>, key: ModelKey, wanted: Option<Wanted>) -> Result<Arc<Model>> {
+        let slot = Arc::clone(self.models.lock().entry(key.clone()).or_default());
         let mut place = slot.lock().await;
-        if let Some(model) = place.upgrade() {
-            return Ok(model);
+        match (place.upgrade(), &wanted) {
+            (Some(model), None) => return Ok(model),
+            (Some(model), Some(wanted)) if model.is_as(wanted) => {
+                model.unload_after(wanted.unload_after);
+                return Ok(model);
+            }
+            _ => {}
         }
-        let path = artifacts.open_local(digest, &self.folder).await?;
-        let (runtime, options) = (self.runtime.clone(), self.options);
-        let predictor = spawn_blocking(move || open(&runtime, &path, options))
-            .await
-            .map_err(|_| Error::Interrupted {
-                what: "loading the model",
-            })??;
-        let model = Arc::new(LoadedModel { predictor });
+        let wanted = wanted.unwrap_or_else(|| Wanted {
+            batcher: self.batcher.clone(),
+            unload_after: None,
+            shapes: Arc::default(),
+        });
+        let path = self.fetch(&key).await?;
+        let permit = self.permit().await?;
+        let facts = if self.has_room_for(&path) {
+            None
+        } else {
+            read_facts(&path).await
+        };
+        let model = if let Some(facts) = facts {
+            Arc::new(Model::new(key, wanted, facts, Arc::clone(self)))
+        } else {
+            let counters = Arc::default();
+            let predictor = self.open_file(&path, &wanted, &counters, permit).await?;
+            let facts = Facts {
+                signature: predictor.signature().clone(),
+                batching: predictor.batching(),
+            };
+            write_facts(&path, &facts).await;
+            let model = Model::new(key, wanted, facts, Arc::clone(self)).loaded(predictor, counters);
+            self.make_room(Some(&model.key));
+            Arc::new(model)
+        };
         *place = Arc::downgrade(&model);
         Ok(model)
+    }
+
+    /// Puts a model to work that is not in memory.
+    pub(crate) async fn open(&self, key: &ModelKey, wanted: &Wanted, counters: &Arc<Counters>) -> Result<Predictor> {
+        let path = self.fetch(key).await?;
+        let permit = self.permit().await?;
+        self.open_file(&path, wanted, counters, permit).await
+    }
+
+    async fn permit(&self) -> Result<SemaphorePermit<'_>> {
+        self.loads.acquire().await.map_err(|_| interrupted())
+    }
+
+    async fn open_file(
+        &self,
+        path: &Path,
+        wanted: &Wanted,
+        counters: &Arc<Counters>,
+        _permit: SemaphorePermit<'_>,
+    ) -> Result<Predictor> {
+        let (runtime, path) = (self.runtime.clone(), path.to_owned());
+        let (wanted, counters) = (wanted.clone(), Arc::clone(counters));
+        let opened = spawn_blocking(move || open(&runtime, &path, wanted, counters)).await;
+        let predictor = opened.map_err(|_| interrupted())??;
+        meters::model_loaded();
+        Ok(predictor)
+    }
+
+    /// Whether one more model fits beside those that are loaded.
+    fn has_room_for(&self, path: &Path) -> bool {
+        let file_bytes = fs::metadata(path).map_or(0, |file| file.len());
+        let loaded: u64 = self.models().iter().map(|model| model.memory_bytes()).sum();
+        loaded.saturating_add(session_bytes(file_bytes)) <= self.memory_bytes
+    }
+
+    async fn fetch(&self, key: &ModelKey) -> Result<PathBuf> {
+        let artifacts = self.artifacts.project(&key.endpoint.project)?;
+        Ok(artifacts.open_local(key.digest, &self.folder).await?)
+    }
+
+    /// The models that there are.
+    fn models(&self) -> Vec<Arc<Model>> {
+        let slots: Vec<Arc<Slot>> = self.models.lock().values().cloned().collect();
+        // A locked slot is being loaded.
+        slots
+            .iter()
+            .filter_map(|slot| slot.try_lock().ok()?.upgrade())
+            .collect()
+    }
+
+    /// Lets go of the models that were used least recently, until the others fit; `spared` is not among them. One model
+    /// alone may take more than there is.
+    pub(crate) fn make_room(&self, spared: Option<&ModelKey>) {
+        self.make_room_among(self.models(), spared);
+    }
+
+    fn make_room_among(&self, mut models: Vec<Arc<Model>>, spared: Option<&ModelKey>) {
+        let mut bytes: u64 = models.iter().map(|model| model.memory_bytes()).sum();
+        if bytes <= self.memory_bytes {
+            return;
+        }
+        models.retain(|model| Some(&model.key) != spared && model.is_loaded());
+        models.sort_by_cached_key(|model| model.used());
+        if spared.is_none() {
+            // Without the one that was used last, nothing would be served.
+            models.pop();
+        }
+        for model in models {
+            if bytes <= self.memory_bytes {
+                break;
+            }
+            bytes = bytes.saturating_sub(model.memory_bytes());
+            if model.unload(Unloaded::Memory) {
+                tracing::info!(endpoint = %model.key.endpoint, digest = %model.key.digest,
+                    "memory is short: a model is let go of until its next request");
+            }
+        }
+    }
+
+    /// Lets go of models that nobody asked for as long as they may stay, and shows what is loaded.
+    pub(crate) fn rest(&self) {
+        let models = self.models();
+        for model in &models {
+            if model.is_overdue() && model.unload(Unloaded::Idle) {
+                tracing::info!(endpoint = %model.key.endpoint, digest = %model.key.digest,
+                    "nobody asks: a model is let go of until its next request");
+            }
+        }
+        // Models that got more workers take more than when they were loaded.
+        self.make_room_among(models.clone(), None);
+        let loaded = models.iter().filter(|model| model.is_loaded()).count();
+        meters::models(loaded, models.iter().map(|model| model.memory_bytes()).sum());
     }
 
     /// Forgets models that are gone, and removes files that no model in memory came from and that are more than the
@@ -106,15 +253,55 @@ impl Loader {
     }
 }
 
-fn open(runtime: &Runtime, path: &Path, options: BatcherOptions) -> Result<Predictor> {
+const fn interrupted() -> Error {
+    Error::Interrupted {
+        what: "loading the model",
+    }
+}
+
+fn open(runtime: &Runtime, path: &Path, wanted: Wanted, counters: Arc<Counters>) -> Result<Predictor> {
     let bytes = fs::metadata(path).map_err(Error::io(path))?.len();
     let size = usize::try_from(bytes).unwrap_or(usize::MAX);
-    let model = Model::from_file(runtime, path, ModelOptions::for_size(size, runtime.processors()))?;
-    if let Err(error) = model.warm_up() {
+    let options = ModelOptions::for_size(size, runtime.processors());
+    let mut model = InferenceModel::from_file(runtime, path, options)?;
+    if let Err(error) = model.warm_up(wanted.shapes.seen()) {
         // Zeros may be no valid input; real ones will tell.
         tracing::info!(%error, "the model did not take the warm-up's zeros");
     }
-    Ok(Predictor::start(model, options)?)
+    Ok(Predictor::start_counting(model, wanted.batcher, counters)?)
+}
+
+/// [`Facts`] on disk.
+#[derive(Serialize, Deserialize)]
+struct KeptFacts {
+    signature: Signature,
+    /// Why requests are not merged; none: they are.
+    alone: Option<String>,
+}
+
+async fn read_facts(path: &Path) -> Option<Facts> {
+    let text = tokio::fs::read(path.with_extension(FACTS_EXTENSION)).await.ok()?;
+    let kept: KeptFacts = serde_json::from_slice(&text).ok()?;
+    Some(Facts {
+        signature: kept.signature,
+        batching: kept.alone.map_or(Batching::Rows, Batching::Never),
+    })
+}
+
+/// Writes down what was found out. Without it the model is loaded to find out again.
+async fn write_facts(path: &Path, facts: &Facts) {
+    let kept = KeptFacts {
+        signature: facts.signature.clone(),
+        alone: match &facts.batching {
+            Batching::Rows => None,
+            Batching::Never(why) => Some(why.clone()),
+        },
+    };
+    let path = path.with_extension(FACTS_EXTENSION);
+    let Ok(text) = serde_json::to_vec(&kept) else { return };
+    if let Err(error) = tokio::fs::write(&path, text).await {
+        tracing::debug!(path = %path.display(), %error, "what is known of a model cannot be kept");
+    }
 }
 
 fn sweep_files(folder: &Path, used: &HashSet<ModelKey>, limit: u64) -> io::Result<()> {
@@ -157,7 +344,8 @@ fn find_unused(entry: &DirEntry, used: &HashSet<PathBuf>, unused: &mut Vec<Unuse
     let path = entry.path();
     // Unfinished downloads begin with a point; their owner removes them.
     let unfinished = entry.file_name().as_encoded_bytes().starts_with(b".");
-    if !unfinished && !used.contains(&path) {
+    // What is known of a model stays as long as its file.
+    if !unfinished && !used.contains(&path.with_extension("")) {
         let metadata = entry.metadata()?;
         unused.push((metadata.modified()?, metadata.len(), path));
     }
@@ -172,7 +360,10 @@ mod tests {
     fn unused_files_beyond_the_limit_go() {
         let folder = tempfile::tempdir().unwrap();
         let key = |project: &str, index: u8| ModelKey {
-            project: project.to_owned(),
+            endpoint: EndpointKey {
+                project: project.to_owned(),
+                name: "e".to_owned(),
+            },
             digest: Digest::of(&[index]),
         };
         let keys: Vec<ModelKey> = ["a", "b"]
@@ -180,7 +371,7 @@ mod tests {
             .flat_map(|project| (0..2).map(move |index| key(project, index)))
             .collect();
         for key in &keys {
-            fs::create_dir_all(folder.path().join(&key.project)).unwrap();
+            fs::create_dir_all(folder.path().join(&key.endpoint.project)).unwrap();
             fs::write(folder.path().join(key.file()), [0; 10]).unwrap();
         }
         let used = HashSet::from([keys[0].clone()]);

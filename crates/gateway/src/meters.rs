@@ -1,8 +1,9 @@
 //! The gateway's metrics: names, labels, and handles that the hot path keeps.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use metrics::{Counter, Gauge, Histogram, counter, gauge, histogram};
+use parking_lot::Mutex;
 
 /// Predictions by endpoint, version, role and outcome.
 const REQUESTS: &str = "modelyard_gateway_requests_total";
@@ -25,6 +26,30 @@ const WATCH_CONNECTED: &str = "modelyard_gateway_watch_connected";
 /// The revision of the desired state that is being served.
 const REVISION: &str = "modelyard_gateway_desired_revision";
 
+/// Models in memory, the bytes that they take, and how often one was loaded, or let go of for a reason.
+const MODELS: &str = "modelyard_gateway_loaded_models";
+const MODEL_BYTES: &str = "modelyard_gateway_loaded_model_bytes";
+const MODEL_LOADS: &str = "modelyard_gateway_model_loads_total";
+const MODEL_UNLOADS: &str = "modelyard_gateway_model_unloads_total";
+/// Answers that were kept: asked for and found or not, by outcome; and the bytes that they take.
+const CACHE: &str = "modelyard_gateway_cache_requests_total";
+const CACHE_BYTES: &str = "modelyard_gateway_cache_bytes";
+/// How long a request that comes now would wait for a model, in seconds, by endpoint, version and role: what to scale by.
+const EXPECTED_WAIT: &str = "modelyard_gateway_expected_wait_seconds";
+/// The share of the last moments that a model's workers worked, 0 to 1, by endpoint, version and role: what to scale by.
+const UTILIZATION: &str = "modelyard_gateway_utilization";
+/// Workers of a model, by endpoint, version and role.
+const WORKERS: &str = "modelyard_gateway_workers";
+
+/// Why a model was let go of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Unloaded {
+    /// Others that were used more recently needed the memory.
+    Memory,
+    /// Nobody asked for it.
+    Idle,
+}
+
 /// Why a record of the inference log was lost.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum DropReason {
@@ -42,6 +67,8 @@ pub(crate) enum DropReason {
     ShadowFailed,
     /// A record on disk that cannot be read.
     Damaged,
+    /// A record of more bytes than the endpoint wants in its log.
+    TooLarge,
 }
 
 impl DropReason {
@@ -54,6 +81,7 @@ impl DropReason {
             Self::ShadowOverload => "shadow_overload",
             Self::ShadowFailed => "shadow_failed",
             Self::Damaged => "damaged",
+            Self::TooLarge => "too_large",
         }
     }
 }
@@ -73,12 +101,27 @@ pub(crate) enum Outcome {
     Failed,
 }
 
+/// How a model is.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Load {
+    pub queued: usize,
+    pub expected_wait: Duration,
+    pub workers: usize,
+    /// How long it worked so far.
+    pub busy: Duration,
+}
+
 /// The metrics of one route.
 pub(crate) struct RouteMeters {
     outcomes: [Counter; 5],
     duration: Histogram,
     batch_rows: Histogram,
     queued: Gauge,
+    expected_wait: Gauge,
+    workers: Gauge,
+    utilization: Gauge,
+    /// When was looked last, and how long the model had worked then.
+    looked: Mutex<Option<(Instant, Duration)>>,
 }
 
 impl RouteMeters {
@@ -99,6 +142,10 @@ impl RouteMeters {
             duration: histogram!(DURATION, &labels()),
             batch_rows: histogram!(BATCH_ROWS, &labels()),
             queued: gauge!(QUEUED, &labels()),
+            expected_wait: gauge!(EXPECTED_WAIT, &labels()),
+            workers: gauge!(WORKERS, &labels()),
+            utilization: gauge!(UTILIZATION, &labels()),
+            looked: Mutex::default(),
         }
     }
 
@@ -121,8 +168,18 @@ impl RouteMeters {
         self.batch_rows.record(batch_rows as f64);
     }
 
-    pub(crate) fn queued(&self, requests: usize) {
-        self.queued.set(requests as f64);
+    /// Shows how a route's model is.
+    pub(crate) fn load(&self, load: Load) {
+        self.queued.set(load.queued as f64);
+        self.expected_wait.set(load.expected_wait.as_secs_f64());
+        self.workers.set(load.workers as f64);
+        let now = Instant::now();
+        if let Some((before, busy)) = self.looked.lock().replace((now, load.busy)) {
+            let worked = load.busy.saturating_sub(busy).as_secs_f64();
+            let could = now.saturating_duration_since(before).as_secs_f64() * load.workers.max(1) as f64;
+            // A run counts when it ends, so that a long one may count for more than the time since.
+            self.utilization.set((worked / could).clamp(0.0, 1.0));
+        }
     }
 }
 
@@ -148,4 +205,30 @@ pub(crate) fn watch_connected(connected: bool) {
 
 pub(crate) fn revision(revision: u64) {
     gauge!(REVISION).set(revision as f64);
+}
+
+/// Shows the models that are in memory.
+pub(crate) fn models(loaded: usize, bytes: u64) {
+    gauge!(MODELS).set(loaded as f64);
+    gauge!(MODEL_BYTES).set(bytes as f64);
+}
+
+pub(crate) fn model_loaded() {
+    counter!(MODEL_LOADS).increment(1);
+}
+
+pub(crate) fn model_unloaded(why: Unloaded) {
+    let reason = match why {
+        Unloaded::Memory => "memory",
+        Unloaded::Idle => "idle",
+    };
+    counter!(MODEL_UNLOADS, "reason" => reason).increment(1);
+}
+
+pub(crate) fn cache_asked(found: bool) {
+    counter!(CACHE, "outcome" => if found { "hit" } else { "miss" }).increment(1);
+}
+
+pub(crate) fn cache_bytes(bytes: u64) {
+    gauge!(CACHE_BYTES).set(bytes as f64);
 }

@@ -7,6 +7,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use modelyard_inference::InputShapes;
 use serde::{Deserialize, Serialize};
 use tempfile::NamedTempFile;
 use tokio::task::spawn_blocking;
@@ -32,6 +33,8 @@ pub(crate) struct Kept {
     pub desired: Desired,
     /// What each endpoint really served last; differs from the desired state where that could not be loaded.
     pub serving: BTreeMap<EndpointKey, EndpointSpec>,
+    /// Shapes of inputs that were seen, with which models are warmed.
+    pub shapes: BTreeMap<EndpointKey, Vec<InputShapes>>,
 }
 
 #[derive(Deserialize)]
@@ -44,6 +47,8 @@ struct File {
     format: u32,
     desired: Desired,
     serving: Vec<EndpointSpec>,
+    #[serde(default)]
+    shapes: Vec<(EndpointKey, Vec<InputShapes>)>,
 }
 
 /// The file, and what it holds at present.
@@ -74,6 +79,7 @@ impl StateFile {
             format: FORMAT,
             desired: kept.desired.clone(),
             serving: kept.serving.values().cloned().collect(),
+            shapes: kept.shapes.clone().into_iter().collect(),
         };
         let text = serde_json::to_string(&file).map_err(|error| Error::Io {
             path: self.path.clone(),
@@ -114,6 +120,7 @@ fn read(path: &Path) -> io::Result<Option<(String, Kept)>> {
     let kept = Kept {
         desired: file.desired,
         serving: file.serving.into_iter().map(|spec| (spec.key.clone(), spec)).collect(),
+        shapes: file.shapes.into_iter().collect(),
     };
     Ok(Some((text, kept)))
 }
@@ -130,6 +137,7 @@ fn replace(path: &Path, text: &str) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::options::Options;
 
     #[tokio::test]
     async fn the_last_state_is_found_again_and_damage_is_passed_over() {
@@ -143,14 +151,16 @@ mod tests {
         let spec = EndpointSpec {
             key: key.clone(),
             routes: vec![],
-            log_predictions: true,
+            options: Options::default(),
+            in_rollout: false,
         };
         let kept = Kept {
             desired: Desired {
                 revision: 3,
                 ..Desired::default()
             },
-            serving: BTreeMap::from([(key, spec)]),
+            serving: BTreeMap::from([(key.clone(), spec)]),
+            shapes: BTreeMap::from([(key, vec![vec![vec![1, 4]]])]),
         };
         file.write(&kept).await.unwrap();
         let (_, found) = StateFile::open(folder.path());

@@ -10,13 +10,17 @@ use std::{
 
 use arc_swap::ArcSwap;
 use modelyard_common::{ErrorKind, Fault as _, Timestamp, clock::SharedClock, id::SharedIds};
-use modelyard_inference::{Signature, Tensor};
+use modelyard_inference::{Error as InferenceError, Prediction, Priority, Signature, Tensor, Terms};
+use tokio::time::timeout_at;
 use tokio_util::task::TaskTracker;
 
 use crate::{
+    cache::{Cache, Question},
+    client::Client,
     error::{Error, Result},
     meters::{self, DropReason, Outcome, RouteMeters},
-    routing::{Endpoint, ShadowRoute, Table, Version},
+    repository::Commands,
+    routing::{Carried, Endpoint, ShadowRoute, Table, Version},
     shadow::{ShadowJob, ShadowQueue},
     spool::{Encoded, EndpointLog, Protocol, RequestFacts},
 };
@@ -32,14 +36,19 @@ pub(crate) struct Gateway {
     pub clock: SharedClock,
     pub ids: SharedIds,
     pub shadows: ShadowQueue,
+    /// Where models are loaded and unloaded by hand.
+    pub repository: Commands,
     /// The predictions that are being made.
     pub requests: TaskTracker,
     pub request_timeout: Duration,
+    /// Answers that are kept.
+    pub cache: Cache,
 }
 
 /// A request as all protocols have it.
 pub(crate) struct Request<'a> {
-    pub project: &'a str,
+    /// Who asks, and in which project.
+    pub client: &'a Client,
     pub endpoint: &'a str,
     /// The version that must answer; none: the endpoint's routes decide.
     pub version: Option<&'a str>,
@@ -51,6 +60,9 @@ pub(crate) struct Request<'a> {
     pub arrived: Instant,
     /// How long it may take from then.
     pub timeout: Option<Duration>,
+    pub priority: Priority,
+    /// What routes may depend on.
+    pub carried: Carried<'a>,
     /// The outputs that the client wants; empty: all.
     pub outputs: &'a [String],
     pub protocol: Protocol,
@@ -104,7 +116,7 @@ impl Gateway {
     pub(crate) async fn predict(&self, request: Request<'_>) -> Result<Answer> {
         let _running = self.requests.token();
         let endpoint = self
-            .endpoint(request.project, request.endpoint)
+            .endpoint(&request.client.project, request.endpoint)
             .inspect_err(|_| meters::refused_request())?;
         let id = match request.id {
             Some(id) if id.len() > MAX_REQUEST_ID_BYTES => {
@@ -117,26 +129,28 @@ impl Gateway {
             _ => self.ids.next().to_string(),
         };
         let (version, meters) = endpoint
-            .choose(&id, request.version)
+            .choose(&id, request.version, request.carried)
             .inspect_err(|_| meters::refused_request())?;
         let call = Call {
             gateway: self,
+            client: request.client,
             endpoint: &endpoint,
             version,
             meters,
             id: &id,
+            event_time: request.event_time,
+            arrived: request.arrived,
+            timeout: request.timeout,
+            priority: request.priority,
+            protocol: request.protocol,
         };
-        let outputs = call
-            .run(
-                request.inputs,
-                request.outputs,
-                request.event_time,
-                request.arrived,
-                request.timeout,
-                request.protocol,
-            )
-            .await
-            .inspect_err(|error| meters.count(outcome_of(error)))?;
+        let outputs = call.run(request.inputs, request.outputs).await.inspect_err(|error| {
+            let outcome = outcome_of(error);
+            meters.count(outcome);
+            if matches!(outcome, Outcome::Failed | Outcome::Expired) {
+                version.counts.failed();
+            }
+        })?;
         let version = Arc::clone(version);
         Ok(Answer {
             id,
@@ -160,22 +174,27 @@ pub(crate) fn outcome_of(error: &Error) -> Outcome {
 /// A request that has its version.
 struct Call<'a> {
     gateway: &'a Gateway,
+    client: &'a Client,
     endpoint: &'a Arc<Endpoint>,
     version: &'a Arc<Version>,
     meters: &'a RouteMeters,
     id: &'a str,
+    event_time: Option<Timestamp>,
+    arrived: Instant,
+    timeout: Option<Duration>,
+    priority: Priority,
+    protocol: Protocol,
+}
+
+/// A record that the answer is missing from.
+struct Begun<'a> {
+    log: &'a EndpointLog,
+    shadows: Vec<&'a ShadowRoute>,
+    encoded: Encoded,
 }
 
 impl Call<'_> {
-    async fn run(
-        &self,
-        inputs: Inputs,
-        wanted: &[String],
-        event_time: Option<Timestamp>,
-        arrived: Instant,
-        timeout: Option<Duration>,
-        protocol: Protocol,
-    ) -> Result<Vec<Tensor>> {
+    async fn run(&self, inputs: Inputs, wanted: &[String]) -> Result<Vec<Tensor>> {
         let signature = self.version.signature();
         check_outputs(signature, wanted)?;
         let inputs = match inputs {
@@ -183,46 +202,106 @@ impl Call<'_> {
             Inputs::Of(make) => make(signature)?,
         };
         let inputs = signature.arrange(inputs)?;
-        let log = self.endpoint.log.as_deref().filter(|log| log.has_room());
-        let record = log.map(|log| {
-            let received_at_us = self.gateway.clock.now().as_micros();
-            let facts = RequestFacts {
-                id: self.id,
-                protocol,
-                event_time_us: event_time.map_or(received_at_us, Timestamp::as_micros),
-                received_at_us,
-            };
-            let shadows: Vec<&ShadowRoute> = self.endpoint.shadows_for(self.id).collect();
-            let owed: Vec<u32> = shadows.iter().map(|route| route.version.definition.key()).collect();
-            let encoded = Encoded::live(&self.version.definition, &facts, &inputs, &owed);
-            (log, shadows, encoded)
-        });
-        let allowed = timeout.unwrap_or(self.gateway.request_timeout);
-        let predictor = &self.version.model.predictor;
-        let deadline = arrived.checked_add(allowed);
-        let prediction = predictor.predict(inputs, deadline).await?;
-        let latency = arrived.elapsed();
+        self.version.model.shapes().look(&inputs);
+        let now = self.gateway.clock.now();
+        let record = self.begin_record(now, &inputs);
+        let limits = &self.endpoint.options.limits;
+        let allowed = self.timeout.or(limits.timeout).unwrap_or(self.gateway.request_timeout);
+        let deadline = self.arrived.checked_add(allowed);
+        let prediction = match self.endpoint.options.cache {
+            None => self.predict(inputs, deadline).await?,
+            Some(time_to_live) => self.recall(inputs, deadline, time_to_live).await?,
+        };
+        let latency = self.arrived.elapsed();
         self.meters.answered(latency, prediction.batch_rows);
-        if let Some((log, shadows, encoded)) = record {
-            self.log(log, &shadows, encoded, latency, &prediction.outputs);
+        self.version.answered(now);
+        self.version.counts.answered(latency);
+        if let Some(record) = record {
+            self.log(record, latency, &prediction.outputs);
         }
         Ok(prediction.outputs)
     }
 
-    /// Writes the record, and has the shadows that it owes computed.
-    fn log(
+    /// The record of a request that is to be logged, if there is room for it.
+    fn begin_record(&self, now: Timestamp, inputs: &[Tensor]) -> Option<Begun<'_>> {
+        let log = self.endpoint.log.as_deref().filter(|log| log.has_room())?;
+        if !self.endpoint.is_logged(self.id) {
+            return None;
+        }
+        let received_at_us = now.as_micros();
+        let facts = RequestFacts {
+            id: self.id,
+            protocol: self.protocol,
+            event_time_us: self.event_time.map_or(received_at_us, Timestamp::as_micros),
+            received_at_us,
+        };
+        let shadows: Vec<&ShadowRoute> = self.endpoint.shadows_for(self.id).collect();
+        let owed: Vec<u32> = shadows.iter().map(|route| route.version.definition.key()).collect();
+        Some(Begun {
+            log,
+            encoded: Encoded::live(&self.version.definition, &facts, inputs, &owed),
+            shadows,
+        })
+    }
+
+    async fn predict(&self, inputs: Vec<Tensor>, deadline: Option<Instant>) -> Result<Prediction> {
+        let terms = Terms {
+            deadline,
+            priority: self.priority,
+            caller: self.client.number(),
+        };
+        let loaded = self.version.model.predictor();
+        // A model that has to be loaded first is waited for as long as the request may take.
+        let predictor = match deadline {
+            None => loaded.await?,
+            Some(deadline) => timeout_at(deadline.into(), loaded)
+                .await
+                .map_err(|_| InferenceError::DeadlineExceeded)??,
+        };
+        Ok(predictor.predict_on(terms, inputs).await?)
+    }
+
+    /// The answer that is kept, or one that is made and kept.
+    async fn recall(
         &self,
-        log: &EndpointLog,
-        shadows: &[&ShadowRoute],
-        encoded: Encoded,
-        latency: Duration,
-        outputs: &[Tensor],
-    ) {
+        inputs: Vec<Tensor>,
+        deadline: Option<Instant>,
+        time_to_live: Duration,
+    ) -> Result<Prediction> {
+        let caller = self.client.caller.acting_for().to_string();
+        let question = Question {
+            caller: &caller,
+            endpoint: &self.endpoint.key,
+            version: &self.version.name,
+            inputs: &inputs,
+        };
+        let cache = &self.gateway.cache;
+        let answer = cache.answer(cache.key(&question), time_to_live, || {
+            self.predict(inputs.clone(), deadline)
+        });
+        let (prediction, was_kept) = match deadline {
+            None => answer.await?,
+            Some(deadline) => timeout_at(deadline.into(), answer)
+                .await
+                .map_err(|_| InferenceError::DeadlineExceeded)??,
+        };
+        self.version.asked_cache(was_kept);
+        Ok(Arc::unwrap_or_clone(prediction))
+    }
+
+    /// Writes the record, and has the shadows that it owes computed.
+    fn log(&self, record: Begun<'_>, latency: Duration, outputs: &[Tensor]) {
+        let Begun { log, shadows, encoded } = record;
         let definition = &self.version.definition;
         let Some(encoded) = encoded.finish(definition, latency.as_micros() as u64, outputs) else {
             log.room().lose(DropReason::Shape, 1);
             return;
         };
+        let most = self.endpoint.options.log.max_record_bytes;
+        if most.is_some_and(|most| encoded.bytes() > most) {
+            log.room().lose(DropReason::TooLarge, 1);
+            return;
+        }
         let owed: Vec<_> = shadows.iter().map(|route| &*route.version.definition).collect();
         let tokens = log.append_live(&encoded, definition, &owed, || self.gateway.ids.next());
         let Some(shared) = self.endpoint.log.as_ref().filter(|_| !tokens.is_empty()) else {

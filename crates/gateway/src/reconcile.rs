@@ -9,19 +9,25 @@ use std::{
 
 use futures::{StreamExt as _, future::BoxFuture, stream::FuturesUnordered};
 use modelyard_common::{error::Chain, readiness::Gate};
+use modelyard_inference::InputShapes;
 use modelyard_proto::registry::v1 as proto;
-use tokio::{sync::watch, time::Instant};
+use tokio::{
+    sync::{mpsc, oneshot, watch},
+    time::Instant,
+};
 use tokio_util::sync::CancellationToken;
 use tonic_health::{ServingStatus, server::HealthReporter};
 
 use crate::{
     desired::{Desired, EndpointKey, EndpointSpec, Role, VersionRef},
     error::Error,
-    loader::{LoadedModel, Loader},
+    loader::{Loader, Wanted},
     meters,
+    model::{Model, Shapes},
     persist::{Kept, StateFile},
     predict::Gateway,
-    routing::{Endpoint, Table, Version, reason_for_nothing},
+    repository::{Change, Command},
+    routing::{Endpoint, LOADING, Table, Version, reason_for_nothing},
     spool::Shipping,
     status::Report,
     watch::Backoff,
@@ -31,8 +37,8 @@ use crate::{
 const FIRST_RETRY: Duration = Duration::from_secs(1);
 const LAST_RETRY: Duration = Duration::from_mins(1);
 
-/// Why an endpoint answers nothing while its first versions are on their way.
-const LOADING: &str = "its versions are being loaded";
+/// Why an endpoint answers nothing whose models were unloaded by hand.
+const UNLOADED: &str = "it was unloaded by hand on this gateway: load it again, or deploy a version";
 
 /// The name of the inference service in health checks.
 const INFERENCE_SERVICE: &str = "inference.GRPCInferenceService";
@@ -47,6 +53,8 @@ pub(crate) struct Reconciler {
     pub state: StateFile,
     pub health: HealthReporter,
     pub gate: Gate,
+    /// What is loaded and unloaded by hand.
+    pub commands: mpsc::Receiver<Command>,
     entries: BTreeMap<EndpointKey, Entry>,
     started: bool,
 }
@@ -65,6 +73,18 @@ struct Entry {
     /// What served in a process before, in case that the specification cannot be loaded.
     fallback: Option<EndpointSpec>,
     shown: Arc<Endpoint>,
+    /// What was seen of its requests.
+    shapes: Arc<Shapes>,
+    /// Who waits for the end of the loading.
+    waiters: Vec<oneshot::Sender<Result<(), Error>>>,
+}
+
+/// What a process before left behind.
+pub(crate) struct Before {
+    /// What each endpoint served.
+    pub serving: BTreeMap<EndpointKey, EndpointSpec>,
+    /// Shapes of inputs that were seen.
+    pub shapes: BTreeMap<EndpointKey, Vec<InputShapes>>,
 }
 
 /// A version that could not be loaded.
@@ -74,7 +94,7 @@ struct Failed {
     message: String,
 }
 
-type Loaded = Vec<(VersionRef, Result<Arc<LoadedModel>, Error>)>;
+type Loaded = Vec<(VersionRef, Result<Arc<Model>, Error>)>;
 
 /// What a load came to.
 struct Done {
@@ -100,12 +120,15 @@ impl Reconciler {
         state: StateFile,
         health: HealthReporter,
         gate: Gate,
-        serving_before: BTreeMap<EndpointKey, EndpointSpec>,
+        commands: mpsc::Receiver<Command>,
+        before: Before,
     ) -> Self {
-        let entries = serving_before
+        let Before { serving, mut shapes } = before;
+        let entries = serving
             .into_iter()
             .map(|(key, spec)| {
                 let mut entry = Entry::new(spec.clone());
+                entry.shapes = Arc::new(Shapes::new(shapes.remove(&key).unwrap_or_default()));
                 entry.fallback = Some(spec);
                 (key, entry)
             })
@@ -119,6 +142,7 @@ impl Reconciler {
             state,
             health,
             gate,
+            commands,
             entries,
             started: false,
         }
@@ -149,10 +173,13 @@ impl Reconciler {
                     self.plan(&loads);
                 }
                 Some(done) = loads.next() => self.apply(done, &loads),
+                Some(command) = self.commands.recv() => self.change(command, &loads),
                 () = due => self.retry(&loads),
             }
             self.settle(loads.is_empty()).await;
         }
+        // With what was seen of requests since the last change.
+        self.settle(false).await;
         self.gate.close("stopping");
         self.health.set_service_status("", ServingStatus::NotServing).await;
         self.health
@@ -187,7 +214,40 @@ impl Reconciler {
                 entry.loading = false;
                 if entry.serving.is_none() {
                     entry.show_nothing(reason_for_nothing(&spec.routes));
+                    entry.refuse_waiters();
                 }
+            }
+        }
+        self.swap();
+    }
+
+    /// Loads or unloads by hand.
+    fn change(&mut self, command: Command, loads: &Loads) {
+        let Some(entry) = self.entries.get_mut(&command.key) else {
+            // Dropped, which tells that it is gone.
+            return;
+        };
+        match command.change {
+            Change::Load if entry.serving.is_some() => {
+                // Whoever asked may have gone.
+                let _ = command.done.send(Ok(()));
+            }
+            Change::Load => {
+                entry.waiters.push(command.done);
+                if !entry.spec.has_version(Role::Live) {
+                    entry.refuse_waiters();
+                } else if !entry.loading {
+                    entry.generation += 1;
+                    entry.failures.clear();
+                    entry.retry = None;
+                    entry.show_nothing(LOADING.to_owned());
+                    entry.begin(entry.spec.clone(), &self.loader, loads);
+                }
+            }
+            Change::Unload => {
+                entry.unload();
+                tracing::info!(endpoint = %command.key, "unloaded by hand");
+                let _ = command.done.send(Ok(()));
             }
         }
         self.swap();
@@ -218,9 +278,10 @@ impl Reconciler {
         for (name, result) in done.loaded {
             match result {
                 Ok(model) => {
+                    let redact = &done.spec.options.log.redact;
                     let version = entry
-                        .known_version(&name)
-                        .unwrap_or_else(|| Version::new(name.clone(), model));
+                        .known_version(&name, &model, redact)
+                        .unwrap_or_else(|| Version::new(name.clone(), model, redact));
                     versions.insert(name, version);
                 }
                 Err(error) => {
@@ -249,6 +310,7 @@ impl Reconciler {
         }
         if live_failed {
             entry.fall_back(&self.loader, loads);
+            entry.refuse_waiters();
         } else {
             self.serve(&done.key, done.spec, &versions);
         }
@@ -256,7 +318,9 @@ impl Reconciler {
 
     fn serve(&mut self, key: &EndpointKey, spec: EndpointSpec, versions: &HashMap<VersionRef, Arc<Version>>) {
         let log = spec
-            .log_predictions
+            .options
+            .log
+            .predictions
             .then(|| self.shipping.log(key))
             .transpose()
             .unwrap_or_else(|error| {
@@ -269,6 +333,10 @@ impl Reconciler {
             entry.shown = Arc::clone(&endpoint);
             entry.serving = Some((spec, endpoint));
             entry.fallback = None;
+            for waiter in entry.waiters.drain(..) {
+                // Whoever waited may have gone.
+                let _ = waiter.send(Ok(()));
+            }
         }
         self.swap();
     }
@@ -312,9 +380,14 @@ impl Reconciler {
                 .or(entry.fallback.as_ref())?;
             Some((key.clone(), spec.clone()))
         });
+        let shapes = self
+            .entries
+            .iter()
+            .map(|(key, entry)| (key.clone(), entry.shapes.seen()));
         let kept = Kept {
             serving: serving.collect(),
             desired: Desired::clone(&desired),
+            shapes: shapes.filter(|(_, shapes)| !shapes.is_empty()).collect(),
         };
         if let Err(error) = self.state.write(&kept).await {
             tracing::warn!(error = %Chain(&error), "the last state cannot be written: a restart needs the registry");
@@ -326,7 +399,7 @@ impl Reconciler {
                 .chain(kept.desired.endpoints.values())
                 .flat_map(|spec| {
                     let versions = spec.routes.iter().filter_map(|route| route.version());
-                    versions.map(|version| version.model_key(&spec.key.project))
+                    versions.map(|version| version.model_key(&spec.key))
                 })
                 .collect();
             self.loader.sweep(used).await;
@@ -383,6 +456,40 @@ impl Entry {
             backoff: Backoff::new(FIRST_RETRY, LAST_RETRY),
             serving: None,
             fallback: None,
+            shapes: Arc::default(),
+            waiters: Vec::new(),
+        }
+    }
+
+    /// Lets go of what serves, until it is loaded by hand or the specification changes.
+    fn unload(&mut self) {
+        // A load that is under way comes to nothing.
+        self.generation += 1;
+        self.loading = false;
+        self.retry = None;
+        self.serving = None;
+        self.fallback = None;
+        let failed = self.spec.routes.iter().filter_map(|route| {
+            Some(Failed {
+                role: route.role,
+                version: route.version()?.clone(),
+                message: UNLOADED.to_owned(),
+            })
+        });
+        self.failures = failed.collect();
+        self.show_nothing(UNLOADED.to_owned());
+        self.refuse_waiters();
+    }
+
+    /// Tells those who wait for the loading why nothing is loaded.
+    fn refuse_waiters(&mut self) {
+        for waiter in self.waiters.drain(..) {
+            let error = Error::NotReady {
+                endpoint: self.spec.key.name.clone(),
+                reason: self.shown.reason().to_owned(),
+            };
+            // Whoever waited may have gone.
+            let _ = waiter.send(Err(error));
         }
     }
 
@@ -396,11 +503,16 @@ impl Entry {
             .collect();
         let loader = Arc::clone(loader);
         let generation = self.generation;
+        let wanted = Wanted {
+            batcher: spec.options.batcher(loader.batcher()),
+            unload_after: spec.options.unload_after,
+            shapes: Arc::clone(&self.shapes),
+        };
         loads.push(Box::pin(async move {
             let each = names.into_iter().map(|name| {
-                let (loader, key) = (&loader, name.model_key(&spec.key.project));
+                let (loader, key, wanted) = (&loader, name.model_key(&spec.key), wanted.clone());
                 async move {
-                    let result = loader.load(key).await;
+                    let result = loader.load(key, Some(wanted)).await;
                     (name, result)
                 }
             });
@@ -436,9 +548,10 @@ impl Entry {
         self.shown = Arc::new(Endpoint::empty(self.spec.key.clone(), reason));
     }
 
-    /// A version as it serves now, so that its log definition and counters go on.
-    fn known_version(&self, name: &VersionRef) -> Option<Arc<Version>> {
-        self.serving.as_ref()?.1.version(name)
+    /// A version as it serves now, so that its log definition and counters go on, if it stays as it is.
+    fn known_version(&self, name: &VersionRef, model: &Arc<Model>, redact: &[String]) -> Option<Arc<Version>> {
+        let version = self.serving.as_ref()?.1.version(name)?;
+        (Arc::ptr_eq(&version.model, model) && version.definition.is_of(name, redact)).then_some(version)
     }
 
     fn route_statuses(&self) -> Vec<proto::RouteStatus> {

@@ -1,53 +1,124 @@
-//! Which version answers: the routing table, and the choice by the request's id.
+//! Which version answers: the routing table, and the choice by what a request carries or by its key.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{
+    borrow::Cow,
+    collections::HashMap,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
 
+use modelyard_common::Timestamp;
 use modelyard_inference::{Batching, Signature};
 
 use crate::{
     desired::{EndpointKey, EndpointSpec, Role, RouteSpec, Target, VersionRef},
     error::{Error, Result},
-    loader::LoadedModel,
-    meters::RouteMeters,
+    meters::{Load, RouteMeters},
+    model::Model,
+    options::{Attribute, Condition, Options},
     spool::{Definition, EndpointLog},
+    traffic::VersionCounts,
 };
+
+/// Finds what a request carries.
+pub(crate) type Carried<'a> = &'a (dyn Fn(&Attribute) -> Option<Cow<'a, str>> + Send + Sync);
 
 /// A loaded model version as the routes of one endpoint use it.
 pub(crate) struct Version {
     pub name: VersionRef,
     /// The version's number as text.
     pub text: String,
-    pub model: Arc<LoadedModel>,
+    pub model: Arc<Model>,
     /// How its rows are written to the log.
     pub definition: Arc<Definition>,
+    /// When it answered last, in milliseconds since the epoch; 0: it has not.
+    last_answer_ms: AtomicU64,
+    /// Answers that were kept for a request, and that were not.
+    cache_hits: AtomicU64,
+    cache_misses: AtomicU64,
+    /// What came of its requests.
+    pub counts: VersionCounts,
 }
 
 impl Version {
-    pub(crate) fn new(name: VersionRef, model: Arc<LoadedModel>) -> Arc<Self> {
-        let definition = Definition::new(
-            &name,
-            model.predictor.signature(),
-            model.predictor.batching() == Batching::Rows,
-        );
+    /// A version as its endpoint serves it; the values of tensors that are named in `redact` are left out of the log.
+    pub(crate) fn new(name: VersionRef, model: Arc<Model>, redact: &[String]) -> Arc<Self> {
+        let by_row = model.batching() == Batching::Rows;
+        let definition = Definition::new(&name, model.signature(), by_row, redact);
         Arc::new(Self {
             text: name.version.to_string(),
             name,
             model,
             definition: Arc::new(definition),
+            last_answer_ms: AtomicU64::new(0),
+            cache_hits: AtomicU64::new(0),
+            cache_misses: AtomicU64::new(0),
+            counts: VersionCounts::default(),
         })
     }
 
+    /// Notes that it answered now.
+    pub(crate) fn answered(&self, now: Timestamp) {
+        let ms = u64::try_from(now.as_micros() / 1000).unwrap_or(0);
+        self.last_answer_ms.store(ms, Ordering::Relaxed);
+    }
+
+    /// When it answered last, in milliseconds since the epoch; 0: it has not.
+    pub(crate) fn last_answer_ms(&self) -> u64 {
+        self.last_answer_ms.load(Ordering::Relaxed)
+    }
+
+    /// Notes whether an answer was kept.
+    pub(crate) fn asked_cache(&self, was_kept: bool) {
+        let counter = if was_kept { &self.cache_hits } else { &self.cache_misses };
+        counter.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// How many answers were kept, and how many were not, of those that may be.
+    pub(crate) fn cache_counts(&self) -> (u64, u64) {
+        let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        (count(&self.cache_hits), count(&self.cache_misses))
+    }
+
     pub(crate) fn signature(&self) -> &Signature {
-        self.model.predictor.signature()
+        self.model.signature()
     }
 }
 
+/// Sets the choice of what is logged apart from all other choices by the id.
+const LOG_SALT: u64 = 0x6c6f_6700;
+
+/// Why an endpoint answers nothing while its first versions are on their way.
+pub(crate) const LOADING: &str = "its versions are being loaded";
+
 /// A share of the live traffic.
 pub(crate) struct LiveRoute {
-    /// Requests whose hash is below this, and not below the route's before, are this route's.
-    upper: f64,
+    weight: f64,
+    salt: u64,
+    /// Requests for which all of these hold come here; none do if it is empty.
+    when: Vec<Condition>,
     pub version: Arc<Version>,
     pub meters: Arc<RouteMeters>,
+}
+
+impl LiveRoute {
+    /// When a key would arrive here, if keys arrived at random and as often as the weight says: the route where it arrives
+    /// first is its own (weighted rendezvous hashing, Schindelhauer and Schomaker 2005). A weight that grows only brings
+    /// keys here.
+    fn arrival(&self, key: &[u8]) -> f64 {
+        if self.weight <= 0.0 {
+            return f64::INFINITY;
+        }
+        -unit(hash(self.salt, key)).ln() / self.weight
+    }
+
+    fn is_meant(&self, carried: Carried<'_>) -> bool {
+        let holds =
+            |condition: &Condition| carried(&condition.attribute).is_some_and(|value| value == condition.equals);
+        !self.when.is_empty() && self.when.iter().all(holds)
+    }
 }
 
 /// A repetition of the live traffic.
@@ -63,7 +134,13 @@ pub(crate) struct Endpoint {
     pub key: EndpointKey,
     salt: u64,
     live: Vec<LiveRoute>,
+    /// Whether a live route has conditions.
+    has_conditions: bool,
     shadows: Vec<ShadowRoute>,
+    /// How it treats its requests.
+    pub options: Options,
+    /// Whether new routes are on their way.
+    pub in_rollout: bool,
     /// Where its predictions are logged; none if they are not.
     pub log: Option<Arc<EndpointLog>>,
     /// Why there is no live route.
@@ -77,7 +154,10 @@ impl Endpoint {
             salt: hash(0, key.name.as_bytes()),
             key,
             live: Vec::new(),
+            has_conditions: false,
             shadows: Vec::new(),
+            options: Options::default(),
+            in_rollout: false,
             log: None,
             reason,
         }
@@ -91,6 +171,8 @@ impl Endpoint {
     ) -> Self {
         let mut endpoint = Self::empty(spec.key.clone(), String::new());
         endpoint.log = log;
+        endpoint.options = spec.options.clone();
+        endpoint.in_rollout = spec.in_rollout;
         let loaded = |role: Role| {
             spec.routes
                 .iter()
@@ -104,12 +186,13 @@ impl Endpoint {
                 role.label(),
             ))
         };
-        let total: f64 = loaded(Role::Live).map(|(route, _)| route.weight).sum();
-        let mut upper = 0.0;
         for (route, version) in loaded(Role::Live) {
-            upper += if total > 0.0 { route.weight / total } else { 0.0 };
+            endpoint.has_conditions |= !route.when.is_empty();
             endpoint.live.push(LiveRoute {
-                upper,
+                weight: route.weight,
+                // By the version and not by its place in the list, so that a change of the others moves nothing.
+                salt: hash(endpoint.salt, version.name.to_string().as_bytes()),
+                when: route.when.clone(),
                 version: Arc::clone(version),
                 meters: meters(version, Role::Live),
             });
@@ -125,22 +208,41 @@ impl Endpoint {
         endpoint
     }
 
-    /// The route for a request: the one that its id falls to, or the one to the version that it asks for.
+    /// The route for a request: the one to the version that it asks for, the first whose conditions hold, or the one that
+    /// its key falls to. The key is what it carries where the endpoint is sticky, else its id.
     ///
     /// # Errors
     /// `NotReady` if there is no live route, `VersionNotServed` if no route leads to the version.
-    pub(crate) fn choose(&self, id: &str, version: Option<&str>) -> Result<(&Arc<Version>, &RouteMeters)> {
+    pub(crate) fn choose(
+        &self,
+        id: &str,
+        version: Option<&str>,
+        carried: Carried<'_>,
+    ) -> Result<(&Arc<Version>, &RouteMeters)> {
         if let Some(version) = version {
             return self.find(version);
         }
-        let point = unit(hash(self.salt, id.as_bytes()));
-        self.live
-            .iter()
-            .find(|route| point < route.upper)
-            // The last bound may miss 1 by rounding.
-            .or_else(|| self.live.iter().rev().find(|route| route.upper > 0.0))
+        self.route(id, carried)
             .map(|route| (&route.version, &*route.meters))
             .ok_or_else(|| self.not_ready())
+    }
+
+    fn route(&self, id: &str, carried: Carried<'_>) -> Option<&LiveRoute> {
+        if self.has_conditions
+            && let Some(route) = self.live.iter().find(|route| route.is_meant(carried))
+        {
+            return Some(route);
+        }
+        if let [only] = self.live.as_slice() {
+            return (only.weight > 0.0).then_some(only);
+        }
+        let key = self.options.sticky.as_ref().and_then(carried);
+        let key = key.as_deref().filter(|key| !key.is_empty()).unwrap_or(id).as_bytes();
+        let arrivals = self.live.iter().map(|route| (route.arrival(key), route));
+        arrivals
+            .filter(|(arrival, _)| arrival.is_finite())
+            .min_by(|(one, _), (other, _)| one.total_cmp(other))
+            .map(|(_, route)| route)
     }
 
     fn find(&self, version: &str) -> Result<(&Arc<Version>, &RouteMeters)> {
@@ -191,6 +293,11 @@ impl Endpoint {
         versions
     }
 
+    /// The versions that live routes lead to.
+    pub(crate) fn live_versions(&self) -> impl Iterator<Item = &Version> {
+        self.live.iter().map(|route| &*route.version)
+    }
+
     /// The live versions as `model/version`, each once.
     pub(crate) fn serving(&self) -> Vec<String> {
         let mut serving: Vec<String> = self.live.iter().map(|route| route.version.name.to_string()).collect();
@@ -214,15 +321,40 @@ impl Endpoint {
             .cloned()
     }
 
-    fn queues(&self) -> impl Iterator<Item = (Arc<RouteMeters>, usize)> {
+    fn loads(&self) -> impl Iterator<Item = (Arc<RouteMeters>, Load)> {
         let live = self.live.iter().map(|route| (&route.meters, &route.version));
         let shadows = self.shadows.iter().map(|route| (&route.meters, &route.version));
-        live.chain(shadows)
-            .map(|(meters, version)| (Arc::clone(meters), version.model.predictor.queued()))
+        live.chain(shadows).map(|(meters, version)| {
+            let model = &version.model;
+            let (queued, expected_wait) = model.queued();
+            let load = Load {
+                queued,
+                expected_wait,
+                workers: model.workers(),
+                busy: model.busy(),
+            };
+            (Arc::clone(meters), load)
+        })
+    }
+
+    /// Whether a request's record belongs into the log.
+    pub(crate) fn is_logged(&self, id: &str) -> bool {
+        let sample = self.options.log.sample;
+        sample >= 1.0 || unit(hash(self.salt ^ LOG_SALT, id.as_bytes())) < sample
     }
 
     pub(crate) fn is_ready(&self) -> bool {
         !self.live.is_empty()
+    }
+
+    /// Whether its first versions are on their way.
+    pub(crate) fn is_loading(&self) -> bool {
+        !self.is_ready() && self.reason == LOADING
+    }
+
+    /// Why there is no live route.
+    pub(crate) fn reason(&self) -> &str {
+        &self.reason
     }
 
     fn not_ready(&self) -> Error {
@@ -270,10 +402,18 @@ impl Table {
         self.projects.get(project)?.get(name)
     }
 
-    /// What waits before the model of each route, with the route's metrics.
-    pub(crate) fn queues(&self) -> Vec<(Arc<RouteMeters>, usize)> {
+    /// How the model of each route is, with the route's metrics.
+    pub(crate) fn loads(&self) -> Vec<(Arc<RouteMeters>, Load)> {
         let endpoints = self.projects.values().flat_map(HashMap::values);
-        endpoints.flat_map(|endpoint| endpoint.queues()).collect()
+        endpoints.flat_map(|endpoint| endpoint.loads()).collect()
+    }
+
+    /// The endpoints with new routes on their way.
+    pub(crate) fn in_rollout(&self) -> impl Iterator<Item = &Endpoint> {
+        let endpoints = self.projects.values().flat_map(HashMap::values);
+        endpoints
+            .map(|endpoint| &**endpoint)
+            .filter(|endpoint| endpoint.in_rollout)
     }
 
     /// The names of a project's endpoints, sorted.
@@ -300,10 +440,10 @@ fn hash(salt: u64, bytes: &[u8]) -> u64 {
     state ^ (state >> 31)
 }
 
-/// A hash as a number from 0 to 1, 1 excluded.
+/// A hash as a number between 0 and 1, both excluded.
 fn unit(hash: u64) -> f64 {
-    // The 53 bits that a double holds.
-    (hash >> 11) as f64 / (1_u64 << 53) as f64
+    // The 52 bits that a double holds between any two of its powers of two, and half a step, so that none is 0.
+    ((hash >> 12) as f64 + 0.5) / (1_u64 << 52) as f64
 }
 
 #[cfg(test)]

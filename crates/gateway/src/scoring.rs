@@ -1,31 +1,40 @@
-//! MLflow's scoring (`/endpoints/NAME/invocations`) and TensorFlow Serving's (`/v1/models/NAME:predict`): rows in JSON or
-//! CSV, for clients that know no tensors. A client that brings an `X-Request-Id` can label its predictions by it.
+//! MLflow's scoring (`/endpoints/NAME/invocations`) and TensorFlow Serving's (`/v1/models/NAME:predict`): rows in JSON,
+//! CSV or Parquet, for clients that know no tensors. A client that brings an `X-Request-Id` can label its predictions by it.
+
+mod table;
 
 use std::{sync::Arc, time::Instant};
 
+use arrow::array::RecordBatch;
 use axum::{
     extract::{Path, State},
     response::Response,
 };
+use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, StatusCode, header};
 use modelyard_auth::Action;
 use modelyard_common::error::Problem;
-use modelyard_inference::{DataType, Signature, Tensor, TensorSpec};
+use modelyard_inference::{DataType, Priority, Signature, Tensor, TensorSpec};
 use serde::de::DeserializeSeed as _;
 use serde_json::{Map, Value, json};
 
+use self::table::{read_parquet, table_tensors};
 use crate::{
     client::Client,
     error::{Error, Result},
-    http::{Named, Received, json_response, received, refuse},
+    http::{Named, Received, header_value, json_response, received, refuse},
     meters,
     oip::{DataSeed, write_elements},
+    options::Attribute,
     predict::{Answer, Gateway, Inputs, Request},
     spool::Protocol,
 };
 
 /// The header with the request's id.
 const REQUEST_ID: &str = "x-request-id";
+
+/// The media type of Parquet files.
+const PARQUET: &str = "application/vnd.apache.parquet";
 
 /// What ends the path of a prediction in TensorFlow Serving's protocol.
 const PREDICT: &str = ":predict";
@@ -43,6 +52,8 @@ enum Rows {
         columns: Vec<String>,
         rows: Vec<Vec<Value>>,
     },
+    /// A Parquet file's.
+    Table(RecordBatch),
     /// One value or object a row.
     Instances(Vec<Value>),
     /// A list of values for each input, or for the only one.
@@ -60,7 +71,7 @@ pub(crate) async fn invocations(
     let rows = client
         .authorize(Action::EndpointPredict, &named.model)
         .and_then(|()| received(&headers, body))
-        .and_then(|body| read_invocation(&headers, &body))
+        .and_then(|body| read_invocation(&headers, body))
         .inspect_err(|_| meters::refused_request());
     let answer = match rows {
         Ok(rows) => {
@@ -148,7 +159,7 @@ async fn score(
     let id = headers.get(REQUEST_ID).and_then(|value| value.to_str().ok());
     gateway
         .predict(Request {
-            project: &client.project,
+            client,
             endpoint,
             version: None,
             id: id.map(str::to_owned),
@@ -156,6 +167,11 @@ async fn score(
             event_time: None,
             arrived,
             timeout: None,
+            priority: Priority::default(),
+            carried: &|attribute| match attribute {
+                Attribute::Header(name) => header_value(headers, name),
+                Attribute::Parameter(_) => None,
+            },
             outputs: &[],
             protocol: Protocol::Http,
         })
@@ -173,17 +189,18 @@ fn list(value: Value, what: &str) -> Result<Vec<Value>> {
     }
 }
 
-fn read_invocation(headers: &HeaderMap, body: &[u8]) -> Result<Rows> {
+fn read_invocation(headers: &HeaderMap, body: Bytes) -> Result<Rows> {
     let given = headers
         .get(header::CONTENT_TYPE)
         .and_then(|value| value.to_str().ok())
         .unwrap_or_default();
     let media = given.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
     match media.as_str() {
-        "application/json" => read_json(read_object(body)?),
-        "text/csv" => read_csv(body),
+        "application/json" => read_json(read_object(&body)?),
+        "text/csv" => read_csv(&body),
+        PARQUET => Ok(Rows::Table(read_parquet(body)?)),
         _ => Err(Error::UnsupportedMedia {
-            detail: format!("content type `{media}` is not read: use application/json or text/csv"),
+            detail: format!("content type `{media}` is not read: use application/json, text/csv or {PARQUET}"),
         }),
     }
 }
@@ -328,6 +345,7 @@ fn tensors(signature: &Signature, rows: Rows) -> Result<Vec<Tensor>> {
     match rows {
         Rows::Frame { columns, rows } => frame_tensors(signature, &columns, rows, false),
         Rows::Csv { columns, rows } => frame_tensors(signature, &columns, rows, true),
+        Rows::Table(table) => table_tensors(signature, &table),
         Rows::Instances(instances) => instance_tensors(signature, instances),
         Rows::Inputs(Value::Object(mut inputs)) => {
             let each = signature.inputs.iter().map(|spec| {

@@ -12,17 +12,18 @@ use modelyard_artifacts::{Artifacts, Storage};
 use modelyard_auth::Access;
 use modelyard_common::{Context, rpc::Channel};
 use modelyard_inference::Runtime;
-use modelyard_proto::inference::grpc_inference_service_server::GrpcInferenceServiceServer;
+use modelyard_proto::inference::{FILE_DESCRIPTOR_SET, grpc_inference_service_server::GrpcInferenceServiceServer};
 use tokio::{
     sync::watch,
     task::spawn_blocking,
     time::{MissedTickBehavior, interval},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use tonic::service::Routes;
+use tonic::{codec::CompressionEncoding, service::Routes};
 use utoipa_axum::router::OpenApiRouter;
 
 use crate::{
+    cache::Cache,
     client::authenticate_calls,
     config::Config,
     error::{Error, Result},
@@ -33,11 +34,12 @@ use crate::{
     persist::{Kept, StateFile},
     predict::Gateway,
     queues,
-    reconcile::Reconciler,
+    reconcile::{Before, Reconciler},
+    repository,
     routing::Table,
     shadow::{self, ShadowQueue},
     spool::{DISK_CHECK_INTERVAL, Limits, Shipping, Spool},
-    status, watch as desired_watch,
+    status, traffic, watch as desired_watch,
 };
 
 /// The gateway's folder below the data folder, and what is in it.
@@ -76,7 +78,11 @@ pub async fn start(
     let folder = context.data_dir.join(FOLDER);
     fs::create_dir_all(&folder).map_err(Error::io(&folder))?;
     let (state, kept) = StateFile::open(&folder);
-    let Kept { desired, serving } = kept.unwrap_or_default();
+    let Kept {
+        desired,
+        serving,
+        shapes,
+    } = kept.unwrap_or_default();
     let limits = Limits::new(
         config.flush_interval,
         config.spool_max_bytes,
@@ -89,6 +95,7 @@ pub async fn start(
         folder.join(MODELS_FOLDER),
         config.batcher(),
         config.model_cache_bytes,
+        config.model_memory_bytes(),
     ));
     let shipping = Arc::new(Shipping {
         spool: Spool::open(folder.join(SPOOL_FOLDER), limits)?,
@@ -100,28 +107,32 @@ pub async fn start(
         requests: requests.clone(),
     });
     let (shadows, shadow_jobs) = ShadowQueue::new();
+    let (repository, commands) = repository::commands();
     let gateway = Arc::new(Gateway {
         table: ArcSwap::from_pointee(Table::default()),
         started: AtomicBool::new(false),
         clock: Arc::clone(&context.clock),
         ids: Arc::clone(&context.ids),
         shadows,
+        repository,
         requests,
         request_timeout: config.request_timeout,
+        cache: Cache::new(config.answer_cache_bytes),
     });
     let (desired, changes) = watch::channel(Arc::new(desired));
     let (reports, report_changes) = watch::channel(None);
     let (health, health_service) = tonic_health::server::health_reporter();
     let reconciler = Reconciler::new(
         Arc::clone(&gateway),
-        loader,
+        Arc::clone(&loader),
         Arc::clone(&shipping),
         changes,
         reports,
         state,
         health,
         context.readiness.gate("gateway.endpoints"),
-        serving,
+        commands,
+        Before { serving, shapes },
     );
     let soft = context.lifecycle.soft();
     let node = Arc::clone(&context.node);
@@ -136,9 +147,14 @@ pub async fn start(
     context
         .lifecycle
         .spawn("gateway.reconcile", reconciler.run(soft.clone()));
-    context
-        .lifecycle
-        .spawn("gateway.queues", queues::watch(Arc::clone(&gateway), soft.clone()));
+    context.lifecycle.spawn(
+        "gateway.queues",
+        queues::watch(Arc::clone(&gateway), loader, soft.clone()),
+    );
+    context.lifecycle.spawn(
+        "gateway.traffic",
+        traffic::report(Arc::clone(&gateway), registry.clone(), Arc::clone(&node), soft.clone()),
+    );
     context.lifecycle.spawn(
         "gateway.status",
         status::report(registry.clone(), Arc::clone(&node), report_changes, soft.clone()),
@@ -148,7 +164,14 @@ pub async fn start(
         .spawn("gateway.watch", desired_watch::follow(registry, node, desired, soft));
     let inference = GrpcInferenceServiceServer::new(InferenceService::new(Arc::clone(&gateway)))
         .max_decoding_message_size(MAX_BODY_BYTES)
-        .max_encoding_message_size(MAX_BODY_BYTES);
+        .max_encoding_message_size(MAX_BODY_BYTES)
+        // Answers are not compressed: every client says that it would take it, and few gain by it.
+        .accept_compressed(CompressionEncoding::Gzip)
+        .accept_compressed(CompressionEncoding::Deflate);
+    let reflection = tonic_reflection::server::Builder::configure()
+        .register_encoded_file_descriptor_set(FILE_DESCRIPTOR_SET)
+        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+        .build_v1()?;
     Ok(Service {
         http: OpenApiRouter::new(),
         inference: http::router(gateway, access.clone()),
@@ -158,6 +181,7 @@ pub async fn start(
                 .layer(from_fn_with_state(access, authenticate_calls)),
         )
         .add_service(health_service)
+        .add_service(reflection)
         .prepare(),
     })
 }

@@ -9,7 +9,7 @@ use std::{
 use bytes::Bytes;
 use futures::{StreamExt as _, stream::FuturesUnordered};
 use modelyard_common::id::SharedIds;
-use modelyard_inference::{Error as InferenceError, Prediction, Tensor};
+use modelyard_inference::{Error as InferenceError, Prediction, Priority, Tensor, Terms};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
@@ -174,12 +174,18 @@ async fn compute(
 
 /// Predicts; waits while live traffic of the same version has its queue full.
 async fn predict(shadow: &Version, inputs: Vec<Tensor>, deadline: Instant) -> Result<Prediction> {
-    let predictor = &shadow.model.predictor;
     let mut attempts = 0;
+    // What clients wait for goes first.
+    let terms = Terms {
+        deadline: Some(deadline),
+        priority: Priority::Low,
+        ..Terms::default()
+    };
     loop {
         attempts += 1;
-        match predictor.predict(inputs.clone(), Some(deadline)).await {
-            Err(InferenceError::QueueFull { .. }) if attempts < ATTEMPTS => {
+        let predictor = shadow.model.predictor().await?;
+        match predictor.predict_on(terms, inputs.clone()).await {
+            Err(InferenceError::QueueFull { .. } | InferenceError::Overloaded { .. }) if attempts < ATTEMPTS => {
                 tokio::time::sleep(RETRY_INTERVAL).await;
             }
             result => return Ok(result?),

@@ -6,7 +6,7 @@
 
 use std::fmt;
 
-use modelyard_inference::{DataType, TensorData, f16};
+use modelyard_inference::{DataType, TensorData, bf16, f16};
 use serde::{
     Deserializer,
     de::{DeserializeSeed, Error, SeqAccess, Visitor},
@@ -91,6 +91,7 @@ macro_rules! floats {
 
 floats!(
     f16, "a number of FP16, null or \"NaN\"", f16::from_f64;
+    bf16, "a number of BF16, null or \"NaN\"", bf16::from_f64;
     f32, "a number of FP32, null or \"NaN\"", |value| value as f32;
     f64, "a number of FP64, null or \"NaN\"", |value| value
 );
@@ -200,6 +201,7 @@ impl<'de> DeserializeSeed<'de> for DataSeed {
             DataType::Int32 => read!(Int32),
             DataType::Int64 => read!(Int64),
             DataType::Fp16 => read!(Fp16),
+            DataType::Bf16 => read!(Bf16),
             DataType::Fp32 => read!(Fp32),
             DataType::Fp64 => read!(Fp64),
             DataType::Bytes => read!(Text),

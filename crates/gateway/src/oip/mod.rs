@@ -1,12 +1,20 @@
 //! The Open Inference Protocol's wire forms over HTTP: JSON, and JSON with binary tensors behind it.
 
+mod classification;
+mod compress;
 mod elements;
+mod model_config;
 mod read;
+mod statistics;
 mod write;
 
+pub(crate) use classification::classify;
+pub(crate) use compress::{Encoding, compress};
 pub(crate) use elements::DataSeed;
-pub(crate) use read::{RequestInputs, RequestedOutput, read, whole_body};
-pub(crate) use write::{Body, write, write_elements};
+pub(crate) use model_config::{model_config, model_config_json};
+pub(crate) use read::{RequestInputs, RequestedOutput, priority, read, refuse_sequence, whole_body};
+pub(crate) use statistics::{all_statistics_of, statistics_json, statistics_of};
+pub(crate) use write::{Body, select, write, write_elements};
 
 /// The name of this server in its metadata.
 pub(crate) const SERVER_NAME: &str = "modelyard";
@@ -15,7 +23,16 @@ pub(crate) const SERVER_NAME: &str = "modelyard";
 pub(crate) const SERVER_VERSION: &str = env!("CARGO_PKG_VERSION");
 
 /// The extensions of the protocol that are here.
-pub(crate) const EXTENSIONS: [&str; 2] = ["binary_tensor_data", "parameters"];
+pub(crate) const EXTENSIONS: [&str; 8] = [
+    "binary_tensor_data",
+    "classification",
+    "model_configuration",
+    "model_repository",
+    "model_repository(unload_dependents)",
+    "parameters",
+    "schedule_policy",
+    "statistics",
+];
 
 /// What the standard's own list calls the format of the models.
 pub(crate) const PLATFORM: &str = "onnx_onnxv1";

@@ -4,18 +4,21 @@ use std::{borrow::Cow, fmt, time::Duration};
 
 use bytes::Bytes;
 use modelyard_common::Timestamp;
-use modelyard_inference::{DataType, Signature, Tensor, TensorData};
+use modelyard_inference::{DataType, Priority, Signature, Tensor, TensorData};
 use serde::{
     Deserialize, Deserializer,
     de::{DeserializeSeed, Error as _, IgnoredAny, MapAccess, Visitor},
 };
-use serde_json::value::RawValue;
+use serde_json::{Value, value::RawValue};
 
 use super::{MAX_TENSORS, elements::DataSeed};
 use crate::error::{Error, Result};
 
 /// The most elements that are made room for on the word of a shape alone.
 const MAX_HINTED_ELEMENTS: usize = 1 << 16;
+
+/// The most parameters that mean nothing here and are kept for the routes.
+const MAX_OTHER_PARAMETERS: usize = 64;
 
 /// A request.
 pub(crate) struct InferRequest {
@@ -27,6 +30,9 @@ pub(crate) struct InferRequest {
     pub binary: bool,
     pub event_time: Option<Timestamp>,
     pub timeout: Option<Duration>,
+    pub priority: Priority,
+    /// The parameters that mean something to the endpoint's routes at most, as texts.
+    pub others: Vec<(String, String)>,
 }
 
 /// The tensors of a request.
@@ -37,9 +43,24 @@ pub(crate) enum RequestInputs {
 }
 
 /// An output that is wanted.
+#[derive(Debug)]
 pub(crate) struct RequestedOutput {
     pub name: String,
+    /// Whether it is sent behind the JSON; not said: as the request says for all.
     pub binary: Option<bool>,
+    /// How many classes are wanted of each row instead of the elements.
+    pub classes: Option<usize>,
+}
+
+/// Refuses a request that is part of a sequence: each would need the state that the one before it left.
+///
+/// # Errors
+/// `InvalidRequest`.
+pub(crate) fn refuse_sequence() -> Error {
+    Error::invalid(
+        "sequences (`sequence_id`, `sequence_start`, `sequence_end`) are not offered: models here have no state, so leave \
+         these parameters out and send all that a prediction needs",
+    )
 }
 
 /// Reads a body whose first `header_bytes` are JSON, all of it if that is not said.
@@ -56,6 +77,8 @@ pub(crate) fn read(body: &Bytes, header_bytes: Option<usize>) -> Result<InferReq
                 binary: true,
                 event_time: None,
                 timeout: None,
+                priority: Priority::default(),
+                others: Vec::new(),
             });
         }
         Some(header_bytes) => header_bytes,
@@ -73,6 +96,9 @@ pub(crate) fn read(body: &Bytes, header_bytes: Option<usize>) -> Result<InferReq
             hint_at(&error, header)
         ))
     })?;
+    if request.parameters.is_of_sequence() {
+        return Err(refuse_sequence());
+    }
     let mut binary = body.slice(header_bytes..);
     if request.inputs.len() > MAX_TENSORS {
         return Err(Error::invalid(format!(
@@ -102,6 +128,8 @@ pub(crate) fn read(body: &Bytes, header_bytes: Option<usize>) -> Result<InferReq
             .parameters
             .timeout
             .map(|timeout| Duration::from_micros(timeout.0)),
+        priority: priority(request.parameters.priority.unwrap_or(0)),
+        others: request.parameters.others,
     })
 }
 
@@ -163,24 +191,109 @@ struct WireRequest<'a> {
     #[serde(default)]
     id: Option<String>,
     #[serde(default)]
-    parameters: Parameters,
+    parameters: RequestParameters,
     #[serde(borrow)]
     inputs: Vec<WireInput<'a>>,
     #[serde(default)]
     outputs: Option<Vec<WireOutput>>,
 }
 
-/// The parameters that mean something here; the protocol lets others be.
+/// The parameters of a tensor that mean something here; the protocol lets others be.
 #[derive(Default, Deserialize)]
 #[serde(default)]
 struct Parameters {
+    binary_data: Option<bool>,
+    binary_data_size: Option<usize>,
+    classification: Option<usize>,
+    shared_memory_region: Option<IgnoredAny>,
+}
+
+/// The parameters of a request: those that mean something here, and others, by which routes may be chosen.
+#[derive(Default)]
+struct RequestParameters {
     binary_data_output: Option<bool>,
     event_time: Option<Timestamp>,
     timeout: Option<Micros>,
-    binary_data: Option<bool>,
-    binary_data_size: Option<usize>,
-    classification: Option<IgnoredAny>,
-    shared_memory_region: Option<IgnoredAny>,
+    priority: Option<u64>,
+    sequence_id: Option<SequenceId>,
+    sequence_start: Option<bool>,
+    sequence_end: Option<bool>,
+    others: Vec<(String, String)>,
+}
+
+impl<'de> Deserialize<'de> for RequestParameters {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct ParametersVisitor;
+        impl<'de> Visitor<'de> for ParametersVisitor {
+            type Value = RequestParameters;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object of parameters")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<RequestParameters, A::Error> {
+                let mut read = RequestParameters::default();
+                while let Some(name) = map.next_key::<Cow<'_, str>>()? {
+                    match &*name {
+                        "binary_data_output" => read.binary_data_output = map.next_value()?,
+                        "event_time" => read.event_time = map.next_value()?,
+                        "timeout" => read.timeout = map.next_value()?,
+                        "priority" => read.priority = map.next_value()?,
+                        "sequence_id" => read.sequence_id = map.next_value()?,
+                        "sequence_start" => read.sequence_start = map.next_value()?,
+                        "sequence_end" => read.sequence_end = map.next_value()?,
+                        _ => {
+                            let value = map.next_value::<Value>()?;
+                            if let Some(text) = parameter_text(value)
+                                && read.others.len() < MAX_OTHER_PARAMETERS
+                            {
+                                read.others.push((name.into_owned(), text));
+                            }
+                        }
+                    }
+                }
+                Ok(read)
+            }
+        }
+        deserializer.deserialize_map(ParametersVisitor)
+    }
+}
+
+/// A parameter's value as JSON writes it, without quotation marks; parameters are no lists and no objects.
+fn parameter_text(value: Value) -> Option<String> {
+    match value {
+        Value::String(text) => Some(text),
+        Value::Number(_) | Value::Bool(_) => Some(value.to_string()),
+        _ => None,
+    }
+}
+
+/// A priority as Triton's clients send it: 1 is the most urgent, 0 says nothing, and whatever is above 2 can wait.
+pub(crate) const fn priority(level: u64) -> Priority {
+    match level {
+        0 | 2 => Priority::Normal,
+        1 => Priority::High,
+        _ => Priority::Low,
+    }
+}
+
+impl RequestParameters {
+    /// Whether the request is part of a sequence; `0` and an empty text are the ids of none.
+    fn is_of_sequence(&self) -> bool {
+        let has_id = match &self.sequence_id {
+            None => false,
+            Some(SequenceId::Number(id)) => *id != 0,
+            Some(SequenceId::Text(id)) => !id.is_empty(),
+        };
+        has_id || self.sequence_start == Some(true) || self.sequence_end == Some(true)
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum SequenceId {
+    Number(u64),
+    Text(String),
 }
 
 /// Microseconds, as a number or, as some clients send it, as text.
@@ -217,20 +330,16 @@ struct WireOutput {
 
 impl WireOutput {
     fn into_requested(self) -> Result<RequestedOutput> {
-        for (name, given) in [
-            ("classification", self.parameters.classification.is_some()),
-            ("shared_memory_region", self.parameters.shared_memory_region.is_some()),
-        ] {
-            if given {
-                return Err(Error::invalid(format!(
-                    "output `{}`: the extension `{name}` is not offered: leave it out",
-                    self.name
-                )));
-            }
+        if self.parameters.shared_memory_region.is_some() {
+            return Err(Error::invalid(format!(
+                "output `{}`: shared memory is not offered: leave `shared_memory_region` out",
+                self.name
+            )));
         }
         Ok(RequestedOutput {
             name: self.name,
             binary: self.parameters.binary_data,
+            classes: self.parameters.classification,
         })
     }
 }

@@ -4,10 +4,10 @@
 //! `"-Infinity"`, which is what requests may contain as well. Clients that need each bit ask for binary outputs.
 
 use bytes::Bytes;
-use modelyard_inference::{DataType, Tensor, f16};
+use modelyard_inference::{DataType, Tensor, bf16, f16};
 use serde::Serialize;
 
-use super::RequestedOutput;
+use super::{RequestedOutput, classify};
 use crate::{error::Result, predict::Answer};
 
 /// The room that an answer's JSON is given at first, beside its elements.
@@ -24,9 +24,13 @@ pub(crate) struct Body {
 /// Writes an answer with the outputs that are wanted, in the order in which they are.
 ///
 /// # Errors
-/// `Inference` if a string is longer than its binary form can say.
-pub(crate) fn write(answer: Answer, wanted: &[RequestedOutput], binary: bool) -> Result<Body> {
-    let outputs = select(answer.outputs, wanted, binary);
+/// `Inference` if a string is longer than its binary form can say, `InvalidRequest` for classes of what has none.
+pub(crate) fn write(mut answer: Answer, wanted: &[RequestedOutput], binary: bool) -> Result<Body> {
+    let outputs = select(&mut answer, wanted)?;
+    let outputs = outputs
+        .into_iter()
+        .map(|(output, wish)| (output, wish.unwrap_or(binary)));
+    let outputs: Vec<(Tensor, bool)> = outputs.collect();
     let elements: usize = outputs.iter().map(|(output, _)| 64 + output.elements() * 10).sum();
     let mut json = Vec::with_capacity(JSON_BYTES + elements);
     json.extend_from_slice(b"{\"model_name\":");
@@ -54,18 +58,28 @@ pub(crate) fn write(answer: Answer, wanted: &[RequestedOutput], binary: bool) ->
     })
 }
 
-/// The outputs that are wanted, each with whether it is binary.
-fn select(mut outputs: Vec<Tensor>, wanted: &[RequestedOutput], binary: bool) -> Vec<(Tensor, bool)> {
+/// The outputs that are wanted, out of an answer, each with whether it is wished to be binary.
+///
+/// # Errors
+/// `InvalidRequest` for classes of what has none.
+pub(crate) fn select(answer: &mut Answer, wanted: &[RequestedOutput]) -> Result<Vec<(Tensor, Option<bool>)>> {
+    let mut outputs = std::mem::take(&mut answer.outputs);
     if wanted.is_empty() {
-        return outputs.into_iter().map(|output| (output, binary)).collect();
+        return Ok(outputs.into_iter().map(|output| (output, None)).collect());
     }
-    wanted
-        .iter()
-        .filter_map(|wanted| {
-            let place = outputs.iter().position(|output| output.name() == wanted.name)?;
-            Some((outputs.swap_remove(place), wanted.binary.unwrap_or(binary)))
-        })
-        .collect()
+    let by_row = answer.version.definition.is_by_row();
+    let mut selected = Vec::with_capacity(wanted.len());
+    for wish in wanted {
+        if let Some(place) = outputs.iter().position(|output| output.name() == wish.name) {
+            let output = outputs.swap_remove(place);
+            let output = match wish.classes {
+                Some(classes) => classify(&output, classes, by_row)?,
+                None => output,
+            };
+            selected.push((output, wish.binary));
+        }
+    }
+    Ok(selected)
 }
 
 fn write_output(json: &mut Vec<u8>, output: Tensor, tail: Option<&mut Vec<Bytes>>) -> Result<()> {
@@ -107,6 +121,7 @@ pub(crate) fn write_elements(json: &mut Vec<u8>, tensor: &Tensor) {
         DataType::Int32 => numbers!(i32),
         DataType::Int64 => numbers!(i64),
         DataType::Fp16 => write_floats(json, &tensor.values::<f16>().unwrap_or_default(), f16::to_f32),
+        DataType::Bf16 => write_floats(json, &tensor.values::<bf16>().unwrap_or_default(), bf16::to_f32),
         DataType::Fp32 => write_floats(json, &tensor.values::<f32>().unwrap_or_default(), |value| value),
         DataType::Fp64 => write_floats(json, &tensor.values::<f64>().unwrap_or_default(), |value| value),
         DataType::Bytes => put(json, tensor.strings().unwrap_or_default()),

@@ -50,11 +50,14 @@ pub(crate) struct Definition {
     /// Whether the first dimension of every tensor is the row; else a request is one row.
     pub(super) by_row: bool,
     pub(super) signature: Signature,
+    /// Inputs and outputs whose values stay out of the table. They are in the spool, because shadows need them.
+    #[serde(default)]
+    pub(super) redact: Vec<String>,
 }
 
 impl Definition {
     /// The definition of a version that is in memory.
-    pub(crate) fn new(version: &VersionRef, signature: &Signature, by_row: bool) -> Self {
+    pub(crate) fn new(version: &VersionRef, signature: &Signature, by_row: bool, redact: &[String]) -> Self {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         Self {
             // A process that loads four billion versions has wrapped; a segment holds few of them.
@@ -62,7 +65,18 @@ impl Definition {
             version: version.clone(),
             by_row,
             signature: signature.clone(),
+            redact: redact.to_vec(),
         }
+    }
+
+    /// Inputs and outputs whose values stay out of the table.
+    pub(crate) fn redacted(&self) -> &[String] {
+        &self.redact
+    }
+
+    /// Whether it is of this version, logged like this.
+    pub(crate) fn is_of(&self, version: &VersionRef, redact: &[String]) -> bool {
+        self.version == *version && self.redact == redact
     }
 
     /// What records call it.
@@ -73,6 +87,11 @@ impl Definition {
     /// The version.
     pub(crate) const fn version(&self) -> &VersionRef {
         &self.version
+    }
+
+    /// Whether the first dimension of every tensor is the row.
+    pub(crate) const fn is_by_row(&self) -> bool {
+        self.by_row
     }
 
     /// The rows of a request with these inputs.
@@ -177,6 +196,11 @@ impl Encoded {
         }
         seal(&mut self.frame);
         Some(self)
+    }
+
+    /// How large it is, in bytes.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.frame.len() as u64
     }
 
     /// The finished frame.
@@ -294,6 +318,7 @@ fn put_elements(out: &mut Vec<u8>, tensor: &Tensor) {
         TensorData::Int32(values) => numbers!(values),
         TensorData::Int64(values) => numbers!(values),
         TensorData::Fp16(values) => numbers!(values),
+        TensorData::Bf16(values) => numbers!(values),
         TensorData::Fp32(values) => numbers!(values),
         TensorData::Fp64(values) => numbers!(values),
     }
@@ -451,7 +476,7 @@ pub(super) type Definitions = std::collections::HashMap<u32, Arc<Definition>>;
 #[cfg(test)]
 mod tests {
     use modelyard_artifacts::Digest;
-    use modelyard_inference::f16;
+    use modelyard_inference::{bf16, f16};
     use proptest::prelude::*;
 
     use super::*;
@@ -468,6 +493,7 @@ mod tests {
             proptest::collection::vec(any::<u8>(), ROWS).prop_map(TensorData::Uint8),
             proptest::collection::vec(any::<bool>(), ROWS).prop_map(TensorData::Bool),
             proptest::collection::vec(any::<u16>().prop_map(f16::from_bits), ROWS).prop_map(TensorData::Fp16),
+            proptest::collection::vec(any::<u16>().prop_map(bf16::from_bits), ROWS).prop_map(TensorData::Bf16),
             proptest::collection::vec(".{0,9}", ROWS).prop_map(TensorData::Text),
         ]
     }
@@ -502,7 +528,7 @@ mod tests {
             let (inputs, outputs) = (named(inputs), named(outputs));
             let version = VersionRef { model: "m".to_owned(), version: 1, digest: Digest::of(b"m") };
             let signature = Signature { inputs: specs(&inputs), outputs: specs(&outputs) };
-            let definition = Definition::new(&version, &signature, true);
+            let definition = Definition::new(&version, &signature, true, &[]);
             let facts = RequestFacts {
                 id: &id, protocol: Protocol::Grpc, event_time_us: times.0, received_at_us: times.1,
             };
@@ -552,7 +578,7 @@ mod tests {
             received_at_us: 0,
         };
         for (by_row, accepted) in [(true, false), (false, true)] {
-            let definition = Definition::new(&version, &signature, by_row);
+            let definition = Definition::new(&version, &signature, by_row, &[]);
             let encoded = Encoded::live(&definition, &facts, &inputs, &[]);
             assert_eq!(encoded.finish(&definition, 1, &outputs).is_some(), accepted);
         }

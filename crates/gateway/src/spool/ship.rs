@@ -1,7 +1,7 @@
 //! Hands closed segments over to monitoring, each endpoint's in the order of their making.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::HashMap,
     convert::Infallible,
     fs::{self, File},
     io,
@@ -31,7 +31,7 @@ use super::{
     Spool,
     append::{Closed, EndpointLog},
     read::{Content, read, take_over},
-    record::Owed,
+    record::{Definition, Owed},
     table::{self, TableError, TableFiles},
 };
 use crate::{
@@ -282,15 +282,11 @@ impl Shipping {
         versions: &mut HashMap<VersionRef, Option<Arc<Version>>>,
     ) {
         let owing = content.owing(part);
-        let missing: HashSet<VersionRef> = owing
-            .iter()
-            .map(|(_, _, _, shadow)| shadow.version())
-            .filter(|name| !versions.contains_key(name))
-            .cloned()
-            .collect();
-        for name in missing {
-            let version = self.version(&log.key.project, &name).await;
-            versions.insert(name, version);
+        for (_, _, _, shadow) in &owing {
+            if !versions.contains_key(shadow.version()) {
+                let version = self.version(&log.key, shadow).await;
+                versions.insert(shadow.version().clone(), version);
+            }
         }
         let answers = owing.into_iter().map(|(owed, prediction, live, shadow)| {
             let version = versions.get(shadow.version()).cloned().flatten();
@@ -307,12 +303,13 @@ impl Shipping {
     }
 
     /// A version that is owed an answer; none if it is gone for good.
-    async fn version(&self, project: &str, name: &VersionRef) -> Option<Arc<Version>> {
+    async fn version(&self, endpoint: &EndpointKey, shadow: &Definition) -> Option<Arc<Version>> {
+        let name = shadow.version();
         let mut backoff = Backoff::new(FIRST_BACKOFF, LAST_BACKOFF);
         let mut last = None;
         for _ in 0..LOAD_ATTEMPTS {
-            match self.loader.load(name.model_key(project)).await {
-                Ok(model) => return Some(Version::new(name.clone(), model)),
+            match self.loader.load(name.model_key(endpoint), None).await {
+                Ok(model) => return Some(Version::new(name.clone(), model, shadow.redacted())),
                 Err(error) if error.kind().is_transient() => last = Some(error),
                 Err(error) => {
                     last = Some(error);

@@ -5,9 +5,10 @@ use std::{collections::HashSet, sync::Arc};
 use arrow::{
     array::{
         ArrayRef, BooleanArray, Float64Array, Int32Array, Int64Array, ListArray, RecordBatch, StringArray,
-        TimestampMicrosecondArray,
+        TimestampMicrosecondArray, UInt64Array,
     },
     buffer::OffsetBuffer,
+    compute::take,
     datatypes::{DataType as ColumnType, Field, Schema, SchemaRef, TimeUnit},
     error::ArrowError,
     ipc::writer::StreamWriter,
@@ -222,7 +223,7 @@ const fn value_type(datatype: DataType) -> ColumnType {
     match datatype {
         DataType::Bool => ColumnType::Boolean,
         DataType::Bytes => ColumnType::Utf8,
-        DataType::Fp16 | DataType::Fp32 | DataType::Fp64 => ColumnType::Float64,
+        DataType::Fp16 | DataType::Bf16 | DataType::Fp32 | DataType::Fp64 => ColumnType::Float64,
         _ => ColumnType::Int64,
     }
 }
@@ -242,10 +243,11 @@ struct Columns {
     tensors: Vec<Values>,
 }
 
-/// One tensor's elements, and where each row ends.
+/// One tensor's elements, where each row ends, and which rows were left out.
 struct Values {
     elements: Elements,
     ends: Vec<usize>,
+    left_out: Vec<bool>,
 }
 
 enum Elements {
@@ -285,7 +287,11 @@ impl Columns {
                 self.tensors.push(Values::new(tensor.datatype()));
             }
             if let Some(values) = self.tensors.get_mut(index) {
-                values.push(tensor, rows);
+                if definition.redact.iter().any(|name| name == tensor.name()) {
+                    values.leave_out(rows);
+                } else {
+                    values.push(tensor, rows);
+                }
             }
         }
     }
@@ -321,12 +327,13 @@ impl Values {
         let elements = match datatype {
             DataType::Bool => Elements::Booleans(Vec::new()),
             DataType::Bytes => Elements::Texts(Vec::new()),
-            DataType::Fp16 | DataType::Fp32 | DataType::Fp64 => Elements::Floats(Vec::new()),
+            DataType::Fp16 | DataType::Bf16 | DataType::Fp32 | DataType::Fp64 => Elements::Floats(Vec::new()),
             _ => Elements::Integers(Vec::new()),
         };
         Self {
             elements,
             ends: Vec::new(),
+            left_out: Vec::new(),
         }
     }
 
@@ -336,12 +343,29 @@ impl Values {
         self.elements.extend(tensor);
         let width = (self.elements.len() - before).checked_div(rows).unwrap_or(0);
         self.ends.extend((1..=rows).map(|row| before + row * width));
+        self.left_out.resize(self.ends.len(), false);
+    }
+
+    /// Appends so many rows without values.
+    fn leave_out(&mut self, rows: usize) {
+        self.ends.resize(self.ends.len() + rows, self.elements.len());
+        self.left_out.resize(self.ends.len(), true);
     }
 
     fn array(self, column: &ColumnType) -> Result<ArrayRef, TableError> {
         let values = self.elements.array();
         let ColumnType::List(field) = column else {
-            return Ok(values);
+            if !self.left_out.contains(&true) {
+                return Ok(values);
+            }
+            // Rows without a value take none of the elements.
+            let mut next = 0..;
+            let places = self
+                .left_out
+                .iter()
+                .map(|left_out| if *left_out { None } else { next.next() });
+            let places: UInt64Array = places.collect();
+            return Ok(take(&values, &places, None)?);
         };
         let mut before = 0;
         let lengths = self
@@ -349,7 +373,9 @@ impl Values {
             .into_iter()
             .map(|end| end - std::mem::replace(&mut before, end));
         let offsets = OffsetBuffer::from_lengths(lengths);
-        Ok(Arc::new(ListArray::try_new(Arc::clone(field), offsets, values, None)?))
+        let nulls = self.left_out.contains(&true);
+        let nulls = nulls.then(|| self.left_out.iter().map(|left_out| !left_out).collect());
+        Ok(Arc::new(ListArray::try_new(Arc::clone(field), offsets, values, nulls)?))
     }
 }
 

@@ -39,7 +39,7 @@ fn definition(version: u32) -> Definition {
         inputs: vec![spec("x")],
         outputs: vec![spec("y")],
     };
-    Definition::new(&version, &signature, true)
+    Definition::new(&version, &signature, true, &[])
 }
 
 const FACTS: RequestFacts<'static> = RequestFacts {

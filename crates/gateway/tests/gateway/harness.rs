@@ -11,7 +11,7 @@ use http_body_util::BodyExt as _;
 use modelyard_artifacts::{Artifacts, Storage, StorageConfig};
 use modelyard_common::{Context, clock::SystemClock, id::RandomIds, lifecycle::Lifecycle, readiness::Readiness};
 use modelyard_gateway::{Config, Service, start};
-use modelyard_proto::registry::v1::{Endpoint, Route, RouteRole};
+use modelyard_proto::registry::v1::{Endpoint, Log, Route, RouteRole};
 use modelyard_testkit::wait::until;
 use object_store::{ObjectStoreExt as _, path::Path as ObjectPath};
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
@@ -206,6 +206,11 @@ pub fn endpoint(name: &str, routes: Vec<Route>) -> Endpoint {
         project: "default".to_owned(),
         name: name.to_owned(),
         routes,
-        log_predictions: true,
+        log: Some(Log {
+            predictions: true,
+            sample: 1.0,
+            ..Log::default()
+        }),
+        ..Endpoint::default()
     }
 }

@@ -13,6 +13,7 @@ use arrow::{
     datatypes::{DataType, Float64Type, Int32Type, Int64Type, TimeUnit, TimestampMicrosecondType},
 };
 use http::StatusCode;
+use modelyard_proto::registry::v1::Log;
 use modelyard_testkit::wait::until;
 use serde_json::{Value, json};
 
@@ -411,7 +412,7 @@ async fn an_endpoint_that_is_not_logged_leaves_nothing() {
     let world = World::new(Registry::new(vec![]));
     let digest = world.store(simple(2.0)).await;
     let mut quiet = endpoint("e", vec![live("m", 1, &digest, 1.0), shadow("m", 1, &digest, 1.0)]);
-    quiet.log_predictions = false;
+    quiet.log = None;
     world.registry.set(vec![quiet]);
     let running = world.start_ready().await;
     let body = json!({"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 2], "data": [1, 2]}]});
@@ -419,4 +420,54 @@ async fn an_endpoint_that_is_not_logged_leaves_nothing() {
     running.stop().await;
     assert!(!world.data_dir().join("gateway/spool/default").exists());
     assert_eq!(world.monitoring.commits().len(), 0);
+}
+
+#[tokio::test]
+async fn the_log_keeps_to_what_the_endpoint_wants_of_it() {
+    const REQUESTS: usize = 200;
+    let world = World::new(Registry::new(vec![]));
+    let (first, second) = (world.store(scale(1.0)).await, world.store(scale(2.0)).await);
+    let mut reserved = endpoint("e", vec![live("m", 2, &second, 1.0), shadow("m", 1, &first, 1.0)]);
+    reserved.log = Some(Log {
+        predictions: true,
+        sample: 0.3,
+        redact: vec!["who".to_owned(), "x".to_owned(), "m".to_owned()],
+        max_record_bytes: 0,
+    });
+    world.registry.set(vec![reserved.clone()]);
+    let running = world.start_ready().await;
+    for id in 0..REQUESTS {
+        predict(&running, &format!("r{id}"), "2013-04-01T10:00:00Z").await;
+    }
+    let all_handed_over = || async { segments(&world).is_empty().then_some(()) };
+    until("the log is handed over", PATIENCE, all_handed_over).await;
+    running.stop().await;
+    let batches = world.rows("e").await;
+    let rows: usize = batches.iter().map(RecordBatch::num_rows).sum();
+    // Live and shadow rows of 30 %, within four standard deviations.
+    assert!((2 * 34..=2 * 86).contains(&rows), "{rows} rows");
+    for batch in &batches {
+        for (column, nulls) in [
+            ("input_who", batch.num_rows()),
+            ("input_x", batch.num_rows()),
+            ("output_m", batch.num_rows()),
+            ("input_n", 0),
+            ("output_y", 0),
+            ("output_name", 0),
+        ] {
+            let found = batch.column_by_name(column).unwrap().null_count();
+            assert_eq!(found, nulls, "{column}");
+        }
+    }
+    // Which of them are logged is a matter of their ids.
+    let mut again = reserved.clone();
+    again.log.as_mut().unwrap().max_record_bytes = 10;
+    world.registry.set(vec![again]);
+    let running = world.start_ready().await;
+    for id in 0..REQUESTS {
+        predict(&running, &format!("s{id}"), "2013-04-01T10:00:00Z").await;
+    }
+    running.stop().await;
+    let after: usize = world.rows("e").await.iter().map(RecordBatch::num_rows).sum();
+    assert_eq!(after, rows, "none is so small");
 }

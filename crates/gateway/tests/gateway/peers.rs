@@ -17,8 +17,9 @@ use modelyard_proto::{
         segment_service_server::{SegmentService, SegmentServiceServer},
     },
     registry::v1::{
-        Delta, Endpoint, EndpointKey, EndpointStatus, GetEndpointRequest, GetEndpointResponse, ReportStatusRequest,
-        ReportStatusResponse, Snapshot, WatchRequest, WatchResponse,
+        ChangeRolloutRequest, ChangeRolloutResponse, Delta, Endpoint, EndpointKey, EndpointStatus, GetEndpointRequest,
+        GetEndpointResponse, ListRolloutsRequest, ListRolloutsResponse, ReportStatusRequest, ReportStatusResponse,
+        ReportTrafficRequest, ReportTrafficResponse, Snapshot, VersionTraffic, WatchRequest, WatchResponse,
         endpoint_service_server::{EndpointService, EndpointServiceServer},
         watch_response::Update,
     },
@@ -35,6 +36,7 @@ type State = (u64, Vec<Endpoint>);
 pub struct Registry {
     state: watch::Sender<State>,
     reports: Arc<Mutex<Option<ReportStatusRequest>>>,
+    traffic: Arc<Mutex<Option<ReportTrafficRequest>>>,
     away: Arc<AtomicBool>,
 }
 
@@ -43,6 +45,7 @@ impl Registry {
         Self {
             state: watch::Sender::new((1, endpoints)),
             reports: Arc::default(),
+            traffic: Arc::default(),
             away: Arc::default(),
         }
     }
@@ -72,6 +75,16 @@ impl Registry {
             .iter()
             .find(|status| status.name == name)
             .cloned()
+    }
+}
+
+impl Registry {
+    /// What the gateway counted last of an endpoint's versions.
+    pub fn traffic(&self, name: &str) -> Vec<VersionTraffic> {
+        let traffic = self.traffic.lock();
+        let endpoints = traffic.iter().flat_map(|traffic| &traffic.endpoints);
+        let of_endpoint = endpoints.filter(|endpoint| endpoint.name == name);
+        of_endpoint.flat_map(|endpoint| endpoint.versions.clone()).collect()
     }
 }
 
@@ -135,6 +148,25 @@ impl EndpointService for Registry {
 
     async fn get_endpoint(&self, _: Request<GetEndpointRequest>) -> Result<Response<GetEndpointResponse>, Status> {
         Err(Status::unimplemented("the gateway watches"))
+    }
+
+    async fn report_traffic(
+        &self,
+        request: Request<ReportTrafficRequest>,
+    ) -> Result<Response<ReportTrafficResponse>, Status> {
+        *self.traffic.lock() = Some(request.into_inner());
+        Ok(Response::new(ReportTrafficResponse {}))
+    }
+
+    async fn list_rollouts(&self, _: Request<ListRolloutsRequest>) -> Result<Response<ListRolloutsResponse>, Status> {
+        Err(Status::unimplemented("the orchestrator asks"))
+    }
+
+    async fn change_rollout(
+        &self,
+        _: Request<ChangeRolloutRequest>,
+    ) -> Result<Response<ChangeRolloutResponse>, Status> {
+        Err(Status::unimplemented("the orchestrator asks"))
     }
 }
 

@@ -94,7 +94,9 @@ async fn the_server_and_its_models_describe_themselves() {
     }
     let server = running.get("/v2").await.json();
     assert_eq!(server["name"], "modelyard");
-    assert_eq!(server["extensions"], json!(["binary_tensor_data", "parameters"]));
+    let extensions = server["extensions"].as_array().unwrap();
+    assert!(extensions.contains(&json!("binary_tensor_data")) && extensions.contains(&json!("statistics")));
+    assert!(!extensions.contains(&json!("system_shared_memory")));
     let model = running.get("/v2/models/e").await.json();
     let expected = json!({
         "name": "e", "versions": ["2"], "platform": "onnx_onnxv1",
@@ -231,8 +233,16 @@ async fn what_cannot_be_right_is_refused_by_name() {
             "no output `z`: it has y, name, m",
         ),
         (
-            json!({"inputs": two_rows(), "outputs": [{"name": "y", "parameters": {"classification": 2}}]}),
-            "`classification` is not offered",
+            json!({"inputs": two_rows(), "outputs": [{"name": "y", "parameters": {"classification": 0}}]}),
+            "asks for 0 classes",
+        ),
+        (
+            json!({"inputs": two_rows(), "outputs": [{"name": "name", "parameters": {"classification": 1}}]}),
+            "has no classes",
+        ),
+        (
+            json!({"inputs": two_rows(), "parameters": {"sequence_id": 7, "sequence_start": true}}),
+            "sequences",
         ),
         (
             json!({"inputs": two_rows(), "parameters": {"event_time": "yesterday"}}),

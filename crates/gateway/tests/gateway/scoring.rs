@@ -1,7 +1,11 @@
 //! MLflow's scoring and TensorFlow Serving's protocol.
 
+use std::sync::Arc;
+
+use arrow::array::{ArrayRef, Float64Array, Int64Array, RecordBatch};
 use axum::body::Body;
 use http::{Request, StatusCode};
+use parquet::arrow::ArrowWriter;
 use serde_json::{Value, json};
 
 use crate::{
@@ -105,10 +109,10 @@ async fn what_mlflow_clients_get_wrong_is_named() {
     }
     for (media, body, status, expected) in [
         (
-            "application/vnd.apache.parquet",
+            "application/xml",
             "",
             StatusCode::UNSUPPORTED_MEDIA_TYPE,
-            "use application/json or text/csv",
+            "use application/json, text/csv or application/vnd.apache.parquet",
         ),
         ("text/csv", "a,b\n1,x\n", StatusCode::BAD_REQUEST, "`x` is no FP32"),
         (
@@ -165,4 +169,49 @@ async fn tensorflow_serving_clients_predict() {
         );
     }
     assert_eq!(running.get("/ping").await.status, StatusCode::OK);
+}
+
+fn parquet(columns: Vec<(&str, ArrayRef)>) -> Vec<u8> {
+    let table = RecordBatch::try_from_iter(columns).unwrap();
+    let mut file = Vec::new();
+    let mut writer = ArrowWriter::try_new(&mut file, table.schema(), None).unwrap();
+    writer.write(&table).unwrap();
+    writer.close().unwrap();
+    file
+}
+
+#[tokio::test]
+async fn parquet_is_read_by_column_or_by_row_and_bounded() {
+    let (_world, running) = gateway().await;
+    let ask = |endpoint: &str, body: Vec<u8>| {
+        let request = Request::post(format!("/endpoints/{endpoint}/invocations"));
+        let request = request.header("content-type", "application/vnd.apache.parquet");
+        running.send(request.body(Body::from(body)).unwrap())
+    };
+    let floats = |values: Vec<f64>| Arc::new(Float64Array::from(values)) as ArrayRef;
+    let integers = |values: Vec<i64>| Arc::new(Int64Array::from(values)) as ArrayRef;
+    // The only input takes whole rows, of columns with any names and types.
+    let rows = parquet(vec![("a", floats(vec![1.0, 3.0])), ("b", integers(vec![2, 4]))]);
+    let answer = ask("single", rows).await;
+    assert_eq!(answer.json(), json!({"predictions": [[2.0, 4.0], [6.0, 8.0]]}));
+
+    let missing = ask("named", parquet(vec![("n", integers(vec![1]))])).await;
+    assert_eq!(missing.status, StatusCode::BAD_REQUEST);
+    assert!(
+        missing.json()["message"].as_str().unwrap().contains("x, who"),
+        "{:?}",
+        missing.json()
+    );
+    let narrow = ask("single", parquet(vec![("a", floats(vec![1.0]))])).await;
+    assert_eq!(narrow.status, StatusCode::BAD_REQUEST);
+    let broken = ask("single", b"PAR1 and no more PAR1".to_vec()).await;
+    assert_eq!(broken.status, StatusCode::BAD_REQUEST);
+    assert!(broken.json()["message"].as_str().unwrap().contains("no Parquet file"));
+    // A few bytes that unpack to more than a body may have.
+    let bomb = parquet(vec![
+        ("a", floats(vec![7.0; 9 << 20])),
+        ("b", floats(vec![7.0; 9 << 20])),
+    ]);
+    assert!(bomb.len() < 1 << 20, "{} bytes", bomb.len());
+    assert_eq!(ask("single", bomb).await.status, StatusCode::PAYLOAD_TOO_LARGE);
 }

@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 
 use crate::{
     harness::{Answer, PATIENCE, Running, World, endpoint, live, shadow},
-    onnx::simple,
+    onnx::{simple, slow},
     peers::Registry,
 };
 
@@ -336,4 +336,30 @@ async fn traffic_is_split_by_weight_and_an_id_keeps_its_route() {
         answer.json()["error"],
         "endpoint `e` does not serve version `3`: it serves 1, 2"
     );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_finds_the_queue_full_is_told_when_to_come_again() {
+    let mut world = World::new(Registry::new(vec![]));
+    world.config.max_queued_requests = 1;
+    let digest = world.store(slow(2.0, 400)).await;
+    world
+        .registry
+        .set(vec![endpoint("e", vec![live("m", 1, &digest, 1.0)])]);
+    let running = world.start_ready().await;
+    let body = json!({"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 2], "data": [1, 2]}]});
+    let many = (0..64).map(|_| running.post("/v2/models/e/infer", &body));
+    let answers = futures::future::join_all(many).await;
+    let (answered, refused): (Vec<_>, Vec<_>) = answers.iter().partition(|answer| answer.status == StatusCode::OK);
+    assert!(
+        !answered.is_empty() && !refused.is_empty(),
+        "{} answered",
+        answered.len()
+    );
+    for answer in refused {
+        assert_eq!(answer.status, StatusCode::TOO_MANY_REQUESTS);
+        assert_eq!(answer.headers["retry-after"], "1");
+        assert!(answer.json()["error"].as_str().unwrap().contains("queue"));
+    }
+    running.stop().await;
 }
