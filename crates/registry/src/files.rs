@@ -3,5 +3,6 @@
 pub mod folder;
 pub mod mlmodel;
 pub mod onnx;
+mod records;
 pub mod table;
 mod wire;

@@ -94,6 +94,7 @@ fn in_project() -> OpenApiRouter<Arc<Registry>> {
             endpoints::put_endpoint,
             endpoints::delete_endpoint
         ))
+        .routes(routes!(endpoints::roll_back_endpoint))
         .routes(routes!(endpoints::list_events))
         .routes(routes!(webhooks::list_webhook_deliveries))
         .merge(of_imports())

@@ -208,6 +208,16 @@ impl Filter {
             _ => None,
         })
     }
+
+    /// Whether something of a kind is compared anywhere.
+    #[must_use]
+    pub fn asks(&self, entity: Entity) -> bool {
+        match self {
+            Self::Clause(clause) => clause.entity == entity,
+            Self::Not(part) => part.asks(entity),
+            Self::All(parts) | Self::Any(parts) => parts.iter().any(|part| part.asks(entity)),
+        }
+    }
 }
 
 /// Which of what was deleted, or was not, is searched.

@@ -28,6 +28,7 @@ mod openid;
 mod passwords;
 mod projects;
 mod retention;
+mod rollouts;
 mod runs;
 mod scorers;
 mod secrets;

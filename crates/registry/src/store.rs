@@ -22,6 +22,7 @@ mod experiments;
 mod first_admin;
 mod identities;
 mod import;
+mod import_progress;
 mod import_registry;
 mod lineage;
 mod logged_models;
@@ -36,10 +37,13 @@ mod scorers;
 mod search;
 mod secrets;
 mod spans;
+#[cfg(test)]
+pub(crate) mod testing;
 mod tokens;
 mod trace_rows;
 mod traces;
 mod tracking;
+mod traffic;
 mod version_registry;
 mod version_rows;
 mod versions;
@@ -59,7 +63,7 @@ pub use self::{
     artifact_files::{Arrival, ArtifactFileStore, ArtifactUploadStore},
     assessments::AssessmentStore,
     audit::AuditStore,
-    blobs::{BlobStore, OldBlob},
+    blobs::{BlobStore, OldBlob, Removal},
     collections::{CollectionStore, Ending, FoundObject, Step},
     collector::CollectorStore,
     datasets::{DatasetStore, Inserted, NewDatasetVersion},
@@ -91,6 +95,7 @@ pub use self::{
     tokens::{TokenMade, TokenRow, TokenStore},
     traces::TraceStore,
     tracking::TrackingStore,
+    traffic::{OnItsWay, TrafficChange, TrafficStore},
     version_registry::VersionRegistryStore,
     webhooks::WebhookStore,
 };
@@ -118,7 +123,9 @@ pub const MIGRATIONS: Migrations = migrations!(
         "0011_import",
         "0012_scorer",
         "0013_metric_series",
-        "0014_artifact_blocks"
+        "0014_artifact_blocks",
+        "0015_endpoint_traffic",
+        "0016_retention"
     ]
 );
 
@@ -183,6 +190,8 @@ pub struct Stores {
     pub aliases: Arc<dyn AliasStore>,
     /// Endpoints and the gateways' reports.
     pub endpoints: Arc<dyn EndpointStore>,
+    /// How the traffic of endpoints stands.
+    pub traffic: Arc<dyn TrafficStore>,
     /// The feed of events.
     pub events: Arc<dyn EventStore>,
     /// The audit chain.
@@ -221,6 +230,7 @@ impl Stores {
             + ModelStore
             + AliasStore
             + EndpointStore
+            + TrafficStore
             + EventStore
             + AuditStore
             + SignInStore
@@ -285,6 +295,7 @@ impl Stores {
             models: Arc::clone(&store) as Arc<dyn ModelStore>,
             aliases: Arc::clone(&store) as Arc<dyn AliasStore>,
             endpoints: Arc::clone(&store) as Arc<dyn EndpointStore>,
+            traffic: Arc::clone(&store) as Arc<dyn TrafficStore>,
             events: Arc::clone(&store) as Arc<dyn EventStore>,
             audit: Arc::clone(&store) as Arc<dyn AuditStore>,
             openid: Arc::clone(&store) as Arc<dyn SignInStore>,

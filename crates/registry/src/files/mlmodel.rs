@@ -6,7 +6,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use serde_norway::Value as Yaml;
 
-use crate::model::registered_model::check_signature;
+use crate::model::registered_model::{MAX_SIGNATURE_BYTES, check_signature};
 
 /// The name of the file.
 pub const MLMODEL: &str = "MLmodel";
@@ -50,7 +50,8 @@ pub fn read_mlmodel(content: &[u8]) -> Option<SavedModel> {
     let signature = content.signature.and_then(|texts| {
         let part = |text: Option<String>| serde_json::from_str::<Value>(&text?).ok();
         let signature = json!({"inputs": part(texts.inputs)?, "outputs": part(texts.outputs)?});
-        check_signature(&signature).is_ok().then_some(signature)
+        let is_short = signature.to_string().len() <= MAX_SIGNATURE_BYTES;
+        (is_short && check_signature(&signature).is_ok()).then_some(signature)
     });
     Some(SavedModel { onnx_file, signature })
 }

@@ -11,7 +11,10 @@ use prost::Message;
 use serde_json::{Value, json};
 
 use super::wire::{Field, Wire, WireError};
-use crate::error::{Error, Result};
+use crate::{
+    error::{Error, Result},
+    model::registered_model::MAX_SIGNATURE_BYTES,
+};
 
 /// The largest description of one input or output, in bytes.
 const MAX_VALUE_BYTES: u64 = 1 << 20;
@@ -19,8 +22,12 @@ const MAX_VALUE_BYTES: u64 = 1 << 20;
 const MAX_NAME_BYTES: u64 = 64 * 1024;
 /// The most inputs, and the most outputs, of a model.
 const MAX_VALUES: usize = 10_000;
+/// The largest descriptions of all inputs and outputs together, in bytes. In memory they take many times as much.
+const MAX_ALL_VALUES_BYTES: u64 = 4 << 20;
 /// The most constants of a model whose names are kept.
 const MAX_CONSTANTS: usize = 1_000_000;
+/// The longest names of all constants together, in bytes.
+const MAX_ALL_NAMES_BYTES: u64 = 64 << 20;
 
 // Field numbers of the public ONNX schema.
 const MODEL_IR_VERSION: u32 = 1;
@@ -82,6 +89,10 @@ struct Graph {
     outputs: Vec<ValueInfo>,
     constants: BTreeSet<String>,
     is_external: bool,
+    /// What was read of inputs and outputs.
+    value_bytes: u64,
+    /// What was read of names of constants.
+    name_bytes: u64,
 }
 
 /// What a model takes and gives.
@@ -140,6 +151,12 @@ pub fn read_description(path: &Path, digest: &str) -> Result<Description> {
         "inputs": inputs.collect::<Result<Vec<_>, String>>().map_err(refuse)?,
         "outputs": outputs.collect::<Result<Vec<_>, String>>().map_err(refuse)?,
     });
+    let signature_bytes = signature.to_string().len();
+    if signature_bytes > MAX_SIGNATURE_BYTES {
+        return Err(refuse(format!(
+            "its inputs and outputs take {signature_bytes} bytes to describe, more than {MAX_SIGNATURE_BYTES}"
+        )));
+    }
     Ok(Description {
         signature,
         is_external: graph.is_external,
@@ -181,14 +198,29 @@ fn read_graph<R: Read + Seek>(wire: &mut Wire<R>, end: u64) -> Result<Graph, Wir
             continue;
         };
         match number {
-            GRAPH_INPUT => graph.inputs.push(read_value(wire, length, graph.inputs.len())?),
-            GRAPH_OUTPUT => graph.outputs.push(read_value(wire, length, graph.outputs.len())?),
+            GRAPH_INPUT | GRAPH_OUTPUT => {
+                let what = "inputs and outputs";
+                spend(&mut graph.value_bytes, length, MAX_ALL_VALUES_BYTES, what)?;
+                let values = if number == GRAPH_INPUT {
+                    &mut graph.inputs
+                } else {
+                    &mut graph.outputs
+                };
+                values.push(read_value(wire, length, values.len())?);
+            }
             GRAPH_INITIALIZER => {
                 let constant_end = wire.position() + length;
                 if graph.constants.len() >= MAX_CONSTANTS {
                     return Err(WireError::Malformed(format!("it has over {MAX_CONSTANTS} constants")));
                 }
                 let (name, is_external) = read_constant(wire, constant_end)?;
+                let name_bytes = name.as_ref().map_or(0, |name| name.len() as u64);
+                spend(
+                    &mut graph.name_bytes,
+                    name_bytes,
+                    MAX_ALL_NAMES_BYTES,
+                    "constants' names",
+                )?;
                 graph.constants.extend(name);
                 graph.is_external |= is_external;
             }
@@ -199,6 +231,17 @@ fn read_graph<R: Read + Seek>(wire: &mut Wire<R>, end: u64) -> Result<Graph, Wir
         }
     }
     Ok(graph)
+}
+
+/// Counts what was read of one kind.
+fn spend(total: &mut u64, length: u64, limit: u64, what: &str) -> Result<(), WireError> {
+    *total = total.saturating_add(length);
+    if *total > limit {
+        return Err(WireError::Malformed(format!(
+            "its {what} have over {limit} bytes together"
+        )));
+    }
+    Ok(())
 }
 
 fn read_value<R: Read + Seek>(wire: &mut Wire<R>, length: u64, before: usize) -> Result<ValueInfo, WireError> {
@@ -336,6 +379,47 @@ mod tests {
             assert_eq!(read.is_external, is_external);
             assert!(read.constants.contains("w"));
         }
+    }
+
+    /// A model of this graph.
+    fn model(graph: &[u8]) -> Vec<u8> {
+        [&[0x08, 0x08][..], &field(7, graph), &[0x42, 0x00]].concat()
+    }
+
+    fn field(number: u8, content: &[u8]) -> Vec<u8> {
+        let mut field = vec![number << 3 | 2];
+        prost::encode_length_delimiter(content.len(), &mut field).unwrap();
+        field.extend_from_slice(content);
+        field
+    }
+
+    #[test]
+    fn what_is_kept_of_a_graph_is_bounded() {
+        let node = field(1, &[]);
+        // An input of so many open dimensions.
+        let input = |name: &str, rank: usize| {
+            let shape = [0x0a, 0x00].repeat(rank);
+            let tensor = [&[0x08, 0x01][..], &field(2, &shape)].concat();
+            field(11, &[field(1, name.as_bytes()), field(2, &field(1, &tensor))].concat())
+        };
+        let output = field(12, &[field(1, b"y"), field(2, &field(1, &[0x08, 0x01]))].concat());
+        let refused = |graph: &[Vec<u8>]| read(&model(&graph.concat())).unwrap_err().to_string();
+        assert!(read(&model(&[node.clone(), input("x", 1000), output.clone()].concat())).is_ok());
+        let error = refused(&[node.clone(), input("x", 400_000), output.clone()]);
+        assert!(error.contains("more than 1048576"), "{error}");
+        let wide = input("x", 500_000).repeat(5);
+        let error = refused(&[node.clone(), wide, output.clone()]);
+        assert!(
+            error.contains("inputs and outputs have over 4194304 bytes together"),
+            "{error}"
+        );
+        let mut constants = Vec::new();
+        for number in 0..1100 {
+            let name = format!("{number:065000}");
+            constants.extend(field(5, &field(8, name.as_bytes())));
+        }
+        let error = refused(&[node, constants, input("x", 1), output]);
+        assert!(error.contains("constants' names have over"), "{error}");
     }
 
     proptest! {

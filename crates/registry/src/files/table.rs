@@ -17,6 +17,7 @@ use arrow::{
 use modelyard_stats::{Profile, ProfileOptions, Profiler};
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 
+use super::records::Records;
 use crate::{
     error::{Error, Result},
     model::{
@@ -25,8 +26,10 @@ use crate::{
     },
 };
 
-/// How many rows are read at once.
+/// How many rows are read at once, at most.
 const BATCH_ROWS: usize = 8192;
+/// How many bytes of CSV are read at once, at most, where no row is larger.
+const BATCH_BYTES: u64 = 16 << 20;
 /// The most columns of a file.
 pub const MAX_COLUMNS: usize = 10_000;
 /// What a Parquet file begins and ends with.
@@ -131,10 +134,12 @@ impl Reading<'_> {
             return Err(self.neither("its first line is too long for a header"));
         }
         reader.seek(SeekFrom::Start(0))?;
+        let mut records = Records::new(&mut reader, MAX_COLUMNS);
         let (schema, rows) = Format::default()
             .with_header(true)
-            .infer_schema(&mut reader, None)
+            .infer_schema(&mut records, None)
             .map_err(|error| self.neither(csv_message(&error)))?;
+        let batch_rows = batch_rows(records.longest());
         if rows == 0 {
             return Err(self.neither("there are no rows below its first line"));
         }
@@ -145,7 +150,7 @@ impl Reading<'_> {
         let schema = Arc::new(schema);
         let batches = ReaderBuilder::new(Arc::clone(&schema))
             .with_header(true)
-            .with_batch_size(BATCH_ROWS)
+            .with_batch_size(batch_rows)
             .build_buffered(reader)
             .map_err(|error| self.neither(csv_message(&error)))?;
         self.read(FileFormat::Csv, &schema, batches, |error| {
@@ -194,6 +199,12 @@ impl Reading<'_> {
             ))),
         }
     }
+}
+
+/// How many rows of CSV are read at once where the longest has so many bytes.
+fn batch_rows(longest: u64) -> usize {
+    let rows = BATCH_BYTES / longest.max(1);
+    usize::try_from(rows).map_or(BATCH_ROWS, |rows| rows.clamp(1, BATCH_ROWS))
 }
 
 /// The message of a CSV error without its repeated prefixes.
@@ -256,6 +267,24 @@ mod tests {
             [("a", "Int64"), ("b", "Float64"), ("c", "Utf8"), ("d", "Date32")]
         );
         assert_eq!(table.profile.columns["a"].missing, 1);
+    }
+
+    #[test]
+    fn rows_are_bounded_and_read_in_batches_that_are() {
+        assert_eq!(
+            [batch_rows(0), batch_rows(100), batch_rows(1 << 20), batch_rows(1 << 30)],
+            [8192, 8192, 16, 1]
+        );
+        // A quote that nobody closes.
+        let endless = format!("a,b\n1,x\n2,\"{}", "y,y\n".repeat(5 << 20));
+        let error = read(endless.as_bytes()).unwrap_err().to_string();
+        assert!(error.contains("line 3 has more than 16777216 bytes"), "{error}");
+        let wide = format!("{}\n", vec!["c"; MAX_COLUMNS + 1].join(","));
+        let error = read(wide.as_bytes()).unwrap_err().to_string();
+        assert!(error.contains("line 1 has more than 10000 columns"), "{error}");
+        let long = "z".repeat(3 << 20);
+        let table = read(format!("a,b\n1,{long}\n2,\"{long}\n\"\n3,x\n").as_bytes()).unwrap();
+        assert_eq!((table.rows, types(&table)), (3, vec![("a", "Int64"), ("b", "Utf8")]));
     }
 
     #[test]

@@ -74,6 +74,21 @@ pub async fn put_endpoint(
     Ok(Json(Declared { outcome, resource }))
 }
 
+/// Brings back what an endpoint served before.
+///
+/// Away from what is on its way, or, where nothing is, from what serves. It stays like this until the routes of the endpoint mean
+/// something else again.
+#[utoipa::path(post, path = "/endpoints/{name}/rollback", tag = "endpoints",
+    params(("project" = String, Path), ("name" = String, Path)),
+    responses((status = OK, body = EndpointResource), (status = "default", body = Problem)))]
+pub async fn roll_back_endpoint(
+    State(registry): State<Arc<Registry>>,
+    caller: Caller,
+    Path((project, name)): Path<(String, String)>,
+) -> Result<Json<EndpointResource>, Problem> {
+    Ok(Json(registry.roll_back_endpoint(&caller, &project, &name).await?))
+}
+
 /// Removes an endpoint. Gateways stop serving it.
 #[utoipa::path(delete, path = "/endpoints/{name}", tag = "endpoints",
     params(("project" = String, Path), ("name" = String, Path)),

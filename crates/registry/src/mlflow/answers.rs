@@ -195,7 +195,7 @@ pub(super) struct RunAnswer {
 fn dataset(dataset: RunDataset) -> DatasetInput {
     let context = (!dataset.context.is_empty()).then(|| (CONTEXT_TAG.to_owned(), dataset.context));
     DatasetInput {
-        tags: pairs(context.into_iter().chain(dataset.tags)),
+        tags: pairs(dataset.tags.into_iter().chain(context)),
         dataset: DatasetAnswer {
             name: dataset.name,
             digest: dataset.digest,

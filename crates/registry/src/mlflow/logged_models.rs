@@ -285,15 +285,21 @@ async fn search(
             Refusal::invalid("Invalid page token, could not base64-decode: pass `next_page_token` unchanged")
         })
     });
+    let datasets: Vec<(String, String)> = fields
+        .objects("datasets")?
+        .iter()
+        .map(dataset)
+        .collect::<Result<_, _>>()?;
+    if datasets.iter().any(|(name, _)| name.is_empty()) {
+        return Err(Refusal::invalid(
+            "`dataset_name` in the `datasets` clause must be specified.",
+        ));
+    }
     let search = LoggedModelSearch {
         experiment_ids,
         filter: parse_filter(&LOGGED_MODELS, &fields.text("filter")?.unwrap_or_default())
             .map_err(crate::Error::from)?,
-        datasets: fields
-            .objects("datasets")?
-            .iter()
-            .map(dataset)
-            .collect::<Result<_, _>>()?,
+        datasets,
         order,
         limit: limit(&fields, DEFAULT_MODELS, MAX_MODELS)?,
         offset: offset.transpose()?.unwrap_or_default(),

@@ -31,6 +31,8 @@ use crate::{
 
 /// The most points of a page.
 const MAX_PAGE: i64 = 25_000;
+/// The most runs whose whole histories are asked for at once.
+const MAX_BULK_RUNS: usize = 100;
 /// How many points are read at once where all are wanted.
 const PIECE: u32 = 10_000;
 /// The steps of a chart where nobody says how many.
@@ -57,7 +59,8 @@ async fn get_history(
     let key = fields.required_text("metric_key")?;
     let cursor = fields.text("page_token")?.filter(|token| !token.is_empty());
     let Some(limit) = fields.integer("max_results")? else {
-        return all_points(registry, tenant, run_id, key).await;
+        let rest = PageRequest::up_to(PIECE, cursor.as_deref())?;
+        return all_points(registry, tenant, (run_id, key), rest).await;
     };
     if !(1..=MAX_PAGE).contains(&limit) {
         return Err(Refusal::invalid(format!(
@@ -119,15 +122,20 @@ impl Reading {
     }
 }
 
-/// All points, sent as they are read: a long history takes no memory here.
-async fn all_points(registry: Arc<Registry>, tenant: Tenant, run_id: String, key: String) -> Result<Response, Refusal> {
+/// All points, or those after a page, sent as they are read: a long history takes no memory here.
+async fn all_points(
+    registry: Arc<Registry>,
+    tenant: Tenant,
+    (run_id, key): (String, String),
+    first: PageRequest<MetricPlace>,
+) -> Result<Response, Refusal> {
     let mut reading = Reading {
         registry,
         caller: tenant.caller,
         project: tenant.project,
         run_id,
         key,
-        next: Some(PageRequest::up_to(PIECE, None)?),
+        next: Some(first),
         is_first: true,
     };
     // The first piece is awaited, so that a refusal is one.
@@ -192,7 +200,47 @@ async fn bulk_interval(
     }))
 }
 
+/// The histories of one metric of several runs, each by time: what pages of MLflow ask for.
+async fn bulk(State(registry): State<Arc<Registry>>, tenant: Tenant, fields: Fields) -> Result<Json<History>, Refusal> {
+    let mut run_ids = fields.texts("run_id")?;
+    if run_ids.is_empty() {
+        return Err(Refusal::invalid(
+            "GetMetricHistoryBulk request must specify at least one run_id.",
+        ));
+    }
+    if run_ids.len() > MAX_BULK_RUNS {
+        return Err(Refusal::invalid(format!(
+            "GetMetricHistoryBulk request cannot specify more than {MAX_BULK_RUNS} run_ids. Received {} run_ids.",
+            run_ids.len()
+        )));
+    }
+    let key = fields.text("metric_key")?;
+    let key = key.ok_or_else(|| Refusal::invalid("GetMetricHistoryBulk request must specify a metric_key."))?;
+    let wanted = fields.integer("max_results")?.unwrap_or(MAX_PAGE).clamp(1, MAX_PAGE) as usize;
+    run_ids.sort_unstable();
+    let mut metrics = Vec::new();
+    for run_id in &run_ids {
+        let room = wanted - metrics.len();
+        if room == 0 {
+            break;
+        }
+        let page = PageRequest::up_to(room as u32, None)?;
+        let history = registry.metric_history(&tenant.caller, &tenant.project, run_id, &key, &page);
+        let mut points = history.await?.items;
+        points.sort_by(|left, right| {
+            let order = (left.timestamp, left.step).cmp(&(right.timestamp, right.step));
+            order.then(left.value.0.total_cmp(&right.value.0))
+        });
+        metrics.extend(points.iter().map(|point| MetricAnswer::new(&key, point, Some(run_id))));
+    }
+    Ok(Json(History {
+        metrics,
+        next_page_token: None,
+    }))
+}
+
 routes! {
+    get "/metrics/get-history-bulk" => bulk,
     get "/metrics/get-history" => get_history,
     get "/metrics/get-history-bulk-interval" => bulk_interval,
 }

@@ -94,12 +94,17 @@ fn text<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
         .filter(|text| !text.is_empty())
 }
 
-/// The id of an OpenTelemetry object; shorter ones are filled up in front.
+/// The id of an OpenTelemetry object; shorter ones are filled up in front. One of zeros is taken, as MLflow takes it.
 fn id<const N: usize>(bytes: &[u8]) -> Option<[u8; N]> {
-    let start = N.checked_sub(bytes.len())?;
+    let start = N.checked_sub(bytes.len()).filter(|start| *start < N)?;
     let mut id = [0; N];
     id.get_mut(start..)?.copy_from_slice(bytes);
-    id.iter().any(|byte| *byte != 0).then_some(id)
+    Some(id)
+}
+
+/// The id of a parent; one of zeros is none.
+fn parent_id<const N: usize>(bytes: &[u8]) -> Option<[u8; N]> {
+    id(bytes).filter(|id| *id != [0; N])
 }
 
 /// A time in nanoseconds as it is stored.
@@ -282,7 +287,8 @@ mod tests {
     #[test]
     fn ids_are_filled_up() {
         assert_eq!(id::<8>(&[1, 2]), Some([0, 0, 0, 0, 0, 0, 1, 2]));
-        assert_eq!(id::<8>(&[0; 8]), None);
+        assert_eq!(id::<8>(&[0; 8]), Some([0; 8]));
+        assert_eq!(parent_id::<8>(&[0; 8]), None);
         assert_eq!(id::<8>(&[]), None);
         assert_eq!(id::<8>(&[1; 9]), None);
     }

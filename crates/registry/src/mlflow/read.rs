@@ -101,15 +101,12 @@ fn invalid(name: &str, value: &Value) -> Refusal {
         Value::Array(_) => "list",
         Value::Object(_) => "dict",
     };
-    let mut shown = match value {
-        Value::String(text) => format!("'{text}'"),
-        other => other.to_string(),
-    };
+    let mut shown = value.to_string();
     if let Some((end, _)) = shown.char_indices().nth(500) {
         shown.truncate(end);
     }
     Refusal::invalid(format!(
-        "Invalid value {shown} for parameter '{name}' supplied. Hint: Value was of type '{kind}'. {SEE_DOCS}"
+        "Invalid value {shown} for parameter '{name}' supplied:  Hint: Value was of type '{kind}'. {SEE_DOCS}"
     ))
 }
 
@@ -382,7 +379,11 @@ mod tests {
     #[test]
     fn refusals_say_what_mlflow_says() {
         let refused = fields(r#"{"name": 123}"#).text("name").unwrap_err();
-        let expected = "Invalid value 123 for parameter 'name' supplied. Hint: Value was of type 'int'. See the API docs \
+        let expected = "Invalid value 123 for parameter 'name' supplied:  Hint: Value was of type 'int'. See the API docs \
+                        for more information about request parameters.";
+        assert_eq!(refused, Refusal::invalid(expected));
+        let refused = fields(r#"{"step": "foo"}"#).integer("step").unwrap_err();
+        let expected = "Invalid value \"foo\" for parameter 'step' supplied:  Hint: Value was of type 'str'. See the API docs \
                         for more information about request parameters.";
         assert_eq!(refused, Refusal::invalid(expected));
         let refused = fields("{}").required_text("name").unwrap_err();

@@ -3,9 +3,7 @@
 use std::sync::Arc;
 
 use axum::{Json, extract::State};
-use modelyard_auth::{
-    ADMIN, Action, Caller, Mode, Principal, PrincipalKind, Resource, Subject, Via, password::check_password,
-};
+use modelyard_auth::{ADMIN, Action, Caller, Mode, Principal, PrincipalKind, Resource, Subject, Via};
 use serde::Serialize;
 
 use super::{
@@ -19,8 +17,7 @@ use crate::{
     error::Error,
     model::{
         access::{AccessKind, RoleBindingSpec},
-        endpoint::Outcome,
-        identity::{IdentityKind, IdentitySpec},
+        identity::IdentityKind,
         mlflow_access::binding_name,
         page::{MAX_PAGE, PageRequest},
     },
@@ -72,20 +69,10 @@ async fn create(State(registry): State<Arc<Registry>>, tenant: Tenant, fields: F
     let password = fields.required_text("password")?;
     let (kind, name) = read_username(&username);
     only_users(kind)?;
-    let spec = IdentitySpec::default();
-    spec.check(name)?;
-    // Before there is a user who could have none.
-    check_password(&password, name).map_err(|error| Refusal::invalid(error.to_string()))?;
     let principal = kind.principal(name);
-    let exists = || Refusal::from(Error::Exists(format!("User (username={name}) already exists.")));
-    if check_known(caller, &principal).is_ok() {
-        return Err(exists());
+    if check_known(caller, &principal).is_ok() || !registry.create_user(caller, name, &password).await? {
+        return Err(Error::Exists(format!("User (username={name}) already exists.")).into());
     }
-    let (outcome, _) = registry.put_identity(caller, kind, name, &spec).await?;
-    if outcome != Outcome::Created {
-        return Err(exists());
-    }
-    registry.set_password(caller, name, &password, None).await?;
     let user = UserAnswer::new(caller, &principal);
     Ok(Json(OneUser { user }))
 }

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use serde_json::Value;
 
+use super::run::pair_bytes;
 use crate::error::{Error, Result};
 
 /// What an assessment is.
@@ -90,6 +91,14 @@ pub struct AssessmentChange {
 }
 
 impl Assessment {
+    /// About how many bytes of names and texts it has.
+    #[must_use]
+    pub fn text_bytes(&self) -> usize {
+        let error = self.error.as_ref().map_or(0, |error| error.to_string().len());
+        let rationale = self.rationale.as_ref().map_or(0, String::len);
+        self.name.len() + self.value.to_string().len() + error + rationale + pair_bytes(&self.metadata)
+    }
+
     /// What it becomes.
     pub(crate) fn changed(mut self, change: &AssessmentChange) -> Result<Self> {
         if change.expectation.is_some() && change.feedback.is_some() {

@@ -436,12 +436,20 @@ pub fn own_folder(uri: &str) -> Option<ArtifactFolder> {
         .filter(|folder| *folder != ArtifactFolder::ROOT)
 }
 
-/// The ids that a URI may name: its words, as they are written and decoded.
+/// The ids that a URI may name: its words, as they are written and decoded. `_` can be in an id, and between it and something else.
 pub(crate) fn words_of(uri: &str) -> Vec<String> {
     let mut words = Vec::new();
     for text in [uri.to_owned(), Uri::split(uri).decoded_path()] {
-        let word = |c: char| !c.is_ascii_alphanumeric() && c != '-';
-        words.extend(text.split(word).filter(|word| !word.is_empty()).map(str::to_owned));
+        for is_between in [
+            |c: char| !c.is_ascii_alphanumeric() && c != '-',
+            |c: char| !c.is_ascii_alphanumeric() && c != '-' && c != '_',
+        ] {
+            words.extend(
+                text.split(is_between)
+                    .filter(|word| !word.is_empty())
+                    .map(str::to_owned),
+            );
+        }
     }
     words
 }
@@ -541,5 +549,7 @@ mod tests {
             assert!(words_of(uri).iter().any(|word| word == "abc"), "{uri}");
         }
         assert!(words_of("models:/m-12f@x").iter().any(|word| word == "m-12f"));
+        let words = words_of("mlflow-artifacts:/1/my_run/artifacts");
+        assert!(words.iter().any(|word| word == "my_run") && words.iter().any(|word| word == "run"));
     }
 }

@@ -5,7 +5,11 @@ use std::{collections::BTreeMap, sync::Arc};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use crate::model::endpoint::EndpointKey;
+use crate::model::{
+    endpoint::{EndpointKey, EndpointSpec},
+    endpoint_options::Condition,
+    traffic::Traffic,
+};
 
 /// What a route is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -35,7 +39,7 @@ impl RouteRole {
 }
 
 /// A route with its reference followed to a version.
-#[derive(Debug, Clone, PartialEq, Serialize, ToSchema)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Route {
     /// Live or shadow.
     pub role: RouteRole,
@@ -45,6 +49,9 @@ pub struct Route {
     pub weight: f64,
     /// Shadow: the share of the requests that are repeated.
     pub sample: f64,
+    /// Live: requests for which all of these hold take this route; empty: none does for that.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub when: Vec<Condition>,
     /// The model; null while the reference points at nothing.
     pub model: Option<String>,
     /// Its version.
@@ -73,8 +80,10 @@ pub struct DesiredEndpoint {
     pub key: EndpointKey,
     /// Live routes first, each in the order of the spec.
     pub routes: Vec<Route>,
-    /// Whether predictions are logged.
-    pub log_predictions: bool,
+    /// What it was declared to be.
+    pub spec: EndpointSpec,
+    /// Whether new routes are on their way.
+    pub in_rollout: bool,
 }
 
 /// All endpoints at one revision.
@@ -93,6 +102,27 @@ pub struct Difference {
     pub changed: Vec<Arc<DesiredEndpoint>>,
     /// Endpoints that are gone.
     pub removed: Vec<EndpointKey>,
+}
+
+impl DesiredEndpoint {
+    /// An endpoint whose routes mean this now, with the traffic as it stands: live routes are those that the traffic says.
+    #[must_use]
+    pub fn new(key: EndpointKey, spec: EndpointSpec, resolved: Vec<Route>, traffic: Option<&Traffic>) -> Self {
+        let candidate = traffic.and_then(|traffic| traffic.candidate.as_ref());
+        let routes = match traffic {
+            None => resolved,
+            Some(traffic) => {
+                let shadows = resolved.into_iter().filter(|route| route.role == RouteRole::Shadow);
+                traffic.effective().into_iter().chain(shadows).collect()
+            }
+        };
+        Self {
+            key,
+            routes,
+            spec,
+            in_rollout: candidate.is_some_and(|candidate| !candidate.rejected),
+        }
+    }
 }
 
 impl DesiredState {
@@ -132,13 +162,15 @@ mod tests {
                     reference: "m@a".to_owned(),
                     weight: f64::from(*weight),
                     sample: 0.0,
+                    when: Vec::new(),
                     model: None,
                     version: None,
                     artifact_digest: None,
                     artifact_size_bytes: None,
                     unresolved: None,
                 }],
-                log_predictions: true,
+                spec: EndpointSpec::default(),
+                in_rollout: false,
             };
             (key, Arc::new(endpoint))
         };

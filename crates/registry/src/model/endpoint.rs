@@ -1,8 +1,8 @@
 //! Endpoints as they are declared.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, time::Duration};
 
-use modelyard_common::Timestamp;
+use modelyard_common::{Timestamp, config::maybe_duration};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use utoipa::ToSchema;
@@ -12,7 +12,12 @@ use crate::{
     model::{
         alias::Reference,
         desired::{Route, RouteRole},
+        endpoint_options::{
+            Attribute, BatchingSpec, CacheSpec, Condition, LimitsSpec, LogSpec, check_conditions, check_unload_after,
+        },
         report::EndpointStatus,
+        rollout::RolloutSpec,
+        traffic::Traffic,
     },
 };
 
@@ -33,7 +38,7 @@ pub struct EndpointKey {
 }
 
 /// What an endpoint shall be.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct EndpointSpec {
     /// The model versions that answer, 1 to 16.
@@ -44,6 +49,31 @@ pub struct EndpointSpec {
     /// What is logged.
     #[serde(default)]
     pub log: LogSpec,
+    /// What keeps a request with its route: requests with the same value take the same one, and a route whose weight
+    /// grows only gains. None: the request's id.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sticky: Option<Attribute>,
+    /// Answers that are kept. None: none are.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cache: Option<CacheSpec>,
+    /// How requests are merged.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub batching: BatchingSpec,
+    /// What the endpoint may take of a gateway.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub limits: LimitsSpec,
+    /// How new routes come to serve. None: at once, when the gateways have loaded them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rollout: Option<RolloutSpec>,
+    /// After this time without a request, such as `15m`, the models are let go of until the next one, which waits for
+    /// them. None: never.
+    #[serde(default, with = "maybe_duration", skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    pub unload_after: Option<Duration>,
+}
+
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
 }
 
 /// A model version that answers.
@@ -52,9 +82,22 @@ pub struct EndpointSpec {
 pub struct LiveRoute {
     /// `MODEL@ALIAS` or `MODEL/VERSION`.
     pub model: String,
+    /// Its share of the traffic, relative to the other live routes. None: 100, or none at all for a route with
+    /// conditions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub weight: Option<f64>,
+    /// Requests for which all of these hold take this route, whatever the weights; the first such route in the list.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub when: Vec<Condition>,
+}
+
+impl LiveRoute {
     /// Its share of the traffic, relative to the other live routes.
-    #[serde(default = "default_weight")]
-    pub weight: f64,
+    #[must_use]
+    pub fn share(&self) -> f64 {
+        self.weight
+            .unwrap_or(if self.when.is_empty() { DEFAULT_WEIGHT } else { 0.0 })
+    }
 }
 
 /// A model version that gets copies of requests.
@@ -66,24 +109,6 @@ pub struct ShadowRoute {
     /// The share of the requests that it gets, above 0 and up to 1.
     #[serde(default = "default_sample")]
     pub sample: f64,
-}
-
-/// What is logged.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields, default)]
-pub struct LogSpec {
-    /// Whether predictions go to the inference log.
-    pub predictions: bool,
-}
-
-impl Default for LogSpec {
-    fn default() -> Self {
-        Self { predictions: true }
-    }
-}
-
-const fn default_weight() -> f64 {
-    DEFAULT_WEIGHT
 }
 
 const fn default_sample() -> f64 {
@@ -103,6 +128,9 @@ pub struct DeclaredRoute {
     pub sample: f64,
 }
 
+/// What a spec is made of, for those who mistyped it.
+const FIELDS: &str = "`routes`, `shadow`, `log`, `sticky`, `cache`, `batching`, `limits`, `rollout` or `unload_after`";
+
 impl EndpointSpec {
     /// Reads and checks the spec of the endpoint `name`. The error names everything that is wrong.
     pub fn read(name: &str, spec: &Value) -> Result<Self> {
@@ -120,11 +148,7 @@ impl EndpointSpec {
 
     /// Takes the spec apart, so that a mistake in one place does not hide those in others.
     fn collect(spec: &Value, problems: &mut Vec<String>) -> Self {
-        let mut read = Self {
-            routes: Vec::new(),
-            shadow: Vec::new(),
-            log: LogSpec::default(),
-        };
+        let mut read = Self::default();
         let Some(fields) = spec.as_object() else {
             problems.push("the spec is not an object: write {\"routes\": [{\"model\": \"NAME@ALIAS\"}]}".to_owned());
             return read;
@@ -133,11 +157,14 @@ impl EndpointSpec {
             match key.as_str() {
                 "routes" => read.routes = entries(key, value, problems),
                 "shadow" => read.shadow = entries(key, value, problems),
-                "log" => match LogSpec::deserialize(value) {
-                    Ok(log) => read.log = log,
-                    Err(error) => problems.push(format!("log: {error}")),
-                },
-                _ => problems.push(format!("unknown field `{key}`, expected `routes`, `shadow` or `log`")),
+                "log" => read.log = option(key, value, problems),
+                "sticky" => read.sticky = option(key, value, problems),
+                "cache" => read.cache = option(key, value, problems),
+                "batching" => read.batching = option(key, value, problems),
+                "limits" => read.limits = option(key, value, problems),
+                "rollout" => read.rollout = option(key, value, problems),
+                "unload_after" => read.unload_after = option::<UnloadAfter>(key, value, problems).0,
+                _ => problems.push(format!("unknown field `{key}`, expected {FIELDS}")),
             }
         }
         let routes = fields.get("routes").and_then(Value::as_array).map_or(0, Vec::len);
@@ -150,20 +177,47 @@ impl EndpointSpec {
                 read.shadow.len()
             ));
         }
+        for route in &mut read.routes {
+            route.weight = Some(route.share());
+        }
         read.check_routes(problems);
+        read.check_options(problems);
         read
+    }
+
+    fn check_options(&self, problems: &mut Vec<String>) {
+        if let Some(sticky) = &self.sticky {
+            sticky.check("sticky", problems);
+        }
+        if let Some(cache) = &self.cache {
+            cache.check(problems);
+        }
+        if let Some(rollout) = &self.rollout {
+            rollout.check(problems);
+        }
+        self.batching.check(problems);
+        self.limits.check(problems);
+        self.log.check(problems);
+        check_unload_after(self.unload_after, problems);
     }
 
     fn check_routes(&self, problems: &mut Vec<String>) {
         let mut seen = BTreeSet::new();
         for route in &self.routes {
-            if !(route.weight > 0.0 && route.weight <= MAX_WEIGHT) {
+            // A route that conditions lead to needs no share of the rest.
+            let share = route.share();
+            let is_share = share > 0.0 || (share == 0.0 && !route.when.is_empty());
+            if !(is_share && share <= MAX_WEIGHT) {
                 problems.push(format!(
-                    "route `{}` has weight {}: write a number above 0, at most {MAX_WEIGHT}",
-                    route.model, route.weight
+                    "route `{}` has weight {share}: write a number above 0, at most {MAX_WEIGHT}",
+                    route.model
                 ));
             }
+            check_conditions(&route.model, &route.when, problems);
             check_reference(&route.model, &mut seen, problems);
+        }
+        if !self.routes.is_empty() && self.routes.iter().all(|route| route.share() == 0.0) {
+            problems.push("no route has a weight: requests without a matching condition need one".to_owned());
         }
         let mut seen = BTreeSet::new();
         for route in &self.shadow {
@@ -183,7 +237,7 @@ impl EndpointSpec {
             Ok(DeclaredRoute {
                 role: RouteRole::Live,
                 reference: route.model.parse()?,
-                weight: route.weight,
+                weight: route.share(),
                 sample: 0.0,
             })
         });
@@ -197,6 +251,17 @@ impl EndpointSpec {
         });
         live.chain(shadow).collect()
     }
+}
+
+/// [`EndpointSpec::unload_after`] alone.
+#[derive(Default, Deserialize)]
+struct UnloadAfter(#[serde(with = "maybe_duration")] Option<Duration>);
+
+fn option<T: serde::de::DeserializeOwned + Default>(key: &str, value: &Value, problems: &mut Vec<String>) -> T {
+    T::deserialize(value).unwrap_or_else(|error| {
+        problems.push(format!("{key}: {error}"));
+        T::default()
+    })
 }
 
 fn entries<T: serde::de::DeserializeOwned>(key: &str, value: &Value, problems: &mut Vec<String>) -> Vec<T> {
@@ -240,6 +305,8 @@ pub struct EndpointResource {
     pub updated_at: Timestamp,
     /// Its routes with their references followed.
     pub resolved: Vec<Route>,
+    /// What serves, what served before, and what is on its way; null: nothing has served yet.
+    pub traffic: Option<Traffic>,
     /// What the gateways made of it.
     pub status: EndpointStatus,
 }
@@ -271,7 +338,8 @@ mod tests {
         .unwrap();
         let live = LiveRoute {
             model: "m@champion".to_owned(),
-            weight: DEFAULT_WEIGHT,
+            weight: Some(DEFAULT_WEIGHT),
+            when: Vec::new(),
         };
         let shadow = ShadowRoute {
             model: "m/1".to_owned(),
@@ -287,6 +355,36 @@ mod tests {
     }
 
     #[test]
+    fn options_survive_being_written() {
+        let written = json!({
+            "routes": [
+                {"model": "m/1", "weight": 90.0},
+                {"model": "m/2", "weight": 10.0},
+                {"model": "m/3", "weight": 0.0, "when": [{"header": "x-beta", "equals": "yes"}, {"parameter": "tenant", "equals": "7"}]}
+            ],
+            "shadow": [],
+            "log": {"predictions": true, "sample": 0.25, "redact": ["age"], "max_record_bytes": "64KiB"},
+            "sticky": {"header": "x-user"},
+            "cache": {"time_to_live": "1m"},
+            "batching": {"max_rows": 32, "max_delay": "2ms", "ragged": [{"tensor": "ids", "axis": 1, "fill": 0.0}]},
+            "limits": {"timeout": "2s", "max_queued_requests": 100, "max_queue_time": "500ms"},
+            "rollout": {"steps": [5.0, 50.0], "interval": "10m", "min_requests": 20, "guards": [
+                {"metric": "error_rate", "max": 0.01}, {"metric": "p99_latency", "max": "50ms"}, {"alert": "drift"}]},
+            "unload_after": "15m"
+        });
+        let spec = EndpointSpec::read("e", &written).unwrap();
+        assert_eq!(serde_json::to_value(&spec).unwrap(), written);
+        assert_eq!(
+            (spec.routes[2].share(), spec.unload_after),
+            (0.0, Some(Duration::from_mins(15)))
+        );
+        assert_eq!(
+            spec.routes[2].when[1].attribute(),
+            Some(Attribute::Parameter("tenant".to_owned()))
+        );
+    }
+
+    #[test]
     fn every_problem_is_named() {
         let route = json!({"model": "m@a"});
         let many: Vec<_> = (1..=17)
@@ -298,11 +396,11 @@ mod tests {
             (json!({"routes": {}}), vec!["routes: not a list", "0 routes"]),
             (json!({"routes": many}), vec!["17 routes"]),
             (
-                json!({"routes": [{"modle": "m@a"}, {"model": "m"}], "rollout": {}, "log": {"all": 1}}),
+                json!({"routes": [{"modle": "m@a"}, {"model": "m"}], "rolout": {}, "log": {"all": 1}}),
                 vec![
                     "routes[0]: unknown field `modle`",
                     "`m` names no model version",
-                    "unknown field `rollout`",
+                    "unknown field `rolout`",
                     "log: unknown field `all`",
                 ],
             ),
@@ -314,6 +412,46 @@ mod tests {
             (
                 json!({"routes": [route], "shadow": [{"model": "m/1", "sample": 1.5}, {"model": "m/2", "sample": 0}]}),
                 vec!["`m/1` has sample 1.5", "`m/2` has sample 0"],
+            ),
+            (
+                json!({"routes": [{"model": "m@a", "when": [{"header": "a", "parameter": "b", "equals": "c"}, {"equals": "c"}]}],
+                       "sticky": {"cookie": "x"}, "cache": {"time_to_live": "0s"}, "unload_after": "1ms"}),
+                vec![
+                    "no route has a weight",
+                    "route `m@a` names both",
+                    "route `m@a` names neither",
+                    "sticky: unknown variant `cookie`",
+                    "cache.time_to_live",
+                    "unload_after is below",
+                ],
+            ),
+            (
+                json!({"routes": [route], "rollout": {"steps": [50, 5], "interval": "0s", "guards": [
+                    {"metric": "error_rate", "max": "50ms"}, {"metric": "p99_latency", "max": 0.5}, {"alert": "a", "max": 1},
+                    {"metric": "p50_latency", "max": "soon"}]}}),
+                vec![
+                    "rollout.steps",
+                    "rollout.interval is 0ns",
+                    "rollout.guards[0]: error_rate",
+                    "rollout.guards[1]: a latency",
+                    "rollout.guards[2]: write",
+                    "rollout.guards[3]: `soon` is no time",
+                ],
+            ),
+            (
+                json!({"routes": [route], "log": {"sample": 0, "redact": [""], "max_record_bytes": "0"},
+                       "limits": {"timeout": "25h", "max_queued_requests": 0, "max_queue_time": "soon"},
+                       "batching": {"max_rows": 0, "max_delay": "1h", "ragged": [{"tensor": "x", "axis": 0}, {"tensor": "x", "axis": 0}]}}),
+                vec![
+                    "log.sample is 0",
+                    "log.redact: a name has 0 bytes",
+                    "log.max_record_bytes is 0",
+                    "limits: `soon` is not a duration",
+                    "batching.max_rows is 0",
+                    "batching.max_delay is 3600s",
+                    "axis 0 of `x`",
+                    "is there twice",
+                ],
             ),
         ];
         for (spec, named) in cases {

@@ -21,6 +21,9 @@ pub const MAX_IMPORTED: usize = 100;
 pub const MAX_IMPORTED_POINTS: usize = 25_000;
 /// The most params, and the most tags, of one thing.
 pub const MAX_IMPORTED_TEXTS: usize = 10_000;
+/// The fingerprint of what went on at the source when its files were copied: a file of it can have another content later, and
+/// still the same size. It stays until the whole has arrived.
+pub const GOING_ON: &str = "going on";
 /// The longest name of a source, in bytes.
 const MAX_SOURCE_BYTES: usize = 1024;
 /// The longest id, in bytes.

@@ -106,7 +106,7 @@ pub struct NewModelVersion {
     pub reference_profile_digest: Option<String>,
     /// The size of that profile in bytes.
     pub reference_profile_size_bytes: u64,
-    /// How many removals of blobs had begun before its blobs were looked for.
+    /// What was counted of removals of blobs before its blobs were looked for.
     pub removals: i64,
     /// Its metrics.
     pub metrics: BTreeMap<String, f64>,

@@ -73,6 +73,39 @@ pub struct NodeReport {
     pub endpoints: Vec<EndpointReport>,
 }
 
+/// The most buckets of latencies that a version has.
+pub const MAX_LATENCY_BUCKETS: usize = 128;
+/// The most versions of an endpoint in a report about its traffic.
+pub const MAX_REPORTED_VERSIONS: usize = 64;
+
+/// What a node counted of one version since its process began.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VersionTraffic {
+    /// The model.
+    pub model: String,
+    /// Its version.
+    pub version: u32,
+    /// Requests that were answered.
+    pub answered: u64,
+    /// Requests that failed by our fault.
+    pub failed: u64,
+    /// Answers by their latency, in the contract's buckets.
+    pub latency_buckets: Vec<u64>,
+}
+
+/// What a node's process counted of an endpoint.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TrafficReport {
+    /// The node.
+    pub node: String,
+    /// Its process.
+    pub process: String,
+    /// The endpoint.
+    pub key: EndpointKey,
+    /// Its versions.
+    pub versions: Vec<VersionTraffic>,
+}
+
 /// What a node made of an endpoint.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
 pub struct NodeStatus {
@@ -102,16 +135,25 @@ pub struct EndpointStatus {
 }
 
 impl EndpointStatus {
-    /// The status of an endpoint with these routes. Without a node that reports, and with a live route that points at
+    /// The status of an endpoint whose routes mean `resolved` and that shall serve `routes`. Without a node that reports, and with a live route that points at
     /// nothing, an endpoint is not ready.
     #[must_use]
-    pub fn new(revision: u64, routes: &[Route], mut nodes: Vec<NodeStatus>, now: Timestamp) -> Self {
+    pub fn new(
+        revision: u64,
+        resolved: &[Route],
+        routes: &[Route],
+        mut nodes: Vec<NodeStatus>,
+        now: Timestamp,
+    ) -> Self {
         for node in &mut nodes {
             node.stale = now.since(node.reported_at) > REPORT_LIFETIME;
         }
-        let live = || routes.iter().filter(|route| route.role == RouteRole::Live);
-        let wanted: BTreeSet<String> = live().filter_map(Route::target).collect();
-        let resolved = live().all(|route| route.target().is_some());
+        let live = |routes: &'_ [Route]| -> Vec<Option<String>> {
+            let live = routes.iter().filter(|route| route.role == RouteRole::Live);
+            live.map(Route::target).collect()
+        };
+        let wanted: BTreeSet<String> = live(routes).into_iter().flatten().collect();
+        let resolved = live(resolved).iter().all(Option::is_some);
         let mut fresh = nodes.iter().filter(|node| !node.stale).peekable();
         let ready = resolved
             && fresh.peek().is_some()
@@ -132,6 +174,7 @@ mod tests {
             reference: "m@a".to_owned(),
             weight: 1.0,
             sample: 1.0,
+            when: Vec::new(),
             model: version.map(|_| "m".to_owned()),
             version,
             artifact_digest: None,
@@ -167,8 +210,12 @@ mod tests {
             (live(None), vec![node(fresh, &[])], false),
         ];
         for (index, (routes, nodes, expected)) in cases.into_iter().enumerate() {
-            let status = EndpointStatus::new(7, &routes, nodes, Timestamp::from_micros(NOW));
+            let status = EndpointStatus::new(7, &routes, &routes, nodes, Timestamp::from_micros(NOW));
             assert_eq!(status.ready, expected, "case {index}");
         }
+        // While new routes are on their way, what serves is what was there before.
+        let (resolved, serving) = (live(Some(3)), live(Some(2)));
+        let nodes = vec![node(fresh, &["m/2"])];
+        assert!(EndpointStatus::new(7, &resolved, &serving, nodes, Timestamp::from_micros(NOW)).ready);
     }
 }

@@ -110,6 +110,17 @@ impl Experiment {
             self.artifact_location.trim_end_matches('/').to_owned()
         }
     }
+
+    /// About how many bytes of names and texts it has.
+    #[must_use]
+    pub fn text_bytes(&self) -> usize {
+        self.name.len() + self.artifact_location.len() + pair_bytes(&self.tags)
+    }
+}
+
+/// The bytes of names and their values.
+pub(super) fn pair_bytes(pairs: &BTreeMap<String, String>) -> usize {
+    pairs.iter().map(|(name, value)| name.len() + value.len()).sum()
 }
 
 /// The value of a metric; NaN is written as the text `NaN`.
@@ -227,6 +238,16 @@ pub struct Run {
     pub datasets: Vec<RunDataset>,
     /// The logged models that it has read or made.
     pub models: Vec<RunModel>,
+}
+
+impl Run {
+    /// About how many bytes of names and texts it has.
+    #[must_use]
+    pub fn text_bytes(&self) -> usize {
+        let metrics: usize = self.metrics.keys().map(String::len).sum();
+        let datasets: usize = self.datasets.iter().map(RunDataset::text_bytes).sum();
+        pair_bytes(&self.params) + metrics + pair_bytes(&self.tags) + datasets
+    }
 }
 
 /// A run's place in a list: newest first.

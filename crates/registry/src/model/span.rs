@@ -343,6 +343,18 @@ fn resource_tags(resource: &[(String, Json)]) -> BTreeMap<String, String> {
     told.collect()
 }
 
+/// The attribute of a resource with the name of the program.
+const SERVICE_NAME: &str = "service.name";
+/// The programs whose names their first spans carry, as MLflow's console shows them: assistants that write code.
+const SHOWN_SERVICES: [&str; 5] = ["claude-code", "codex_cli_rs", "codex_vscode", "gemini-cli", "qwen-code"];
+
+/// The name of the program that sent spans, if it is shown.
+fn shown_service(resource: &[(String, Json)]) -> Option<Json> {
+    let (_, name) = resource.iter().find(|(key, _)| key == SERVICE_NAME)?;
+    let is_shown = name.as_text().is_some_and(|name| SHOWN_SERVICES.contains(&name));
+    is_shown.then(|| name.clone())
+}
+
 /// What the spans of a trace tell of it, and the spans by their ids.
 type Gathered = (SpansSummary, BTreeMap<[u8; 8], StoredSpan>);
 
@@ -351,7 +363,12 @@ pub(crate) fn store_spans(groups: Vec<SpanGroup>) -> Vec<TraceSpans> {
     let mut traces: BTreeMap<[u8; 16], Gathered> = BTreeMap::new();
     for group in groups {
         let tags = resource_tags(&group.resource);
-        for span in group.spans {
+        let service = shown_service(&group.resource);
+        for mut span in group.spans {
+            if let Some(service) = service.as_ref().filter(|_| span.parent_id.is_none()) {
+                span.attributes.retain(|(key, _)| key != SERVICE_NAME);
+                span.attributes.push((SERVICE_NAME.to_owned(), service.clone()));
+            }
             let (trace_id, span_id) = (span.trace_id, span.span_id);
             let (summary, spans) = traces.entry(trace_id).or_insert_with(|| {
                 let summary = SpansSummary {
@@ -398,6 +415,22 @@ mod tests {
 
     fn text(text: &str) -> Json {
         Json::Text(text.to_owned())
+    }
+
+    #[test]
+    fn the_first_spans_of_known_programs_carry_their_names() {
+        let shown = |name: &str| {
+            let resource = vec![(SERVICE_NAME.to_owned(), Json::Text(name.to_owned()))];
+            let spans = vec![span(1, None, &[]), span(2, Some(1), &[])];
+            let traces = store_spans(vec![SpanGroup { resource, spans }]);
+            let carries = |span: &StoredSpan| {
+                let content: Value = serde_json::from_str(&span.content).unwrap();
+                content["attributes"].get(SERVICE_NAME).cloned()
+            };
+            traces[0].spans.iter().map(carries).collect::<Vec<_>>()
+        };
+        assert_eq!(shown("gemini-cli"), [Some(Value::from("\"gemini-cli\"")), None]);
+        assert_eq!(shown("my-own"), [None, None]);
     }
 
     #[test]

@@ -42,7 +42,8 @@ pub struct Quota {
 pub struct StorageView {
     /// How much it has and may have.
     pub quota: Quota,
-    /// How many removals of blobs had begun. Rows that name a blob are refused if it was removed since then.
+    /// How many beginnings and endings of removals of blobs were counted. Rows that name a blob are refused if it is being removed,
+    /// or its removal began or ended since then.
     pub removals: i64,
 }
 

@@ -5,7 +5,10 @@ use std::collections::BTreeMap;
 use serde_json::{Map, Value};
 
 pub use super::assessment::{Assessment, AssessmentChange, AssessmentKind, aggregate_of};
-use super::span_totals::{SpanNode, whole};
+use super::{
+    run::pair_bytes,
+    span_totals::{SpanNode, whole},
+};
 
 /// The tag with the name of a trace.
 pub const TRACE_NAME_TAG: &str = "mlflow.traceName";
@@ -217,6 +220,14 @@ fn spaced<T: ToString>(pairs: impl Iterator<Item = (&'static str, T)>) -> Option
 }
 
 impl TraceInfo {
+    /// About how many bytes of names and texts it has.
+    #[must_use]
+    pub fn text_bytes(&self) -> usize {
+        let previews = [&self.request_preview, &self.response_preview].map(|text| text.as_ref().map_or(0, String::len));
+        let assessments: usize = self.assessments.iter().map(Assessment::text_bytes).sum();
+        previews.iter().sum::<usize>() + pair_bytes(&self.tags) + pair_bytes(&self.metadata) + assessments
+    }
+
     /// All tags, the name among them.
     #[must_use]
     pub fn all_tags(&self) -> BTreeMap<String, String> {

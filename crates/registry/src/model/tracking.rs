@@ -109,6 +109,16 @@ pub struct RunDataset {
     pub tags: Vec<(String, String)>,
 }
 
+impl RunDataset {
+    /// About how many bytes of names and texts it has.
+    #[must_use]
+    pub fn text_bytes(&self) -> usize {
+        let optional = [&self.schema, &self.profile].map(|text| text.as_ref().map_or(0, String::len));
+        let tags: usize = self.tags.iter().map(|(name, value)| name.len() + value.len()).sum();
+        self.name.len() + self.source.len() + optional.iter().sum::<usize>() + tags
+    }
+}
+
 /// What a logged model is to a run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]

@@ -374,9 +374,10 @@ impl Registry {
         if upload.is_complete {
             return Ok(());
         }
+        // Before the parts are looked for: they can be removed from then on, and may be the whole file.
+        let view = self.stores.blobs.storage_view(project).await?;
         let arrived = self.stores.artifact_uploads.list_parts(upload_id).await?;
         let parts = choose_parts(chosen, &arrived)?;
-        let view = self.stores.blobs.storage_view(project).await?;
         let (blob, blocks) = self.join_parts(project, &parts).await?;
         let file = self.file_of(project, path, blob, blocks);
         self.stores

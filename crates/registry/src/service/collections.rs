@@ -106,10 +106,12 @@ impl Registry {
         found.ok_or_else(|| Error::NotThere(format!("No Experiment with id={id} exists")))
     }
 
-    /// Starts to free what deletion left behind in every project; where that goes on already, what goes on.
+    /// Starts to free what deletion left behind in every project, and what is stored of projects that were removed; where that goes on
+    /// already, what goes on.
     pub async fn start_collections(&self, caller: &Caller, request: &CollectionRequest) -> Result<Vec<Collection>> {
         self.enter(caller, Action::StorageWrite, Resource::INSTALLATION).await?;
-        if !request.plan(self.clock.now())?.is_for_all() {
+        let plan = request.plan(self.clock.now())?;
+        if !plan.is_for_all() {
             return Err(Error::request(
                 "runs, experiments and logged models are of one project: name them where its collection is started",
             ));
@@ -122,27 +124,62 @@ impl Registry {
         loop {
             let projects = self.stores.projects.list_projects(&ProjectScope::All, &page).await?;
             for project in projects.items {
-                match self.start_checked(caller, &project.name, request.clone()).await {
-                    Ok(collection) => started.push(collection),
-                    Err(Error::Exists(_)) => {
-                        let newest = PageRequest { after: None, limit: 1 };
-                        let running = self.stores.collections.list_collections(&project.name, &newest).await?;
-                        started.extend(running.items);
-                    }
-                    Err(error) => return Err(error),
-                }
+                started.extend(self.start_or_find(caller, &project.name, request).await?);
             }
             page.after = projects.next_cursor.as_deref().and_then(String::read);
             if page.after.is_none() {
+                break;
+            }
+        }
+        let mut after = String::new();
+        loop {
+            let removed = self
+                .stores
+                .projects
+                .list_removed_projects(plan.deleted_before, &after, MAX_PAGE);
+            let removed = removed.await?;
+            let Some(last) = removed.last() else {
                 return Ok(started);
+            };
+            after.clone_from(last);
+            for project in &removed {
+                started.extend(self.start_or_find(caller, project, request).await?);
             }
         }
     }
 
+    /// A collection of a project that is started, or goes on already.
+    async fn start_or_find(
+        &self,
+        caller: &Caller,
+        project: &str,
+        request: &CollectionRequest,
+    ) -> Result<Option<Collection>> {
+        match self.start_checked(caller, project, request.clone()).await {
+            Ok(collection) => Ok(Some(collection)),
+            Err(Error::Exists(_)) => {
+                let newest = PageRequest { after: None, limit: 1 };
+                let running = self.stores.collections.list_collections(project, &newest).await?;
+                Ok(running.items.into_iter().next())
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Lets in who may look at collections. Those of a removed project are the installation's.
+    async fn enter_collections(&self, caller: &Caller, project: &str) -> Result<()> {
+        let now = self.clock.now();
+        let resource = if self.stores.projects.was_removed(project, now).await? {
+            Resource::INSTALLATION
+        } else {
+            Resource::project(project)
+        };
+        self.enter(caller, Action::StorageRead, resource).await
+    }
+
     /// A collection.
     pub async fn get_collection(&self, caller: &Caller, project: &str, id: &str) -> Result<Collection> {
-        self.enter(caller, Action::StorageRead, Resource::project(project))
-            .await?;
+        self.enter_collections(caller, project).await?;
         let found = self.stores.collections.find_collection(project, id).await?;
         found.ok_or_else(|| no_collection(id))
     }
@@ -154,8 +191,7 @@ impl Registry {
         project: &str,
         page: &PageRequest<String>,
     ) -> Result<Page<Collection>> {
-        self.enter(caller, Action::StorageRead, Resource::project(project))
-            .await?;
+        self.enter_collections(caller, project).await?;
         self.stores.collections.list_collections(project, page).await
     }
 

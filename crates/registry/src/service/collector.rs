@@ -18,26 +18,32 @@ use crate::{
         page::{Cursor as _, MAX_PAGE, PageRequest},
         storage::NamedBlob,
     },
-    store::{Ending, FoundObject, OldBlob, Step, Stores, object_place},
+    store::{Ending, FoundObject, OldBlob, Removal, Step, Stores, object_place},
 };
 
 /// How long no other process takes up a collection that does not get on.
 const LEASE: Duration = Duration::from_mins(5);
+/// After how long the lease is extended while objects are removed. What is left of it is longer than the store takes to remove
+/// [`REMOVALS_IN_FLIGHT`] objects, tried again as often as it is.
+const EXTENSION: Duration = Duration::from_mins(1);
 /// How often is looked for collections that other processes started, or left.
 const POLL: Duration = Duration::from_secs(10);
 /// How long a collection waits after a step that failed.
 const POSTPONEMENT: Duration = Duration::from_secs(30);
 /// How often a collection is taken up, at most.
 const MAX_ATTEMPTS: i64 = 20;
-/// How many blobs are looked at, and begun to be removed, at once.
+/// How many blobs are looked at once.
 const BLOBS_AT_ONCE: u32 = 200;
+/// How many blobs are begun to be removed at once: no more than are gone within [`LEFT_REMOVAL`], however slow the store is.
+const BEGUN_AT_ONCE: usize = 64;
 /// How many objects of the store are removed at once.
 const REMOVALS_IN_FLIGHT: usize = 8;
 /// How many blobs of the store are compared with the account at once.
 const ADOPTED_AT_ONCE: usize = 1000;
 /// How many paths of one content are looked at with one statement.
 const PATHS_AT_ONCE: u32 = 1000;
-/// A removal that has gone on for so long was left by a process that ended.
+/// A removal that has gone on for so long was left by a process that ended. One that is younger may be at work: whoever else
+/// removed the object could do so after its content was stored again and named.
 const LEFT_REMOVAL: Duration = Duration::from_mins(30);
 
 /// Works at collections until `soft` is cancelled.
@@ -75,20 +81,25 @@ async fn wait(registry: &Registry, soft: &CancellationToken) {
     }
 }
 
-/// Ends the removals that processes left when they ended.
-pub(crate) async fn end_left_removals(stores: &Stores, blobs: &Artifacts, now: Timestamp) -> Result<()> {
+/// Ends the removals that processes left when they ended; how many.
+pub(crate) async fn end_left_removals(stores: &Stores, blobs: &Artifacts, now: Timestamp) -> Result<u64> {
     let before = now - LEFT_REMOVAL;
+    let mut count = 0;
     for project in stores.blobs.projects_with_open_removals(before).await? {
         loop {
-            let left = stores.blobs.open_removals(&project, before, BLOBS_AT_ONCE).await?;
+            let left = stores
+                .blobs
+                .open_removals(&project, before, None, BLOBS_AT_ONCE)
+                .await?;
             if left.is_empty() {
                 break;
             }
             remove_objects(blobs, &project, &left).await?;
             stores.blobs.end_removal(&project, &left, now).await?;
+            count += left.len() as u64;
         }
     }
-    Ok(())
+    Ok(count)
 }
 
 /// Goes on behind the last that was looked at; whether there was none.
@@ -130,9 +141,15 @@ impl Registry {
     }
 
     async fn try_remove_unnamed(&self, project: &str, parts: &[OldBlob]) -> Result<()> {
-        for chunk in parts.chunks(BLOBS_AT_ONCE as usize) {
+        for chunk in parts.chunks(BEGUN_AT_ONCE) {
             let now = self.clock.now();
-            let begun = self.stores.blobs.begin_removal(project, chunk, now, now).await?;
+            let removal = Removal {
+                collection: None,
+                is_of_removed_project: false,
+                stored_before: now,
+                now,
+            };
+            let begun = self.stores.blobs.begin_removal(project, chunk, &removal).await?;
             remove_objects(&self.blobs, project, &begun).await?;
             self.stores.blobs.end_removal(project, &begun, self.clock.now()).await?;
         }
@@ -289,16 +306,18 @@ impl Registry {
     async fn remove_blobs(&self, claim: &Claim, plan: &CollectionPlan, soft: &CancellationToken) -> Result<bool> {
         let project = claim.project.as_str();
         let store = &self.stores.blobs;
-        // What an interruption left: nothing names it, and nothing can.
+        // What an interruption left, of this collection or long ago: nothing names it, and nothing can.
         loop {
-            let left = store.open_removals(project, self.clock.now(), BLOBS_AT_ONCE).await?;
+            let left_before = self.clock.now() - LEFT_REMOVAL;
+            let left = store
+                .open_removals(project, left_before, Some(&claim.id), BLOBS_AT_ONCE)
+                .await?;
             if left.is_empty() {
                 break;
             }
-            remove_objects(&self.blobs, project, &left).await?;
-            let step = self.step(claim, plan);
-            self.stores.collections.record_removed(&step, &left).await?;
+            self.remove_begun(claim, plan, &left).await?;
         }
+        let is_of_removed_project = self.stores.projects.was_removed(project, plan.deleted_before).await?;
         let mut after = None;
         loop {
             if soft.is_cancelled() {
@@ -311,21 +330,50 @@ impl Registry {
                 return Ok(true);
             };
             after = Some(last.digest);
-            let unnamed = self.old_unnamed(project, &old, plan).await?;
-            if unnamed.is_empty() {
-                continue;
+            let unnamed = self.old_unnamed(project, old, is_of_removed_project, plan).await?;
+            for chunk in unnamed.chunks(BEGUN_AT_ONCE) {
+                let removal = Removal {
+                    collection: Some(&claim.id),
+                    is_of_removed_project,
+                    stored_before: plan.stored_before,
+                    now: self.clock.now(),
+                };
+                let begun = store.begin_removal(project, chunk, &removal).await?;
+                self.remove_begun(claim, plan, &begun).await?;
             }
-            let now = self.clock.now();
-            let begun = store.begin_removal(project, &unnamed, plan.stored_before, now).await?;
-            remove_objects(&self.blobs, project, &begun).await?;
-            let step = self.step(claim, plan);
-            self.stores.collections.record_removed(&step, &begun).await?;
         }
     }
 
-    /// Those of the blobs that no row names, and that the store has had for long enough: steps of pipelines store without telling.
-    async fn old_unnamed(&self, project: &str, old: &[OldBlob], plan: &CollectionPlan) -> Result<Vec<OldBlob>> {
-        let unnamed = self.stores.blobs.unnamed_blobs(project, old).await?;
+    /// Removes objects whose removal has begun, and writes it down. None is removed once another process may have taken the collection
+    /// up: that one ends the removals, and what it ended can be stored again.
+    async fn remove_begun(&self, claim: &Claim, plan: &CollectionPlan, begun: &[OldBlob]) -> Result<()> {
+        let mut extended_at = None;
+        for few in begun.chunks(REMOVALS_IN_FLIGHT) {
+            let step = self.step(claim, plan);
+            if extended_at.is_none_or(|at| step.now >= at + EXTENSION) {
+                self.stores.collections.extend_claim(&step).await?;
+                extended_at = Some(step.now);
+            }
+            remove_objects(&self.blobs, &claim.project, few).await?;
+        }
+        let step = self.step(claim, plan);
+        self.stores.collections.record_removed(&step, begun).await
+    }
+
+    /// Those of the blobs that no row names, and that the store has had for long enough: steps of pipelines store without telling. What
+    /// is in a removed project names nothing any more: nobody can reach it.
+    async fn old_unnamed(
+        &self,
+        project: &str,
+        old: Vec<OldBlob>,
+        is_of_removed_project: bool,
+        plan: &CollectionPlan,
+    ) -> Result<Vec<OldBlob>> {
+        let unnamed = if is_of_removed_project {
+            old
+        } else {
+            self.stores.blobs.unnamed_blobs(project, &old).await?
+        };
         let blobs = self.blobs.project(project)?;
         let stored_before = plan.stored_before;
         let looked: Vec<Option<OldBlob>> = stream::iter(unnamed)
@@ -348,6 +396,7 @@ impl Registry {
         let project = claim.project.as_str();
         let folders = self.stores.collections.planned_folders(&claim.id).await?;
         let folders: BTreeSet<String> = folders.into_iter().collect();
+        let is_of_removed_project = self.stores.projects.was_removed(project, plan.deleted_before).await?;
         let mut after = None;
         loop {
             if soft.is_cancelled() {
@@ -363,7 +412,7 @@ impl Registry {
             };
             after = Some(last.digest);
             let unnamed: BTreeSet<Digest> = self
-                .old_unnamed(project, &old, plan)
+                .old_unnamed(project, old.clone(), is_of_removed_project, plan)
                 .await?
                 .into_iter()
                 .map(|blob| blob.digest)

@@ -13,8 +13,9 @@ use crate::{
         event::Event,
         page::{Page, PageRequest},
         report::{EndpointStatus, MAX_MESSAGE_BYTES, MAX_NODE_BYTES, MAX_REPORTED_ENDPOINTS, NodeReport},
+        traffic::Traffic,
     },
-    store::EndpointRecord,
+    store::{EndpointRecord, TrafficChange},
 };
 
 impl Registry {
@@ -69,11 +70,14 @@ impl Registry {
         )
         .await?;
         let endpoint = self.find_endpoint(&endpoint_key(project, name)?).await?;
-        Ok(DesiredEndpoint {
-            key: endpoint.key,
-            routes: endpoint.routes,
-            log_predictions: endpoint.spec.log.predictions,
-        })
+        let EndpointRecord {
+            key,
+            spec,
+            routes,
+            traffic,
+            ..
+        } = endpoint;
+        Ok(DesiredEndpoint::new(key, spec, routes, traffic.as_ref()))
     }
 
     async fn find_endpoint(&self, key: &EndpointKey) -> Result<EndpointRecord> {
@@ -98,6 +102,34 @@ impl Registry {
         })
     }
 
+    /// Brings back what an endpoint served before: away from what is on its way, or, where nothing is, from what serves.
+    #[tracing::instrument(name = "registry.roll_back", skip_all, fields(%project, %name))]
+    pub async fn roll_back_endpoint(&self, caller: &Caller, project: &str, name: &str) -> Result<EndpointResource> {
+        let resource = Resource::named(Kind::Endpoint, project, name);
+        self.enter(caller, Action::EndpointWrite, resource).await?;
+        let key = endpoint_key(project, name)?;
+        let event = caller.event(
+            Action::EndpointWrite,
+            Operation::Restore,
+            &Resource::named(Kind::Endpoint, project, name),
+        );
+        let changed = self
+            .stores
+            .traffic
+            .change_traffic(&key, TrafficChange::RollBack, &event)
+            .await?;
+        if changed.is_none() {
+            let endpoint = self.find_endpoint(&key).await?;
+            return Err(Error::State(format!(
+                "endpoint `{}` has nothing to go back to: it has not served yet",
+                endpoint.key.name
+            )));
+        }
+        self.desired.notify();
+        let endpoint = self.find_endpoint(&key).await?;
+        Ok(self.resource(endpoint))
+    }
+
     /// Removes an endpoint.
     pub async fn delete_endpoint(&self, caller: &Caller, project: &str, name: &str) -> Result<()> {
         self.enter(
@@ -120,7 +152,15 @@ impl Registry {
     }
 
     fn resource(&self, endpoint: EndpointRecord) -> EndpointResource {
-        let status = EndpointStatus::new(endpoint.revision, &endpoint.routes, endpoint.nodes, self.clock.now());
+        let serving = endpoint.traffic.as_ref().map(Traffic::effective);
+        let serving = serving.as_ref().unwrap_or(&endpoint.routes);
+        let status = EndpointStatus::new(
+            endpoint.revision,
+            &endpoint.routes,
+            serving,
+            endpoint.nodes,
+            self.clock.now(),
+        );
         EndpointResource {
             kind: "Endpoint".to_owned(),
             name: endpoint.key.name,
@@ -129,6 +169,7 @@ impl Registry {
             created_at: endpoint.created_at,
             updated_at: endpoint.updated_at,
             resolved: endpoint.routes,
+            traffic: endpoint.traffic,
             status,
         }
     }

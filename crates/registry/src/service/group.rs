@@ -1,6 +1,6 @@
 //! Group commit: what many hand over at the same time shares one transaction, and so one wait for the disk.
 
-use std::{convert::Infallible, sync::Arc};
+use std::{convert::Infallible, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use modelyard_auth::audit::NewEvent;
@@ -18,8 +18,10 @@ use crate::{
 
 /// The most that wait.
 const QUEUE: usize = 4096;
+/// How long those are waited for who came the last time.
+const PATIENCE: Duration = Duration::from_millis(1);
 /// The most rows, about, of one transaction.
-const ROWS: usize = 4000;
+const ROWS: usize = 16_000;
 
 /// Makes things last, all of them or none.
 #[async_trait]
@@ -81,6 +83,7 @@ async fn run<T: Send + Sync, C: Commit<T>>(
     soft: CancellationToken,
 ) -> Result<(), Infallible> {
     let mut waiting = Vec::new();
+    let mut expected = 1;
     loop {
         tokio::select! {
             count = received.recv_many(&mut waiting, QUEUE) => if count == 0 {
@@ -94,7 +97,8 @@ async fn run<T: Send + Sync, C: Commit<T>>(
                 }
             }
         }
-        gather(&mut received, &mut waiting).await;
+        gather(&mut received, &mut waiting, (expected, PATIENCE)).await;
+        expected = waiting.len();
         while !waiting.is_empty() {
             let mut rows = 0;
             let take = waiting.iter().take_while(|request| {
@@ -107,9 +111,14 @@ async fn run<T: Send + Sync, C: Commit<T>>(
     }
 }
 
-/// Lets those hand over who are about to: each transaction costs the same, however many share it. Nobody waits for a time, only for
-/// tasks that can run at once.
-async fn gather<T, D>(received: &mut mpsc::Receiver<Request<T, D>>, waiting: &mut Vec<Request<T, D>>) {
+/// Lets those hand over who are about to: each transaction costs the same, however many share it. Tasks that can run at
+/// once are waited for, and, for a moment, as many as came the last time: who got an answer then may well come again. One who
+/// comes alone waits for nobody.
+async fn gather<T, D>(
+    received: &mut mpsc::Receiver<Request<T, D>>,
+    waiting: &mut Vec<Request<T, D>>,
+    (expected, patience): (usize, Duration),
+) {
     loop {
         tokio::task::yield_now().await;
         let before = waiting.len();
@@ -119,9 +128,19 @@ async fn gather<T, D>(received: &mut mpsc::Receiver<Request<T, D>>, waiting: &mu
             waiting.push(request);
         }
         if waiting.len() == before {
-            return;
+            break;
         }
     }
+    let missing = async {
+        while waiting.len() < expected.min(QUEUE) {
+            let Some(request) = received.recv().await else {
+                return;
+            };
+            waiting.push(request);
+        }
+    };
+    // Those who do not come are not expected again.
+    let _ = tokio::time::timeout(patience, missing).await;
 }
 
 /// Stores what several handed over. If that fails, each is tried alone, so that nobody fails for another.
@@ -222,6 +241,8 @@ impl Commit<SpanBatch> for Spans {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Instant;
+
     use parking_lot::Mutex;
 
     use super::*;
@@ -235,7 +256,7 @@ mod tests {
         type Done = u32;
 
         fn rows(&self, _: &u32) -> usize {
-            1000
+            ROWS / 4
         }
 
         async fn commit(&self, items: &[u32]) -> Result<Vec<u32>> {
@@ -245,6 +266,34 @@ mod tests {
             self.0.lock().push(items.to_vec());
             Ok(items.to_vec())
         }
+    }
+
+    #[tokio::test]
+    async fn as_many_as_came_the_last_time_are_waited_for_and_only_for_a_moment() {
+        let (requests, mut received) = mpsc::channel(QUEUE);
+        let hand_over = |item: u32| {
+            let (answer, _) = oneshot::channel::<Result<()>>();
+            requests.try_send(Request { item, answer }).is_ok()
+        };
+        let mut waiting = Vec::new();
+        assert!(hand_over(1));
+        received.recv_many(&mut waiting, QUEUE).await;
+        gather(&mut received, &mut waiting, (1, Duration::MAX)).await;
+        assert_eq!(waiting.len(), 1, "alone");
+        let later = async {
+            // After all that can run at once has run.
+            for _ in 0..20 {
+                tokio::task::yield_now().await;
+            }
+            hand_over(2)
+        };
+        let ((), is_there) = tokio::join!(gather(&mut received, &mut waiting, (2, Duration::MAX)), later);
+        assert!(is_there);
+        assert_eq!(waiting.len(), 2, "with one more");
+        let start = Instant::now();
+        gather(&mut received, &mut waiting, (3, PATIENCE)).await;
+        assert_eq!(waiting.len(), 2, "nobody else came");
+        assert!(start.elapsed() >= PATIENCE);
     }
 
     #[tokio::test]

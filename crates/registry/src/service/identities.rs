@@ -114,6 +114,25 @@ impl Registry {
         self.know_change().await
     }
 
+    /// Makes a user who signs in with a password; whether there was none with its name.
+    pub async fn create_user(&self, caller: &Caller, name: &str, password: &str) -> Result<bool> {
+        caller.authorize(Action::IdentityWrite, Resource::INSTALLATION)?;
+        let spec = IdentitySpec::default();
+        spec.check(name)?;
+        check_password(password, name).map_err(|error| Error::request(error.to_string()))?;
+        // Bindings can be there before the user they speak of.
+        self.guard_admins(caller, &IdentityKind::User.principal(name))?;
+        let hash = self.hash_password(password.to_owned()).await?;
+        let kind = IdentityKind::User.as_str();
+        let event = event_of(caller, Action::IdentityWrite, Operation::Apply, kind, name);
+        let is_new = self.stores.identities.create_user(name, &spec, &hash, &event).await?;
+        if is_new {
+            tracing::info!(user = name, "user created");
+            self.know_change().await?;
+        }
+        Ok(is_new)
+    }
+
     /// Sets a user's password, and ends its other sessions. Users set their own and show the present one; an admin sets
     /// anybody's, and the first one of who has none.
     pub async fn set_password(&self, caller: &Caller, name: &str, password: &str, present: Option<&str>) -> Result<()> {

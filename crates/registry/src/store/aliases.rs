@@ -141,6 +141,7 @@ impl SqlStore<P> {
         .execute(&mut **tx)
         .await?;
         Self::record_alias(tx, request, revision, previous, Some(version)).await?;
+        Self::follow_model(tx, request.project, request.model, revision, request.now).await?;
         Ok(previous)
     }
 

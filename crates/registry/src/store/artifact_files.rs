@@ -54,7 +54,7 @@ pub trait ArtifactFileStore: Send + Sync {
 /// When content was stored.
 #[derive(Debug, Clone, Copy)]
 pub struct Arrival {
-    /// How many removals of blobs had begun before.
+    /// What was counted of removals of blobs before.
     pub removals: i64,
     /// Now.
     pub now: Timestamp,
@@ -190,13 +190,18 @@ fn names_begin(folder: &ArtifactFolder) -> i32 {
 
 #[trait_gen(P -> SqlitePools, PostgresPools)]
 impl SqlStore<P> {
-    /// Nothing is a file and a folder at once: clients make files and folders of a disk from paths.
-    async fn check_artifact_place(tx: &mut Transaction<<P as Pools>::Db>, file: &ArtifactFile) -> Result<()> {
-        // Held to the end, so that no other file of the project comes between the look and the change.
+    /// Holds the files of a project to the end of the transaction, so that none comes between a look and a change.
+    async fn hold_files(tx: &mut Transaction<<P as Pools>::Db>, project: &str) -> Result<()> {
         sqlx::query("UPDATE project SET removed_at = removed_at WHERE name = $1")
-            .bind(&file.project)
+            .bind(project)
             .execute(&mut **tx)
             .await?;
+        Ok(())
+    }
+
+    /// Nothing is a file and a folder at once: clients make files and folders of a disk from paths.
+    async fn check_artifact_place(tx: &mut Transaction<<P as Pools>::Db>, file: &ArtifactFile) -> Result<()> {
+        Self::hold_files(tx, &file.project).await?;
         let mut folders = file.path.folders().peekable();
         if folders.peek().is_some() {
             let mut query = QueryBuilder::new("SELECT path FROM artifact_file WHERE project = ");
@@ -463,6 +468,9 @@ impl ArtifactUploadStore for SqlStore<P> {
 
     async fn complete_upload(&self, upload_id: &str, file: &ArtifactFile, removals: i64) -> Result<()> {
         let mut tx = self.pools.begin().await?;
+        // In the order in which all others hold them: the project, what is stored of it, the upload.
+        Self::hold_files(&mut tx, &file.project).await?;
+        Self::hold_storage(&mut tx, &file.project).await?;
         let completed =
             sqlx::query("UPDATE artifact_upload SET completed_at = $2 WHERE id = $1 AND completed_at IS NULL")
                 .bind(upload_id)
@@ -513,3 +521,6 @@ impl ArtifactUploadStore for SqlStore<P> {
         Ok(pruned.rows_affected())
     }
 }
+
+#[cfg(test)]
+mod tests;

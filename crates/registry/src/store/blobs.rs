@@ -2,7 +2,8 @@
 //!
 //! Rows come after the blobs that they name, and a blob is removed only when no row names it. Both hold the row of the project in
 //! `project_storage` to the commit, so that they happen one after the other: who names a blob finds out whether its removal
-//! has begun since it was stored, and who begins a removal sees every row that names the blob.
+//! has begun or ended since it was stored, and who begins a removal sees every row that names the blob. A removal is counted when
+//! it begins, and again when it ends: a content that is stored while the removal goes on can be gone afterwards.
 
 use async_trait::async_trait;
 use conditional_trait_gen::trait_gen;
@@ -42,6 +43,19 @@ pub struct OldBlob {
     pub size_bytes: u64,
 }
 
+/// How blobs are removed.
+#[derive(Debug, Clone, Copy)]
+pub struct Removal<'a> {
+    /// The collection that removes them, if one does.
+    pub collection: Option<&'a str>,
+    /// Whether their project was removed, so that nobody can reach what names them.
+    pub is_of_removed_project: bool,
+    /// What was stored after this time stays.
+    pub stored_before: Timestamp,
+    /// Now.
+    pub now: Timestamp,
+}
+
 /// Blobs and quotas.
 #[async_trait]
 pub trait BlobStore: Send + Sync {
@@ -69,17 +83,16 @@ pub trait BlobStore: Send + Sync {
     async fn paths_of_blob(&self, project: &str, digest: Digest, after: &str, limit: u32) -> Result<Vec<String>>;
     /// Whether something else than a path of an artifact names a blob.
     async fn is_named_otherwise(&self, project: &str, digest: Digest) -> Result<bool>;
-    /// Begins to remove those of the blobs that no row names, and that were not stored again since a time. From now on no row can
-    /// name them.
-    async fn begin_removal(
+    /// Begins to remove those of the blobs that no row names, and that were not stored again since. From now on no row can name them.
+    async fn begin_removal(&self, project: &str, blobs: &[OldBlob], removal: &Removal<'_>) -> Result<Vec<OldBlob>>;
+    /// The removals of a project that have not ended, and that began at or before a time or in a collection.
+    async fn open_removals(
         &self,
         project: &str,
-        blobs: &[OldBlob],
-        stored_before: Timestamp,
-        now: Timestamp,
+        begun_before: Timestamp,
+        collection: Option<&str>,
+        limit: u32,
     ) -> Result<Vec<OldBlob>>;
-    /// The removals of a project that began at or before a time and have not ended.
-    async fn open_removals(&self, project: &str, begun_before: Timestamp, limit: u32) -> Result<Vec<OldBlob>>;
     /// The projects with removals that began at or before a time and have not ended.
     async fn projects_with_open_removals(&self, begun_before: Timestamp) -> Result<Vec<String>>;
     /// Says that blobs are gone from the store.
@@ -420,54 +433,60 @@ impl BlobStore for SqlStore<P> {
         Ok(is_named)
     }
 
-    async fn begin_removal(
-        &self,
-        project: &str,
-        blobs: &[OldBlob],
-        stored_before: Timestamp,
-        now: Timestamp,
-    ) -> Result<Vec<OldBlob>> {
+    async fn begin_removal(&self, project: &str, blobs: &[OldBlob], removal: &Removal<'_>) -> Result<Vec<OldBlob>> {
         let mut tx = self.pools.begin().await?;
         let view = Self::hold_storage(&mut tx, project).await?;
-        let unnamed = Self::unnamed_in(&mut tx, project, blobs).await?;
+        let unnamed = if removal.is_of_removed_project {
+            blobs.to_vec()
+        } else {
+            Self::unnamed_in(&mut tx, project, blobs).await?
+        };
         let mut begun = Vec::with_capacity(unnamed.len());
-        let mut removal = view.removals;
+        let mut number = view.removals;
         for blob in unnamed {
             let inserted = sqlx::query(
-                "INSERT INTO blob_removal (project, removal, digest, size_bytes, begun_at)
-                 SELECT b.project, $3, b.digest, b.size_bytes, $4 FROM blob b
+                "INSERT INTO blob_removal (project, removal, digest, size_bytes, begun_at, collection_id)
+                 SELECT b.project, $3, b.digest, b.size_bytes, $4, $6 FROM blob b
                  WHERE b.project = $1 AND b.digest = $2 AND b.stored_at <= $5 AND NOT EXISTS (
                      SELECT 1 FROM blob_removal r WHERE r.project = $1 AND r.digest = $2 AND r.ended_at IS NULL
                  )",
             )
             .bind(project)
             .bind(blob.digest.to_string())
-            .bind(removal + 1)
-            .bind(now.as_micros())
-            .bind(stored_before.as_micros())
+            .bind(number + 1)
+            .bind(removal.now.as_micros())
+            .bind(removal.stored_before.as_micros())
+            .bind(removal.collection)
             .execute(&mut *tx)
             .await?;
             if inserted.rows_affected() > 0 {
-                removal += 1;
+                number += 1;
                 begun.push(blob);
             }
         }
         sqlx::query("UPDATE project_storage SET removals = $2 WHERE project = $1")
             .bind(project)
-            .bind(removal)
+            .bind(number)
             .execute(&mut *tx)
             .await?;
         tx.commit().await?;
         Ok(begun)
     }
 
-    async fn open_removals(&self, project: &str, begun_before: Timestamp, limit: u32) -> Result<Vec<OldBlob>> {
+    async fn open_removals(
+        &self,
+        project: &str,
+        begun_before: Timestamp,
+        collection: Option<&str>,
+        limit: u32,
+    ) -> Result<Vec<OldBlob>> {
         let rows: Vec<(String, i64)> = sqlx::query_as(
             "SELECT digest, size_bytes FROM blob_removal
-             WHERE project = $1 AND ended_at IS NULL AND begun_at <= $2 ORDER BY digest LIMIT $3",
+             WHERE project = $1 AND ended_at IS NULL AND (begun_at <= $2 OR collection_id = $3) ORDER BY digest LIMIT $4",
         )
         .bind(project)
         .bind(begun_before.as_micros())
+        .bind(collection)
         .bind(i64::from(limit))
         .fetch_all(self.pools.reader())
         .await?;
@@ -485,7 +504,6 @@ impl BlobStore for SqlStore<P> {
 
     async fn end_removal(&self, project: &str, blobs: &[OldBlob], now: Timestamp) -> Result<()> {
         let mut tx = self.pools.begin().await?;
-        Self::hold_storage(&mut tx, project).await?;
         Self::end_removal_in(&mut tx, project, blobs, now).await?;
         Ok(tx.commit().await?)
     }
@@ -503,7 +521,8 @@ impl BlobStore for SqlStore<P> {
 
 #[trait_gen(P -> SqlitePools, PostgresPools)]
 impl SqlStore<P> {
-    /// Takes blobs that are gone from the store out of the account, those whose removal had not ended. The storage is held.
+    /// Takes blobs that are gone from the store out of the account, those whose removal had not ended. Each
+    /// removal gets the next number, so that it is after all that was counted while it went on.
     pub(super) async fn end_removal_in(
         tx: &mut Transaction<<P as Pools>::Db>,
         project: &str,
@@ -512,19 +531,23 @@ impl SqlStore<P> {
     ) -> Result<Vec<OldBlob>> {
         let mut ended = Vec::with_capacity(blobs.len());
         let (mut count, mut bytes) = (0_i64, 0_i64);
+        let mut removal = Self::hold_storage(tx, project).await?.removals;
         for blob in blobs {
             let digest = blob.digest.to_string();
             let closed = sqlx::query(
-                "UPDATE blob_removal SET ended_at = $3 WHERE project = $1 AND digest = $2 AND ended_at IS NULL",
+                "UPDATE blob_removal SET ended_at = $3, removal = $4
+                 WHERE project = $1 AND digest = $2 AND ended_at IS NULL",
             )
             .bind(project)
             .bind(&digest)
             .bind(now.as_micros())
+            .bind(removal + 1)
             .execute(&mut **tx)
             .await?;
             if closed.rows_affected() == 0 {
                 continue;
             }
+            removal += 1;
             let size: Option<i64> =
                 sqlx::query_scalar("DELETE FROM blob WHERE project = $1 AND digest = $2 RETURNING size_bytes")
                     .bind(project)
@@ -538,13 +561,18 @@ impl SqlStore<P> {
             ended.push(*blob);
         }
         sqlx::query(
-            "UPDATE project_storage SET used_bytes = used_bytes - $2, blob_count = blob_count - $3 WHERE project = $1",
+            "UPDATE project_storage SET used_bytes = used_bytes - $2, blob_count = blob_count - $3, removals = $4
+             WHERE project = $1",
         )
         .bind(project)
         .bind(bytes)
         .bind(count)
+        .bind(removal)
         .execute(&mut **tx)
         .await?;
         Ok(ended)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -82,6 +82,8 @@ pub trait CollectionStore: Send + Sync {
     ) -> Result<Page<CollectedObject>>;
     /// Takes up a collection that runs and that nobody works at, or this node did.
     async fn claim_collection(&self, node: &str, now: Timestamp, lease_until: Timestamp) -> Result<Option<Claim>>;
+    /// Goes on with a collection for a while, if no other process took it up.
+    async fn extend_claim(&self, step: &Step<'_>) -> Result<()>;
     /// Forgets what a dry run found, so that it begins again.
     async fn restart_dry_run(&self, step: &Step<'_>) -> Result<()>;
     /// Writes down what was found, and counts it.
@@ -464,6 +466,12 @@ impl CollectionStore for SqlStore<P> {
         }))
     }
 
+    async fn extend_claim(&self, step: &Step<'_>) -> Result<()> {
+        let mut tx = self.pools.begin().await?;
+        Self::hold_claim(&mut tx, step).await?;
+        Ok(tx.commit().await?)
+    }
+
     async fn restart_dry_run(&self, step: &Step<'_>) -> Result<()> {
         let mut tx = self.pools.begin().await?;
         Self::hold_claim(&mut tx, step).await?;
@@ -486,7 +494,6 @@ impl CollectionStore for SqlStore<P> {
     async fn record_removed(&self, step: &Step<'_>, blobs: &[OldBlob]) -> Result<()> {
         let mut tx = self.pools.begin().await?;
         Self::hold_claim(&mut tx, step).await?;
-        Self::hold_storage(&mut tx, &step.claim.project).await?;
         let ended = Self::end_removal_in(&mut tx, &step.claim.project, blobs, step.now).await?;
         let objects: Vec<_> = ended
             .into_iter()

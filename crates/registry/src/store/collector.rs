@@ -37,7 +37,7 @@ pub const ROWS_AT_ONCE: u32 = 5000;
 /// How many versions are looked at with one statement.
 const VERSIONS_AT_ONCE: usize = 2000;
 /// Where taken runs and logged models are until their last row is gone. No project can have this name.
-const COLLECTED: &str = ".collected";
+pub(super) const COLLECTED: &str = ".collected";
 
 /// The steps of a collection.
 #[async_trait]
@@ -356,6 +356,7 @@ impl SqlStore<P> {
         let mut tx = self.pools.begin().await?;
         Self::hold_claim(&mut tx, step).await?;
         Self::hold_storage(&mut tx, &step.claim.project).await?;
+        Self::hold_experiments(&mut tx).await?;
         let candidates = Self::candidates(&mut tx, kind, step, after).await?;
         Self::take(&mut tx, kind, step, &candidates).await?;
         tx.commit().await?;
@@ -404,10 +405,13 @@ impl CollectorStore for SqlStore<P> {
     async fn remove_remains(&self, step: &Step<'_>) -> Result<bool> {
         let mut tx = self.pools.begin().await?;
         Self::hold_claim(&mut tx, step).await?;
+        // A run that a version names stays as long as the version does, and holds up nothing else.
         for (kind, find, remove) in [
             (
                 Freed::Run,
-                "SELECT id FROM run WHERE project = $1 ORDER BY id LIMIT 1",
+                "SELECT id FROM run WHERE project = $1 AND NOT EXISTS (
+                     SELECT 1 FROM model_version v WHERE v.run_id = run.id
+                 ) ORDER BY id LIMIT 1",
                 "DELETE FROM run WHERE project = $1 AND id = $2",
             ),
             (
@@ -432,7 +436,9 @@ impl CollectorStore for SqlStore<P> {
             }
         }
         let left: i64 = sqlx::query_scalar(
-            "SELECT (SELECT COUNT(*) FROM run WHERE project = $1) + (SELECT COUNT(*) FROM logged_model WHERE project = $1)",
+            "SELECT (SELECT COUNT(*) FROM run WHERE project = $1 AND NOT EXISTS (
+                         SELECT 1 FROM model_version v WHERE v.run_id = run.id
+                     )) + (SELECT COUNT(*) FROM logged_model WHERE project = $1)",
         )
         .bind(COLLECTED)
         .fetch_one(&mut *tx)
@@ -552,3 +558,6 @@ impl CollectorStore for SqlStore<P> {
         Ok(old.last().map(|(id, _)| id.clone()))
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -48,10 +48,19 @@ impl SqlStore<P> {
         query.push(")");
     }
 
+    /// Holds all experiments to the end of the transaction, as whoever restores or renames one does: what is found deleted stays so.
+    pub(super) async fn hold_experiments(tx: &mut Transaction<<P as Pools>::Db>) -> Result<()> {
+        sqlx::query("UPDATE counter SET value = value WHERE name = 'experiment'")
+            .execute(&mut **tx)
+            .await?;
+        Ok(())
+    }
+
     /// Removes some traces of the experiments that may go; whether there may be more.
     pub(super) async fn take_traces(&self, step: &Step<'_>) -> Result<bool> {
         let mut tx = self.pools.begin().await?;
         Self::hold_claim(&mut tx, step).await?;
+        Self::hold_experiments(&mut tx).await?;
         if step.plan.dry_run {
             let mut query = QueryBuilder::new("SELECT COUNT(*) ");
             Self::push_doomed_traces(&mut query, step);
@@ -162,10 +171,7 @@ impl SqlStore<P> {
         let mut tx = self.pools.begin().await?;
         Self::hold_claim(&mut tx, step).await?;
         Self::hold_storage(&mut tx, &step.claim.project).await?;
-        // Held to the end, as whoever restores or renames one does.
-        sqlx::query("UPDATE counter SET value = value WHERE name = 'experiment'")
-            .execute(&mut *tx)
-            .await?;
+        Self::hold_experiments(&mut tx).await?;
         if let Some(reason) = Self::holders_of_experiment(&mut tx, step, id).await? {
             return Ok(kept(Freed::Experiment, id.to_string(), reason));
         }

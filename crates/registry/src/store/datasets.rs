@@ -46,7 +46,7 @@ pub struct NewDatasetVersion {
     pub profile_size_bytes: u64,
     /// Its files.
     pub files: Vec<DatasetFile>,
-    /// How many removals of blobs had begun before its blobs were looked for.
+    /// What was counted of removals of blobs before its blobs were looked for.
     pub removals: i64,
     /// The newest version that it was made from; zero: there was none. Another newest one by now is no base.
     pub base: Option<u32>,

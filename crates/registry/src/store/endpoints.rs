@@ -1,6 +1,9 @@
 //! Endpoints, their routes followed to versions, and the gateways' reports.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, btree_map::Entry},
+    sync::Arc,
+};
 
 use async_trait::async_trait;
 use conditional_trait_gen::trait_gen;
@@ -10,7 +13,11 @@ use modelyard_db::{Pools, PostgresPools, SqlitePools, Transaction};
 use serde_json::json;
 use sqlx::QueryBuilder;
 
-use super::{SqlStore, json, maybe, number, stored, to_json, word};
+use super::{
+    SqlStore, json, maybe, number, stored, to_json,
+    traffic::{TrafficRow, select_traffic},
+    word,
+};
 use crate::{
     error::Result,
     model::{
@@ -21,6 +28,7 @@ use crate::{
         page::{Page, PageRequest},
         registered_model::NO_FILE,
         report::{NodeReport, NodeStatus},
+        traffic::Traffic,
     },
 };
 
@@ -40,6 +48,8 @@ pub struct EndpointRecord {
     pub updated_at: Timestamp,
     /// Its routes with their references followed.
     pub routes: Vec<Route>,
+    /// How its traffic stands; none: it never served.
+    pub traffic: Option<Traffic>,
     /// What the nodes say, by node.
     pub nodes: Vec<NodeStatus>,
     /// The revision of all this.
@@ -78,7 +88,8 @@ struct EndpointRow {
 struct RouteRow {
     project: String,
     endpoint: String,
-    log_predictions: i64,
+    /// The endpoint's spec, beside its first route.
+    spec: Option<String>,
     role: String,
     reference: String,
     model: String,
@@ -98,8 +109,9 @@ struct RouteRow {
 macro_rules! select_routes {
     ($rest:literal) => {
         concat!(
-            "SELECT e.project, e.name AS endpoint, e.log_predictions, r.role, r.reference, r.model, r.alias, r.weight,
-                    r.sample, CASE WHEN m.name IS NULL THEN CAST(0 AS BIGINT) ELSE CAST(1 AS BIGINT) END AS model_exists,
+            "SELECT e.project, e.name AS endpoint, CASE WHEN r.position = 0 THEN e.spec END AS spec, r.role, r.reference,
+                    r.model, r.alias, r.weight, r.sample,
+                    CASE WHEN m.name IS NULL THEN CAST(0 AS BIGINT) ELSE CAST(1 AS BIGINT) END AS model_exists,
                     COALESCE(r.version, a.version) AS wanted_version, v.version AS found_version, v.artifact_digest,
                     v.artifact_size_bytes, v.status_message
              FROM endpoint e
@@ -142,6 +154,7 @@ impl RouteRow {
             reference: self.reference,
             weight: self.weight,
             sample: self.sample,
+            when: Vec::new(),
             model: is_served.then_some(self.model),
             version: maybe("version", self.found_version.filter(|_| is_served))?,
             artifact_digest: self.artifact_digest.filter(|_| is_served),
@@ -151,21 +164,37 @@ impl RouteRow {
     }
 }
 
-fn collect_endpoints(rows: Vec<RouteRow>) -> Result<BTreeMap<EndpointKey, DesiredEndpoint>> {
-    let mut endpoints: BTreeMap<EndpointKey, DesiredEndpoint> = BTreeMap::new();
+/// Endpoints with what their routes mean.
+type Resolved = BTreeMap<EndpointKey, (EndpointSpec, Vec<Route>)>;
+
+fn collect_endpoints(rows: Vec<RouteRow>) -> Result<Resolved> {
+    let mut endpoints = Resolved::new();
     for row in rows {
         let key = EndpointKey {
             project: row.project.clone(),
             name: row.endpoint.clone(),
         };
-        let endpoint = endpoints.entry(key.clone()).or_insert_with(|| DesiredEndpoint {
-            key,
-            routes: Vec::new(),
-            log_predictions: row.log_predictions != 0,
-        });
-        endpoint.routes.push(row.into_route()?);
+        // The first route of each endpoint comes first.
+        let (spec, routes) = match endpoints.entry(key) {
+            Entry::Occupied(entry) => entry.into_mut(),
+            Entry::Vacant(entry) => {
+                let spec = json("spec of an endpoint", row.spec.as_deref().unwrap_or_default())?;
+                entry.insert((spec, Vec::new()))
+            }
+        };
+        let mut route = row.into_route()?;
+        if route.role == RouteRole::Live {
+            let declared = spec.routes.iter().find(|declared| declared.model == route.reference);
+            route.when = declared.map(|declared| declared.when.clone()).unwrap_or_default();
+        }
+        routes.push(route);
     }
     Ok(endpoints)
+}
+
+fn collect_traffic(rows: Vec<TrafficRow>) -> Result<BTreeMap<EndpointKey, Traffic>> {
+    let each = rows.into_iter().map(|row| Ok((row.key(), row.into_traffic()?)));
+    each.collect()
 }
 
 #[derive(sqlx::FromRow)]
@@ -228,6 +257,19 @@ impl SqlStore<P> {
         Ok(())
     }
 
+    /// An endpoint with what its routes mean now.
+    pub(super) async fn resolve_endpoint(
+        tx: &mut Transaction<<P as Pools>::Db>,
+        key: &EndpointKey,
+    ) -> Result<Option<(EndpointSpec, Vec<Route>)>> {
+        let rows: Vec<RouteRow> = sqlx::query_as(select_routes!("WHERE e.project = $1 AND e.name = $2"))
+            .bind(&key.project)
+            .bind(&key.name)
+            .fetch_all(&mut **tx)
+            .await?;
+        Ok(collect_endpoints(rows)?.remove(key))
+    }
+
     /// Endpoints of one project with their routes and reports.
     async fn complete_endpoints(
         tx: &mut Transaction<<P as Pools>::Db>,
@@ -247,7 +289,15 @@ impl SqlStore<P> {
             .bind(&last)
             .fetch_all(&mut **tx)
             .await?;
-        let mut desired = collect_endpoints(routes)?;
+        let mut resolved = collect_endpoints(routes)?;
+        let traffic: Vec<TrafficRow> =
+            sqlx::query_as(select_traffic!("WHERE t.project = $1 AND t.endpoint BETWEEN $2 AND $3"))
+                .bind(project)
+                .bind(&first)
+                .bind(&last)
+                .fetch_all(&mut **tx)
+                .await?;
+        let mut traffic = collect_traffic(traffic)?;
         let found: Vec<NodeRow> = sqlx::query_as(
             "SELECT s.endpoint, s.node, r.revision, r.reported_at, s.routes, s.serving
              FROM gateway_endpoint s JOIN gateway_report r ON r.node = s.node
@@ -272,7 +322,8 @@ impl SqlStore<P> {
                 spec: json("spec of an endpoint", &row.spec)?,
                 created_at: Timestamp::from_micros(row.created_at),
                 updated_at: Timestamp::from_micros(row.updated_at),
-                routes: desired.remove(&key).map(|desired| desired.routes).unwrap_or_default(),
+                routes: resolved.remove(&key).map(|(_, routes)| routes).unwrap_or_default(),
+                traffic: traffic.remove(&key),
                 nodes: nodes.remove(&key.name).unwrap_or_default(),
                 key,
                 revision,
@@ -300,16 +351,12 @@ impl EndpointStore for SqlStore<P> {
             None => Outcome::Created,
         };
         sqlx::query(
-            "INSERT INTO endpoint (project, name, spec, log_predictions, created_at, updated_at)
-             VALUES ($1, $2, $3, $4, $5, $5)
-             ON CONFLICT (project, name)
-             DO UPDATE SET spec = excluded.spec, log_predictions = excluded.log_predictions,
-                           updated_at = excluded.updated_at",
+            "INSERT INTO endpoint (project, name, spec, created_at, updated_at) VALUES ($1, $2, $3, $4, $4)
+             ON CONFLICT (project, name) DO UPDATE SET spec = excluded.spec, updated_at = excluded.updated_at",
         )
         .bind(&key.project)
         .bind(&key.name)
         .bind(&text)
-        .bind(i64::from(spec.log.predictions))
         .bind(event.at.as_micros())
         .execute(&mut *tx)
         .await?;
@@ -319,6 +366,7 @@ impl EndpointStore for SqlStore<P> {
             .execute(&mut *tx)
             .await?;
         Self::insert_routes(&mut tx, key, spec).await?;
+        Self::follow_endpoint(&mut tx, key, revision, event.at).await?;
         let kind = EventKind::EndpointChanged;
         Self::record_event(&mut tx, revision, &key.project, kind, &event_subject(key), event.at).await?;
         Self::append_audit(&mut tx, &event.with_digests(before.as_deref(), Some(&text))).await?;
@@ -380,14 +428,17 @@ impl EndpointStore for SqlStore<P> {
         let revision: i64 = query.fetch_one(&mut *tx).await?;
         let query = sqlx::query_as(select_routes!(""));
         let rows: Vec<RouteRow> = query.fetch_all(&mut *tx).await?;
+        let traffic: Vec<TrafficRow> = sqlx::query_as(select_traffic!("")).fetch_all(&mut *tx).await?;
         tx.rollback().await?;
-        let endpoints = collect_endpoints(rows)?;
+        let traffic = collect_traffic(traffic)?;
+        let endpoints = collect_endpoints(rows)?.into_iter().map(|(key, (spec, routes))| {
+            let traffic = traffic.get(&key);
+            let endpoint = DesiredEndpoint::new(key.clone(), spec, routes, traffic);
+            (key, Arc::new(endpoint))
+        });
         Ok(DesiredState {
             revision: number("revision", revision)?,
-            endpoints: endpoints
-                .into_iter()
-                .map(|(key, endpoint)| (key, Arc::new(endpoint)))
-                .collect(),
+            endpoints: endpoints.collect(),
         })
     }
 
@@ -429,6 +480,10 @@ impl EndpointStore for SqlStore<P> {
 
     async fn prune_reports(&self, before: Timestamp) -> Result<u64> {
         let mut tx = self.pools.begin().await?;
+        sqlx::query("DELETE FROM gateway_traffic WHERE reported_at < $1")
+            .bind(before.as_micros())
+            .execute(&mut *tx)
+            .await?;
         let pruned = sqlx::query("DELETE FROM gateway_report WHERE reported_at < $1")
             .bind(before.as_micros())
             .execute(&mut *tx)

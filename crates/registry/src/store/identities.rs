@@ -4,7 +4,7 @@ use async_trait::async_trait;
 use conditional_trait_gen::trait_gen;
 use modelyard_auth::{audit::NewEvent, password::PasswordHash};
 use modelyard_common::Timestamp;
-use modelyard_db::{Pools, PostgresPools, SqlitePools};
+use modelyard_db::{Pools, PostgresPools, SqlitePools, Transaction};
 
 use super::{SqlStore, json, to_json, word};
 use crate::{
@@ -30,6 +30,9 @@ pub trait IdentityStore: Send + Sync {
         spec: &IdentitySpec,
         event: &NewEvent,
     ) -> Result<Outcome>;
+    /// Makes a user with a password; whether there was none with its name.
+    async fn create_user(&self, name: &str, spec: &IdentitySpec, hash: &PasswordHash, event: &NewEvent)
+    -> Result<bool>;
     /// An identity.
     async fn find_identity(&self, kind: IdentityKind, name: &str) -> Result<Option<Identity>>;
     /// The identities of a kind by name.
@@ -87,6 +90,44 @@ impl Row {
 }
 
 #[trait_gen(P -> SqlitePools, PostgresPools)]
+impl SqlStore<P> {
+    async fn insert_identity(
+        tx: &mut Transaction<<P as Pools>::Db>,
+        (kind, name): (IdentityKind, &str),
+        spec: &IdentitySpec,
+        hash: Option<&PasswordHash>,
+        event: &NewEvent,
+    ) -> Result<()> {
+        let count: i64 = sqlx::query_scalar("SELECT COUNT(*) FROM identity WHERE kind = $1")
+            .bind(kind.as_str())
+            .fetch_one(&mut **tx)
+            .await?;
+        if count >= MAX_IDENTITIES {
+            return Err(Error::State(format!(
+                "there are {count} of the kind {}, as many as there may be: remove some first",
+                kind.as_str()
+            )));
+        }
+        sqlx::query(
+            "INSERT INTO identity (kind, name, display_name, enabled, password_hash, password_revision, \"groups\",
+                                   created_at, updated_at)
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $8)",
+        )
+        .bind(kind.as_str())
+        .bind(name)
+        .bind(&spec.display_name)
+        .bind(i64::from(spec.enabled))
+        .bind(hash.map(PasswordHash::as_str))
+        .bind(i64::from(hash.is_some()))
+        .bind(to_json("groups", &spec.groups)?)
+        .bind(event.at.as_micros())
+        .execute(&mut **tx)
+        .await?;
+        Ok(())
+    }
+}
+
+#[trait_gen(P -> SqlitePools, PostgresPools)]
 #[async_trait]
 impl IdentityStore for SqlStore<P> {
     async fn put_identity(
@@ -123,29 +164,7 @@ impl IdentityStore for SqlStore<P> {
                 Outcome::Updated
             }
             None => {
-                let count: i64 = sqlx::query_scalar("SELECT COUNT(*) FROM identity WHERE kind = $1")
-                    .bind(kind.as_str())
-                    .fetch_one(&mut *tx)
-                    .await?;
-                if count >= MAX_IDENTITIES {
-                    return Err(Error::State(format!(
-                        "there are {count} of the kind {}, as many as there may be: remove some first",
-                        kind.as_str()
-                    )));
-                }
-                sqlx::query(
-                    "INSERT INTO identity (kind, name, display_name, enabled, password_hash, password_revision, \"groups\",
-                                           created_at, updated_at)
-                     VALUES ($1, $2, $3, $4, NULL, 0, $5, $6, $6)",
-                )
-                .bind(kind.as_str())
-                .bind(name)
-                .bind(&spec.display_name)
-                .bind(i64::from(spec.enabled))
-                .bind(groups)
-                .bind(event.at.as_micros())
-                .execute(&mut *tx)
-                .await?;
+                Self::insert_identity(&mut tx, (kind, name), spec, None, event).await?;
                 Outcome::Created
             }
         };
@@ -154,6 +173,31 @@ impl IdentityStore for SqlStore<P> {
         Self::append_audit(&mut tx, &event.with_digests(before.as_deref(), Some(&after))).await?;
         tx.commit().await?;
         Ok(outcome)
+    }
+
+    async fn create_user(
+        &self,
+        name: &str,
+        spec: &IdentitySpec,
+        hash: &PasswordHash,
+        event: &NewEvent,
+    ) -> Result<bool> {
+        let user = IdentityKind::User;
+        let mut tx = self.pools.begin().await?;
+        Self::raise_access(&mut tx).await?;
+        let present: Option<i64> = sqlx::query_scalar("SELECT 1 FROM identity WHERE kind = $1 AND name = $2")
+            .bind(user.as_str())
+            .bind(name)
+            .fetch_optional(&mut *tx)
+            .await?;
+        if present.is_some() {
+            return Ok(false);
+        }
+        Self::insert_identity(&mut tx, (user, name), spec, Some(hash), event).await?;
+        let after = to_json("identity", spec)?;
+        Self::append_audit(&mut tx, &event.with_digests(None, Some(&after))).await?;
+        tx.commit().await?;
+        Ok(true)
     }
 
     async fn find_identity(&self, kind: IdentityKind, name: &str) -> Result<Option<Identity>> {

@@ -4,13 +4,13 @@ use async_trait::async_trait;
 use conditional_trait_gen::trait_gen;
 use modelyard_db::{Pools, PostgresPools, SqlitePools, Transaction};
 
-use super::{SqlStore, audit::after, json, no_logged_model, no_run, number, to_json};
+use super::{SqlStore, audit::after, no_logged_model, no_run, to_json};
 use crate::{
     error::{Error, Result},
     model::{
         import::{
-            Audited, ImportCounts, ImportKind, ImportOutcome, ImportScope, ImportState, ImportTotals, ImportedAs,
-            ImportedExperiment, ImportedLoggedModel, ImportedRun,
+            Audited, ImportKind, ImportOutcome, ImportScope, ImportState, ImportTotals, ImportedAs, ImportedExperiment,
+            ImportedLoggedModel, ImportedRun,
         },
         run::MetricPoint,
         tracking::{Lifecycle, ModelMetric},
@@ -30,7 +30,8 @@ pub trait ImportStore: Send + Sync {
         experiments: &[Audited<ImportedExperiment>],
         tried: bool,
     ) -> Result<Vec<ImportedAs>>;
-    /// Makes runs of an experiment, or changes those that were imported before: all of them, or none.
+    /// Makes runs of an experiment, or changes those that were imported before: all of them, or none. What was deleted here stays
+    /// deleted.
     async fn import_runs(
         &self,
         scope: &ImportScope,
@@ -46,7 +47,7 @@ pub trait ImportStore: Send + Sync {
         experiment: i64,
         models: &[MeasuredModel],
     ) -> Result<Vec<ImportedAs>>;
-    /// How far the import of some things is. What was not begun is left out.
+    /// How far the import of some things is. What was not begun, or is not here any more, is left out.
     async fn import_states(&self, scope: &ImportScope, kind: ImportKind, ids: &[String]) -> Result<Vec<ImportState>>;
     /// Says that all of some things has arrived. What was not begun is an error.
     async fn set_import_states(&self, scope: &ImportScope, kind: ImportKind, states: &[ImportState]) -> Result<()>;
@@ -55,43 +56,9 @@ pub trait ImportStore: Send + Sync {
 }
 
 #[derive(sqlx::FromRow)]
-struct StateRow {
-    source_id: String,
-    local_id: String,
-    fingerprint: String,
-    counts: String,
-}
-
-#[derive(sqlx::FromRow)]
 struct FoundRun {
     project: String,
     experiment_id: i64,
-}
-
-/// The runs of a source that are in an experiment.
-macro_rules! imported_runs {
-    ($select:literal, $joins:literal) => {
-        concat!(
-            "SELECT ",
-            $select,
-            " FROM import_item i JOIN run r ON r.id = i.local_id AND r.project = i.project ",
-            $joins,
-            " WHERE i.project = $1 AND i.source = $2 AND i.kind = 'run' AND r.experiment_id = $3"
-        )
-    };
-}
-
-/// The logged models of a source that are in an experiment.
-macro_rules! imported_logged_models {
-    ($select:literal, $joins:literal) => {
-        concat!(
-            "SELECT ",
-            $select,
-            " FROM import_item i JOIN logged_model l ON l.id = i.local_id AND l.project = i.project ",
-            $joins,
-            " WHERE i.project = $1 AND i.source = $2 AND i.kind = 'logged_model' AND l.experiment_id = $3"
-        )
-    };
 }
 
 /// The id of a run or logged model is taken by one that did not come from the source; where that is, is not told.
@@ -104,49 +71,6 @@ fn taken(what: &str, id: &str, source: &str) -> Error {
 
 #[trait_gen(P -> SqlitePools, PostgresPools)]
 impl SqlStore<P> {
-    /// What something is called here; None: it was not imported.
-    pub(super) async fn imported_as(
-        tx: &mut Transaction<<P as Pools>::Db>,
-        scope: &ImportScope,
-        kind: ImportKind,
-        source_id: &str,
-    ) -> Result<Option<String>> {
-        let query = sqlx::query_scalar(
-            "SELECT local_id FROM import_item WHERE project = $1 AND source = $2 AND kind = $3 AND source_id = $4",
-        );
-        Ok(query
-            .bind(&scope.project)
-            .bind(&scope.source)
-            .bind(kind.as_str())
-            .bind(source_id)
-            .fetch_optional(&mut **tx)
-            .await?)
-    }
-
-    /// Remembers what something is called here. All of it has to arrive again before it is whole.
-    pub(super) async fn remember_import(
-        tx: &mut Transaction<<P as Pools>::Db>,
-        scope: &ImportScope,
-        kind: ImportKind,
-        source_id: &str,
-        local_id: &str,
-    ) -> Result<()> {
-        sqlx::query(
-            "INSERT INTO import_item (project, source, kind, source_id, local_id, fingerprint, counts)
-             VALUES ($1, $2, $3, $4, $5, '', '{}')
-             ON CONFLICT (project, source, kind, source_id)
-             DO UPDATE SET local_id = excluded.local_id, fingerprint = ''",
-        )
-        .bind(&scope.project)
-        .bind(&scope.source)
-        .bind(kind.as_str())
-        .bind(source_id)
-        .bind(local_id)
-        .execute(&mut **tx)
-        .await?;
-        Ok(())
-    }
-
     /// Whether an experiment has runs or logged models, or came from somewhere.
     async fn has_content(tx: &mut Transaction<<P as Pools>::Db>, project: &str, experiment: i64) -> Result<bool> {
         let found: Option<i64> = sqlx::query_scalar(
@@ -209,6 +133,13 @@ impl SqlStore<P> {
         let named = Self::named_experiment_in(tx, &scope.project, &item.name).await?;
         let (id, outcome) = if let Some(found) = named {
             let id = found.experiment_id.parse().unwrap_or(-1);
+            if !found.artifact_location.is_empty() {
+                return Err(Error::Exists(format!(
+                    "experiment `{}` cannot be imported: there is one with this name that keeps its artifacts at {}, where \
+                     none are brought; import it under another name",
+                    item.name, found.artifact_location
+                )));
+            }
             if Self::has_content(tx, &scope.project, id).await? {
                 return Err(Error::Exists(format!(
                     "experiment `{}` cannot be imported: there is one with this name and with content that was not \
@@ -280,8 +211,9 @@ impl SqlStore<P> {
                               deleted_at, request_digest)
              VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, '')
              ON CONFLICT (id) DO UPDATE
-             SET name = excluded.name, status = excluded.status, lifecycle = excluded.lifecycle,
-                 end_time = excluded.end_time, deleted_at = excluded.deleted_at",
+             SET name = excluded.name, status = excluded.status, end_time = excluded.end_time,
+                 lifecycle = CASE WHEN run.lifecycle = 'deleted' THEN run.lifecycle ELSE excluded.lifecycle END,
+                 deleted_at = CASE WHEN run.lifecycle = 'deleted' THEN run.deleted_at ELSE excluded.deleted_at END",
         )
         .bind(&run.run_id)
         .bind(&scope.project)
@@ -340,7 +272,10 @@ impl SqlStore<P> {
             "INSERT INTO logged_model (id, project, experiment_id, name, model_type, status, source_run_id, lifecycle,
                                        created_at, updated_at)
              VALUES ($1, $2, $3, $4, $5, $6, $7, 'active', $8, $9)
-             ON CONFLICT (id) DO UPDATE SET status = excluded.status, updated_at = excluded.updated_at",
+             ON CONFLICT (id) DO UPDATE
+             SET status = excluded.status,
+                 updated_at = CASE WHEN logged_model.lifecycle = 'deleted' THEN logged_model.updated_at
+                                   ELSE excluded.updated_at END",
         )
         .bind(&model.model_id)
         .bind(&scope.project)
@@ -372,21 +307,6 @@ impl SqlStore<P> {
             id: model.model_id.clone(),
             outcome: outcome_of(is_known),
         })
-    }
-
-    async fn count_of(
-        tx: &mut Transaction<<P as Pools>::Db>,
-        statement: &'static str,
-        scope: &ImportScope,
-        experiment: i64,
-    ) -> Result<u64> {
-        let count: i64 = sqlx::query_scalar(statement)
-            .bind(&scope.project)
-            .bind(&scope.source)
-            .bind(experiment)
-            .fetch_one(&mut **tx)
-            .await?;
-        number("count", count)
     }
 }
 
@@ -484,28 +404,10 @@ impl ImportStore for SqlStore<P> {
     }
 
     async fn import_states(&self, scope: &ImportScope, kind: ImportKind, ids: &[String]) -> Result<Vec<ImportState>> {
-        let mut query = sqlx::QueryBuilder::<<P as Pools>::Db>::new(
-            "SELECT source_id, local_id, fingerprint, counts FROM import_item WHERE project = ",
-        );
-        query.push_bind(scope.project.clone());
-        query.push(" AND source = ").push_bind(scope.source.clone());
-        query.push(" AND kind = ").push_bind(kind.as_str());
-        query.push(" AND source_id IN (");
-        let mut wanted = query.separated(", ");
-        for id in ids {
-            wanted.push_bind(id.clone());
-        }
-        query.push(")");
-        let rows: Vec<StateRow> = query.build_query_as().fetch_all(self.pools.reader()).await?;
-        let states = rows.into_iter().map(|row| {
-            Ok(ImportState {
-                source_id: row.source_id,
-                id: row.local_id,
-                fingerprint: row.fingerprint,
-                counts: json::<ImportCounts>("counts of an import", &row.counts)?,
-            })
-        });
-        states.collect()
+        let mut tx = self.pools.snapshot().await?;
+        let states = Self::states_in(&mut tx, scope, kind, ids).await?;
+        tx.rollback().await?;
+        Ok(states)
     }
 
     async fn set_import_states(&self, scope: &ImportScope, kind: ImportKind, states: &[ImportState]) -> Result<()> {
@@ -532,54 +434,11 @@ impl ImportStore for SqlStore<P> {
 
     async fn count_imported(&self, scope: &ImportScope, experiment: i64) -> Result<ImportTotals> {
         let mut tx = self.pools.snapshot().await?;
-        let runs = Self::count_of(&mut tx, imported_runs!("COUNT(*)", ""), scope, experiment).await?;
-        let params = imported_runs!("COUNT(*)", "JOIN run_param x ON x.run_id = r.id");
-        let tags = imported_runs!("COUNT(*)", "JOIN run_tag x ON x.run_id = r.id");
-        let points = imported_runs!(
-            "COUNT(*)",
-            "JOIN run_metric m ON m.run_id = r.id JOIN run_metric_point x ON x.series_id = m.id"
-        );
-        let datasets = imported_runs!("COUNT(*)", "JOIN run_dataset x ON x.run_id = r.id");
-        let models = imported_runs!("COUNT(*)", "JOIN run_model x ON x.run_id = r.id");
-        let logged = imported_logged_models!("COUNT(*)", "");
-        let files = imported_runs!(
-            "COUNT(*)",
-            "JOIN artifact_file x ON x.project = r.project
-              AND x.path > CAST(r.experiment_id AS TEXT) || '/' || r.id || '/artifacts/'
-              AND x.path < CAST(r.experiment_id AS TEXT) || '/' || r.id || '/artifacts0'"
-        );
-        let bytes = imported_runs!(
-            "CAST(COALESCE(SUM(x.size_bytes), 0) AS BIGINT)",
-            "JOIN artifact_file x ON x.project = r.project
-              AND x.path > CAST(r.experiment_id AS TEXT) || '/' || r.id || '/artifacts/'
-              AND x.path < CAST(r.experiment_id AS TEXT) || '/' || r.id || '/artifacts0'"
-        );
-        let model_files = imported_logged_models!(
-            "COUNT(*)",
-            "JOIN artifact_file x ON x.project = l.project
-              AND x.path > CAST(l.experiment_id AS TEXT) || '/models/' || l.id || '/artifacts/'
-              AND x.path < CAST(l.experiment_id AS TEXT) || '/models/' || l.id || '/artifacts0'"
-        );
-        let model_bytes = imported_logged_models!(
-            "CAST(COALESCE(SUM(x.size_bytes), 0) AS BIGINT)",
-            "JOIN artifact_file x ON x.project = l.project
-              AND x.path > CAST(l.experiment_id AS TEXT) || '/models/' || l.id || '/artifacts/'
-              AND x.path < CAST(l.experiment_id AS TEXT) || '/models/' || l.id || '/artifacts0'"
-        );
-        let totals = ImportTotals {
-            runs,
-            params: Self::count_of(&mut tx, params, scope, experiment).await?,
-            tags: Self::count_of(&mut tx, tags, scope, experiment).await?,
-            points: Self::count_of(&mut tx, points, scope, experiment).await?,
-            links: Self::count_of(&mut tx, datasets, scope, experiment).await?
-                + Self::count_of(&mut tx, models, scope, experiment).await?,
-            logged_models: Self::count_of(&mut tx, logged, scope, experiment).await?,
-            files: Self::count_of(&mut tx, files, scope, experiment).await?
-                + Self::count_of(&mut tx, model_files, scope, experiment).await?,
-            bytes: Self::count_of(&mut tx, bytes, scope, experiment).await?
-                + Self::count_of(&mut tx, model_bytes, scope, experiment).await?,
-        };
+        let totals = Self::totals_in(&mut tx, scope, experiment).await?;
         tx.rollback().await?;
         Ok(totals)
     }
 }
+
+#[cfg(test)]
+mod tests;

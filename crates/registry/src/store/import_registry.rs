@@ -122,6 +122,9 @@ impl SqlStore<P> {
         if !is_known {
             let revision = Self::next_revision(tx).await?;
             Self::insert_version(tx, common, version).await?;
+            if let Some(model_id) = new.entry.model_id.as_deref() {
+                Self::check_logged_model_stays(tx, model_id).await?;
+            }
             let subject = json!({"model": model, "version": version});
             let kind = EventKind::ModelVersionCreated;
             Self::record_event(tx, revision, &scope.project, kind, &subject, common.event.at).await?;

@@ -115,6 +115,11 @@ struct LoggedMetricRow {
 fn push_metric(sql: &mut Sql, key: &str, datasets: &[(String, String)]) {
     sql.push("FROM logged_model_metric x WHERE x.model_id = l.id AND x.key = ")
         .text(key);
+    push_datasets(sql, datasets);
+}
+
+/// Adds that a metric `x` is of one of the wanted datasets; none are named: of any.
+fn push_datasets(sql: &mut Sql, datasets: &[(String, String)]) {
     if datasets.is_empty() {
         return;
     }
@@ -214,6 +219,12 @@ fn statement(dialect: Dialect, project: &str, search: &LoggedModelSearch) -> Res
         push_filter(&mut sql, filter, &|sql, clause| {
             push_clause(sql, clause, &search.datasets);
         });
+    }
+    let asks_metric = search.filter.as_ref().is_some_and(|filter| filter.asks(Entity::Metric));
+    if !search.datasets.is_empty() && !asks_metric {
+        sql.push(" AND EXISTS (SELECT 1 FROM logged_model_metric x WHERE x.model_id = l.id");
+        push_datasets(&mut sql, &search.datasets);
+        sql.push(")");
     }
     sql.push(" ORDER BY ");
     for term in &search.order {

@@ -114,11 +114,14 @@ impl ChecksAtTheEnd for PostgresPools {
 
 /// What a model's name is in. Endpoints are not: they are declared elsewhere, and a model that one refers to keeps its name.
 /// The history of aliases stays with the name that had them.
-const NAMED: [&str; 4] = [
+const NAMED: [&str; 6] = [
     "UPDATE registered_model_tag SET model = $3 WHERE project = $1 AND model = $2",
     "UPDATE model_version SET model = $3 WHERE project = $1 AND model = $2",
     "UPDATE model_version_tag SET model = $3 WHERE project = $1 AND model = $2",
     "UPDATE model_alias SET model = $3 WHERE project = $1 AND model = $2",
+    "UPDATE import_item SET local_id = $3 WHERE project = $1 AND kind = 'model' AND local_id = $2",
+    "UPDATE import_item SET local_id = $3 || substr(local_id, length($2) + 1)
+     WHERE project = $1 AND kind = 'version' AND substr(local_id, 1, length($2) + 1) = $2 || '/'",
 ];
 
 #[derive(sqlx::FromRow)]

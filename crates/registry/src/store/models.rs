@@ -13,7 +13,7 @@ use super::{
     AliasRequest, SqlStore,
     aliases::AliasRow,
     audit::{after, with_detail},
-    before, number, stored, to_json,
+    before, no_run, number, stored, to_json,
     versions::{VersionRow, select_versions},
 };
 use crate::{
@@ -158,12 +158,26 @@ impl SqlStore<P> {
             .await?)
     }
 
+    /// Refuses a run that a collection took away since it was looked for. The storage is held, as who collects holds it.
+    async fn check_run_stays(tx: &mut Transaction<<P as Pools>::Db>, project: &str, run_id: &str) -> Result<()> {
+        let found: Option<String> = sqlx::query_scalar("SELECT id FROM run WHERE id = $1 AND project = $2")
+            .bind(run_id)
+            .bind(project)
+            .fetch_optional(&mut **tx)
+            .await?;
+        found.map(|_| ()).ok_or_else(|| no_run(run_id))
+    }
+
     pub(super) async fn insert_version(
         tx: &mut Transaction<<P as Pools>::Db>,
         new: &NewModelVersion,
         version: i64,
     ) -> Result<()> {
-        Self::name_blobs(tx, &new.project, &new.blobs(), new.removals, new.now).await?;
+        // A version that comes from elsewhere can be older than its blobs are here.
+        Self::name_blobs(tx, &new.project, &new.blobs(), new.removals, new.event.at).await?;
+        if let Some(run_id) = new.run_id.as_deref() {
+            Self::check_run_stays(tx, &new.project, run_id).await?;
+        }
         let dataset = new.dataset.as_ref();
         let format = if new.artifact_digest.is_empty() { NO_FILE } else { ONNX };
         sqlx::query(

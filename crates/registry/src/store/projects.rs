@@ -31,6 +31,10 @@ pub trait ProjectStore: Send + Sync {
     async fn find_project(&self, name: &str) -> Result<Option<Project>>;
     /// The projects in a scope by name.
     async fn list_projects(&self, scope: &ProjectScope, page: &PageRequest<String>) -> Result<Page<Project>>;
+    /// The first projects after one by name that were removed at or before a time and still have something stored.
+    async fn list_removed_projects(&self, before: Timestamp, after: &str, limit: u32) -> Result<Vec<String>>;
+    /// Whether a project was removed at or before a time.
+    async fn was_removed(&self, name: &str, before: Timestamp) -> Result<bool>;
     /// Dates what every database has from its migration, the project and the experiment `default`, if it is not dated yet.
     async fn date_defaults(&self, now: Timestamp) -> Result<()>;
     /// Removes a project without endpoints; whether there was one. What is in it stays in the database, and its name is
@@ -130,11 +134,34 @@ impl ProjectStore for SqlStore<P> {
         Ok(row.map(project))
     }
 
+    async fn list_removed_projects(&self, before: Timestamp, after: &str, limit: u32) -> Result<Vec<String>> {
+        let query = sqlx::query_scalar(
+            "SELECT p.name FROM project p
+             WHERE p.removed_at <= $1 AND p.name > $2 AND EXISTS (SELECT 1 FROM blob b WHERE b.project = p.name)
+             ORDER BY p.name LIMIT $3",
+        );
+        Ok(query
+            .bind(before.as_micros())
+            .bind(after)
+            .bind(i64::from(limit))
+            .fetch_all(self.pools.reader())
+            .await?)
+    }
+
+    async fn was_removed(&self, name: &str, before: Timestamp) -> Result<bool> {
+        let found: Option<String> = sqlx::query_scalar("SELECT name FROM project WHERE name = $1 AND removed_at <= $2")
+            .bind(name)
+            .bind(before.as_micros())
+            .fetch_optional(self.pools.reader())
+            .await?;
+        Ok(found.is_some())
+    }
+
     async fn date_defaults(&self, now: Timestamp) -> Result<()> {
         let mut tx = self.pools.begin().await?;
         for statement in [
             "UPDATE project SET created_at = $1 WHERE created_at = 0",
-            "UPDATE experiment SET created_at = $1, updated_at = $1 WHERE created_at = 0",
+            "UPDATE experiment SET created_at = $1, updated_at = $1 WHERE id = 0 AND created_at = 0",
         ] {
             sqlx::query(statement).bind(now.as_micros()).execute(&mut *tx).await?;
         }

@@ -4,6 +4,7 @@
 //! longer than the first, and what is added meanwhile neither repeats nor hides anything.
 
 mod experiments;
+mod page_room;
 mod place;
 mod runs;
 pub(super) mod sql;
@@ -14,8 +15,6 @@ mod traces;
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeMap;
-
 use async_trait::async_trait;
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use conditional_trait_gen::trait_gen;
@@ -24,6 +23,7 @@ use sqlx::{QueryBuilder, Row as _};
 
 pub(super) use self::sql::{Bind, Dialect, Piece, Sql, push_filter, push_number, push_text};
 use self::{
+    page_room::PageRoom,
     place::{Sight, Standing, Term},
     runs::{NARROW, Route, Search},
 };
@@ -52,9 +52,6 @@ pub const MAX_SEARCHED: usize = 5000;
 const MAX_TOKEN_BYTES: usize = 1024 * 1024;
 /// Up to so many experiments are searched one after the other, each along an index, and what is found is merged.
 const MERGED: usize = 16;
-/// How many ids are looked up at once.
-const CHUNK: usize = 500;
-
 /// A search for runs.
 #[derive(Debug, Clone, Default)]
 pub struct RunSearch {
@@ -185,9 +182,9 @@ fn read_place(token: Option<&str>, fits: impl Fn(&[Standing]) -> bool) -> Result
 }
 
 /// Cuts what was found to a page. The token of the next one, if there is more.
-fn cut(places: &mut Vec<Vec<Standing>>, limit: u32) -> Result<Option<String>> {
-    let more = places.len() > limit as usize;
-    places.truncate(limit as usize);
+fn cut(places: &mut Vec<Vec<Standing>>, limit: usize) -> Result<Option<String>> {
+    let more = places.len() > limit;
+    places.truncate(limit);
     let last = places.last().filter(|_| more);
     last.map(|place| write_token(place)).transpose()
 }
@@ -198,9 +195,13 @@ fn position(terms: &[Term], id: &Sight) -> usize {
     found.unwrap_or(terms.len())
 }
 
-/// The items of a page in the order of their ids.
-fn in_order<K: Ord, T>(ids: &[K], mut items: BTreeMap<K, T>) -> Vec<T> {
-    ids.iter().filter_map(|id| items.remove(id)).collect()
+/// The ids, texts, of the first places.
+fn text_ids(places: &[Vec<Standing>], position: usize, limit: u32) -> Vec<String> {
+    let text = |place: &Vec<Standing>| match place.get(position) {
+        Some(Standing::Text(id)) => Some(id.clone()),
+        _ => None,
+    };
+    places.iter().take(limit as usize).filter_map(text).collect()
 }
 
 /// Groups of experiments that are searched with one statement.
@@ -323,29 +324,36 @@ impl SqlStore<P> {
         Ok(places)
     }
 
-    async fn runs_by_id(tx: &mut Transaction<<P as Pools>::Db>, ids: &[String]) -> Result<Vec<Run>> {
+    /// The runs of the first ids, in this order: as many as a page holds. And how many ids these are.
+    async fn runs_by_id(tx: &mut Transaction<<P as Pools>::Db>, ids: &[String]) -> Result<(Vec<Run>, usize)> {
         let mut runs = Vec::with_capacity(ids.len());
-        for chunk in ids.chunks(CHUNK) {
+        let mut room = PageRoom::new();
+        while let Some(group) = room.next_group(ids) {
             let mut query = QueryBuilder::<<P as Pools>::Db>::new(select_runs!("WHERE r.id IN ("));
             let mut list = query.separated(", ");
-            for id in chunk {
+            for id in group {
                 list.push_bind(id.clone());
             }
             query.push(")");
             let rows: Vec<RunRow> = query.build_query_as().fetch_all(&mut **tx).await?;
             let complete = Self::complete_runs(tx, rows).await?;
             let by_id = complete.into_iter().map(|run| (run.run_id.clone(), run)).collect();
-            runs.extend(in_order(chunk, by_id));
+            runs.extend(room.take(group, by_id, Run::text_bytes));
         }
-        Ok(runs)
+        Ok((runs, room.taken()))
     }
 
-    async fn experiments_by_id(tx: &mut Transaction<<P as Pools>::Db>, ids: &[i64]) -> Result<Vec<Experiment>> {
+    /// As [`Self::runs_by_id`], of experiments.
+    async fn experiments_by_id(
+        tx: &mut Transaction<<P as Pools>::Db>,
+        ids: &[i64],
+    ) -> Result<(Vec<Experiment>, usize)> {
         let mut experiments = Vec::with_capacity(ids.len());
-        for chunk in ids.chunks(CHUNK) {
+        let mut room = PageRoom::new();
+        while let Some(group) = room.next_group(ids) {
             let mut query = QueryBuilder::<<P as Pools>::Db>::new(select_experiments!("WHERE e.id IN ("));
             let mut list = query.separated(", ");
-            for id in chunk {
+            for id in group {
                 list.push_bind(*id);
             }
             query.push(")");
@@ -355,9 +363,9 @@ impl SqlStore<P> {
                 .into_iter()
                 .map(|experiment| (experiment.experiment_id.parse().unwrap_or(-1), experiment))
                 .collect();
-            experiments.extend(in_order(chunk, by_id));
+            experiments.extend(room.take(group, by_id, Experiment::text_bytes));
         }
-        Ok(experiments)
+        Ok((experiments, room.taken()))
     }
 }
 
@@ -405,17 +413,10 @@ impl SearchStore for SqlStore<P> {
             places.extend(Self::run_places(&mut tx, &statement, scope, i64::from(limit) + 1).await?);
         }
         places.sort_by(|left, right| place::compare(&terms, left, right));
-        let next_token = cut(&mut places, limit)?;
-        let id = position(&terms, &runs::RUN_ID);
-        let ids: Vec<String> = places
-            .into_iter()
-            .filter_map(|mut place| match place.get_mut(id) {
-                Some(Standing::Text(id)) => Some(std::mem::take(id)),
-                _ => None,
-            })
-            .collect();
-        let runs = Self::runs_by_id(&mut tx, &ids).await?;
+        let ids = text_ids(&places, position(&terms, &runs::RUN_ID), limit);
+        let (runs, taken) = Self::runs_by_id(&mut tx, &ids).await?;
         tx.rollback().await?;
+        let next_token = cut(&mut places, taken)?;
         Ok(RunPage { runs, next_token })
     }
 
@@ -433,17 +434,18 @@ impl SearchStore for SqlStore<P> {
         );
         let mut tx = self.pools.snapshot().await?;
         let mut places = Self::places(&mut tx, sql, &terms, 0).await?;
-        let next_token = cut(&mut places, limit)?;
         let id = position(&terms, &experiments::EXPERIMENT_ID);
         let ids: Vec<i64> = places
             .iter()
+            .take(limit as usize)
             .filter_map(|place| match place.get(id) {
                 Some(Standing::Integer(id)) => Some(*id),
                 _ => None,
             })
             .collect();
-        let experiments = Self::experiments_by_id(&mut tx, &ids).await?;
+        let (experiments, taken) = Self::experiments_by_id(&mut tx, &ids).await?;
         tx.rollback().await?;
+        let next_token = cut(&mut places, taken)?;
         Ok(ExperimentPage {
             experiments,
             next_token,

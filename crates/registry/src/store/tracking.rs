@@ -70,8 +70,109 @@ const SAMPLED_STEPS: &str = "
     ) AS step
     FROM ends, place WHERE first IS NOT NULL AND last IS NOT NULL AND first <= last";
 
+/// Up to so many points of a series are read whole for a chart, so that they can be spread by their number.
+const MAX_SPREAD: i64 = 10_000;
+
+/// Keeps `limit` points of all of a series: of parts of the same size, the larger ones first, the first point each, and
+/// the last of all. These are the points that `MLflow`'s server chooses.
+fn spread(points: &mut Vec<PointRow>, limit: usize) {
+    let all = points.len();
+    if all <= limit {
+        return;
+    }
+    let mut chosen = (0..limit)
+        .map(|part| part * (all / limit) + part.min(all % limit))
+        .peekable();
+    let mut place = 0;
+    let last = points.pop();
+    points.retain(|_| {
+        let keep = chosen.next_if_eq(&place).is_some();
+        place += 1;
+        keep
+    });
+    points.truncate(limit - 1);
+    points.extend(last);
+}
+
 #[trait_gen(P -> SqlitePools, PostgresPools)]
 impl SqlStore<P> {
+    /// Whether a series has more than so many points from one step to another.
+    async fn has_more_points(
+        tx: &mut Transaction<<P as Pools>::Db>,
+        series: i64,
+        steps: (i64, i64),
+        count: i64,
+    ) -> Result<bool> {
+        let query = sqlx::query_scalar(
+            "SELECT 1 FROM run_metric_point WHERE series_id = $1 AND step BETWEEN $2 AND $3 LIMIT 1 OFFSET $4",
+        );
+        let query = query.bind(series).bind(steps.0).bind(steps.1).bind(count);
+        let found: Option<i32> = query.fetch_optional(&mut **tx).await?;
+        Ok(found.is_some())
+    }
+
+    /// The points of a series from one step to another, in order.
+    async fn all_points(
+        tx: &mut Transaction<<P as Pools>::Db>,
+        series: i64,
+        steps: (i64, i64),
+    ) -> Result<Vec<PointRow>> {
+        let query = sqlx::query_as(
+            "SELECT timestamp, step, value, is_nan FROM run_metric_point
+             WHERE series_id = $1 AND step BETWEEN $2 AND $3
+             ORDER BY step, timestamp, value, is_nan",
+        );
+        Ok(query
+            .bind(series)
+            .bind(steps.0)
+            .bind(steps.1)
+            .fetch_all(&mut **tx)
+            .await?)
+    }
+
+    /// The last point each at `limit` steps of a series, which lie evenly between its first and its last step.
+    async fn points_of_steps(
+        tx: &mut Transaction<<P as Pools>::Db>,
+        series: i64,
+        (first, last): (i64, i64),
+        limit: u32,
+    ) -> Result<Vec<PointRow>> {
+        let steps: Vec<Option<i64>> = sqlx::query_scalar(SAMPLED_STEPS)
+            .bind(series)
+            .bind(first)
+            .bind(i64::from(limit))
+            .bind(last)
+            .fetch_all(&mut **tx)
+            .await?;
+        let mut steps: Vec<i64> = steps.into_iter().flatten().filter(|step| *step <= last).collect();
+        if limit == 1 {
+            let newest = sqlx::query_scalar(
+                "SELECT MAX(step) FROM run_metric_point WHERE series_id = $1 AND step BETWEEN $2 AND $3",
+            );
+            let newest: Option<i64> = newest.bind(series).bind(first).bind(last).fetch_one(&mut **tx).await?;
+            steps = newest.into_iter().collect();
+        }
+        if steps.is_empty() {
+            return Ok(Vec::new());
+        }
+        // Many points can have one step: the last of them.
+        let of_each = (i64::from(limit) / steps.len() as i64).max(1);
+        let mut query = QueryBuilder::<<P as Pools>::Db>::new(
+            "SELECT timestamp, step, value, is_nan FROM (
+                SELECT timestamp, step, value, is_nan,
+                       ROW_NUMBER() OVER (PARTITION BY step ORDER BY timestamp DESC, value DESC) AS place
+                FROM run_metric_point WHERE series_id = ",
+        );
+        query.push_bind(series).push(" AND step IN (");
+        let mut wanted = query.separated(", ");
+        for step in steps {
+            wanted.push_bind(step);
+        }
+        query.push(")) AS sampled WHERE place <= ").push_bind(of_each);
+        query.push(" ORDER BY step, timestamp, value");
+        Ok(query.build_query_as().fetch_all(&mut **tx).await?)
+    }
+
     /// The experiment of a run that takes something; one that was deleted takes nothing.
     pub(super) async fn active_run(tx: &mut Transaction<<P as Pools>::Db>, project: &str, run_id: &str) -> Result<i64> {
         let found: Option<(i64, String)> =
@@ -284,49 +385,61 @@ impl TrackingStore for SqlStore<P> {
     async fn sample_metric(&self, project: &str, sampling: &MetricSampling) -> Result<Vec<(String, MetricPoint)>> {
         let mut tx = self.pools.snapshot().await?;
         let (first, last) = sampling.steps.unwrap_or((-MAX_STEP, MAX_STEP));
-        let (first, last) = (first.clamp(-MAX_STEP, MAX_STEP), last.clamp(-MAX_STEP, MAX_STEP));
+        let steps = (first.clamp(-MAX_STEP, MAX_STEP), last.clamp(-MAX_STEP, MAX_STEP));
         let mut points = Vec::new();
         for run_id in &sampling.run_ids {
             let Some(series) = Self::metric_series(&mut tx, project, run_id, &sampling.key).await? else {
                 continue;
             };
-            let steps: Vec<Option<i64>> = sqlx::query_scalar(SAMPLED_STEPS)
-                .bind(series)
-                .bind(first)
-                .bind(i64::from(sampling.limit.max(1)))
-                .bind(last)
-                .fetch_all(&mut *tx)
-                .await?;
-            let mut steps: Vec<i64> = steps.into_iter().flatten().filter(|step| *step <= last).collect();
-            if sampling.limit == 1 {
-                let newest = sqlx::query_scalar(
-                    "SELECT MAX(step) FROM run_metric_point WHERE series_id = $1 AND step BETWEEN $2 AND $3",
-                );
-                let newest: Option<i64> = newest.bind(series).bind(first).bind(last).fetch_one(&mut *tx).await?;
-                steps = newest.into_iter().collect();
-            }
-            if steps.is_empty() {
-                continue;
-            }
-            // Many points can have one step: the last of them.
-            let of_each = (i64::from(sampling.limit) / steps.len() as i64).max(1);
-            let mut query = QueryBuilder::<<P as Pools>::Db>::new(
-                "SELECT timestamp, step, value, is_nan FROM (
-                    SELECT timestamp, step, value, is_nan,
-                           ROW_NUMBER() OVER (PARTITION BY step ORDER BY timestamp DESC, value DESC) AS place
-                    FROM run_metric_point WHERE series_id = ",
-            );
-            query.push_bind(series).push(" AND step IN (");
-            let mut wanted = query.separated(", ");
-            for step in steps {
-                wanted.push_bind(step);
-            }
-            query.push(")) AS sampled WHERE place <= ").push_bind(of_each);
-            query.push(" ORDER BY step, timestamp, value");
-            let rows: Vec<PointRow> = query.build_query_as().fetch_all(&mut *tx).await?;
+            let rows = if Self::has_more_points(&mut tx, series, steps, MAX_SPREAD).await? {
+                Self::points_of_steps(&mut tx, series, steps, sampling.limit.max(1)).await?
+            } else {
+                let mut rows = Self::all_points(&mut tx, series, steps).await?;
+                spread(&mut rows, sampling.limit.max(1) as usize);
+                rows
+            };
             points.extend(rows.into_iter().map(|row| (run_id.clone(), row.into_point())));
         }
         tx.rollback().await?;
         Ok(points)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn chosen(all: i64, limit: usize) -> Vec<i64> {
+        let point = |step| PointRow {
+            timestamp: 0,
+            step,
+            value: 0.0,
+            is_nan: 0,
+        };
+        let mut points: Vec<PointRow> = (0..all).map(point).collect();
+        spread(&mut points, limit);
+        points.iter().map(|point| point.step).collect()
+    }
+
+    #[test]
+    fn points_are_spread_as_mlflow_spreads_them() {
+        assert_eq!(chosen(10, 5), [0, 2, 4, 6, 9]);
+        assert_eq!(chosen(20, 5), [0, 4, 8, 12, 19]);
+        assert_eq!(chosen(11, 5), [0, 3, 5, 7, 10]);
+        assert_eq!(chosen(3, 1), [2]);
+        assert_eq!(chosen(3, 3), [0, 1, 2]);
+    }
+
+    proptest! {
+        #[test]
+        fn as_many_points_as_wanted_are_kept_and_the_ends_among_them(all in 1_i64..500, limit in 1_usize..60) {
+            let kept = chosen(all, limit);
+            prop_assert_eq!(kept.len(), limit.min(all as usize));
+            prop_assert!(kept.is_sorted_by(|left, right| left < right));
+            prop_assert_eq!(kept.last(), Some(&(all - 1)));
+            prop_assert!(limit == 1 || kept.first() == Some(&0));
+        }
     }
 }

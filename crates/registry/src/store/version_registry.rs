@@ -5,18 +5,20 @@ use conditional_trait_gen::trait_gen;
 use modelyard_auth::audit::NewEvent;
 use modelyard_common::Timestamp;
 use modelyard_db::{Pools, PostgresPools, SqlitePools, Transaction};
-use serde_json::{Value, json};
+use serde_json::json;
 
 use super::{
     AliasRequest, Aliases, SqlStore,
     audit::{after, change, with_detail},
-    to_json,
+    collector::COLLECTED,
+    no_logged_model, to_json,
     version_rows::{EntryRow, select_entries},
 };
 use crate::{
     error::{Error, Result},
     model::{
         event::EventKind,
+        json::Json,
         mlflow_registry::{LoggedSource, MODEL_VERSIONS_TAG, NewVersionEntry, Stage, VersionEntry, no_version},
         tracking::PROXY_SCHEME,
         webhook_payload::Happening,
@@ -78,15 +80,18 @@ pub trait VersionRegistryStore: Send + Sync {
 
 /// The list of a logged model's versions with one more.
 fn list_version(listed: Option<&str>, model: &str, version: i64) -> String {
-    let listed = listed.and_then(|text| serde_json::from_str::<Vec<Value>>(text).ok());
-    let mut listed = listed.unwrap_or_default();
-    let added = json!({"name": model, "version": version.to_string()});
+    let mut listed = match listed.and_then(Json::parse) {
+        Some(Json::List(listed)) => listed,
+        _ => Vec::new(),
+    };
+    let name = ("name".to_owned(), Json::Text(model.to_owned()));
+    let added = Json::Object(vec![name, ("version".to_owned(), Json::Integer(version))]);
     if !listed.contains(&added) {
         listed.push(added);
     }
     let too_many = listed.len().saturating_sub(MAX_LISTED_VERSIONS);
     listed.drain(..too_many);
-    Value::from(listed).to_string()
+    Json::List(listed).dump()
 }
 
 #[trait_gen(P -> SqlitePools, PostgresPools)]
@@ -165,13 +170,25 @@ impl SqlStore<P> {
         Ok(())
     }
 
-    /// Lists a version in the tags of the logged model that it was made of.
+    /// Refuses a logged model that a collection took away. The storage is held.
+    pub(super) async fn check_logged_model_stays(tx: &mut Transaction<<P as Pools>::Db>, model_id: &str) -> Result<()> {
+        let taken: Option<String> = sqlx::query_scalar("SELECT id FROM logged_model WHERE id = $1 AND project = $2")
+            .bind(model_id)
+            .bind(COLLECTED)
+            .fetch_optional(&mut **tx)
+            .await?;
+        taken.map_or(Ok(()), |_| Err(no_logged_model(model_id)))
+    }
+
+    /// Lists a version in the tags of the logged model that it was made of. Refuses one that a collection took away since it was
+    /// looked for: the storage is held, as who collects holds it.
     async fn list_in_logged_model(
         tx: &mut Transaction<<P as Pools>::Db>,
         new: &NewVersionEntry,
         model_id: &str,
         version: i64,
     ) -> Result<()> {
+        Self::check_logged_model_stays(tx, model_id).await?;
         // Held, so that no two add to the same list at once.
         let held = sqlx::query("UPDATE logged_model SET updated_at = $3 WHERE project = $1 AND id = $2")
             .bind(&new.version.project)
@@ -472,10 +489,10 @@ mod tests {
     #[test]
     fn a_logged_model_lists_its_versions_once() {
         let one = list_version(None, "m", 1);
-        assert_eq!(one, r#"[{"name":"m","version":"1"}]"#);
+        assert_eq!(one, r#"[{"name": "m", "version": 1}]"#);
         assert_eq!(list_version(Some(&one), "m", 1), one);
         let two = list_version(Some(&one), "m", 2);
-        assert_eq!(two, r#"[{"name":"m","version":"1"},{"name":"m","version":"2"}]"#);
+        assert_eq!(two, r#"[{"name": "m", "version": 1}, {"name": "m", "version": 2}]"#);
         assert_eq!(list_version(Some("no list"), "m", 1), one);
     }
 }

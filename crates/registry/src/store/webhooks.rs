@@ -437,16 +437,16 @@ impl WebhookStore for SqlStore<P> {
 
     async fn prune_deliveries(&self, before: Timestamp) -> Result<u64> {
         let mut tx = self.pools.begin().await?;
+        let old = sqlx::query("DELETE FROM webhook_delivery WHERE created_at < $1")
+            .bind(before.as_micros())
+            .execute(&mut *tx)
+            .await?;
         // What was enqueued while its webhook was removed has nobody to go to.
-        let pruned = sqlx::query(
-            "DELETE FROM webhook_delivery WHERE created_at < $1
-             OR NOT EXISTS (SELECT 1 FROM webhook w WHERE w.id = webhook_delivery.webhook_id)",
-        )
-        .bind(before.as_micros())
-        .execute(&mut *tx)
-        .await?;
+        let lost = sqlx::query("DELETE FROM webhook_delivery WHERE webhook_id NOT IN (SELECT id FROM webhook)")
+            .execute(&mut *tx)
+            .await?;
         tx.commit().await?;
-        Ok(pruned.rows_affected())
+        Ok(old.rows_affected() + lost.rows_affected())
     }
 
     async fn webhook_secrets(&self) -> Result<Vec<(String, String, String)>> {

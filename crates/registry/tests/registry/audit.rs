@@ -10,7 +10,7 @@ use serde_json::Value;
 use crate::{
     access::{done, guarded},
     openid::database,
-    support::PATIENCE,
+    support::{PATIENCE, execute},
 };
 
 #[tokio::test]
@@ -107,20 +107,4 @@ async fn the_chain_is_only_added_to_and_shows_what_was_changed_under_it() {
         }
         registry.stop().await;
     }
-}
-
-async fn execute(database: &Database, statement: &'static str) -> Result<(), sqlx::Error> {
-    match database {
-        Database::Sqlite(pools) => {
-            let mut tx = modelyard_db::Pools::begin(pools).await.unwrap();
-            sqlx::query(statement).execute(&mut *tx).await?;
-            tx.commit().await.unwrap();
-        }
-        Database::Postgres(pools) => {
-            let mut tx = modelyard_db::Pools::begin(pools).await.unwrap();
-            sqlx::query(statement).execute(&mut *tx).await?;
-            tx.commit().await.unwrap();
-        }
-    }
-    Ok(())
 }

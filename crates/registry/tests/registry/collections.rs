@@ -10,6 +10,7 @@ use bytes::Bytes;
 use http::{Method, Request, StatusCode};
 use http_body_util::BodyExt;
 use modelyard_artifacts::Digest;
+use modelyard_common::clock::Clock as _;
 use modelyard_proto::registry::v1::CreateModelVersionRequest;
 use modelyard_testkit::wait::until;
 use serde_json::{Value, json};
@@ -17,7 +18,8 @@ use tower::ServiceExt;
 
 use crate::{
     fixture,
-    support::{PATIENCE, PROJECT, TestRegistry, registries, start},
+    openid::database,
+    support::{PATIENCE, PROJECT, TestRegistry, execute, registries, start},
 };
 
 /// The clock of the tests begins long before the files are made: from here on they are old.
@@ -230,5 +232,89 @@ async fn a_quota_refuses_what_is_too_much_and_nothing_else() {
         let (status, _) = file(&registry, Method::PUT, "full", b"x".to_vec()).await;
         assert_eq!(status, StatusCode::PAYLOAD_TOO_LARGE);
         registry.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_removal_that_somebody_works_at_is_left_alone() {
+    for (place, registry) in registries().await {
+        registry.clock.advance(LATER);
+        registry.upload("part").await;
+        let database = database(&place, &registry).await;
+        let begun = format!(
+            "INSERT INTO blob_removal (project, removal, digest, size_bytes, begun_at) VALUES ('{PROJECT}', 1, '{}', 4, {});
+             UPDATE project_storage SET removals = 1 WHERE project = '{PROJECT}'",
+            Digest::of(b"part"),
+            registry.clock.now().as_micros(),
+        );
+        execute(&database, begun).await.unwrap();
+        let freed = collect(&registry).await;
+        assert_eq!(freed["freed"], json!([]));
+        assert!(has_blob(&registry, b"part").await);
+        // Whoever began it has been gone for long.
+        registry.clock.advance(Duration::from_hours(1));
+        let freed = collect(&registry).await;
+        assert_eq!(freed["freed"], json!([{"kind": "blob", "count": 1, "size_bytes": 4}]));
+        assert!(!has_blob(&registry, b"part").await);
+        registry.stop().await;
+    }
+}
+
+/// Sends a request to any project, also as MLflow's clients do; the status and the answer.
+async fn ask(registry: &TestRegistry, method: Method, uri: &str, project: &str, body: &str) -> (StatusCode, Value) {
+    let request = Request::builder()
+        .method(method)
+        .uri(uri)
+        .header("content-type", "application/json")
+        .header("x-mlflow-workspace", project)
+        .body(Body::from(body.to_owned()))
+        .unwrap();
+    let response = registry.router.clone().oneshot(request).await.unwrap();
+    let status = response.status();
+    let body = response.into_body().collect().await.unwrap().to_bytes();
+    (status, serde_json::from_slice(&body).unwrap_or(Value::Null))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_removed_project_stores_is_freed_with_all_projects() {
+    for (_place, registry) in registries().await {
+        registry.clock.advance(LATER);
+        let registry = &registry;
+        let send = |method, uri: &'static str, body: &'static str| async move {
+            let (status, answer) = ask(registry, method, uri, "gone", body).await;
+            assert!(status.is_success(), "{uri}: {status} {answer}");
+            answer
+        };
+        send(Method::PUT, "/api/v1/projects/gone", r#"{"description": ""}"#).await;
+        send(Method::PUT, "/api/2.0/mlflow-artifacts/artifacts/f", "named").await;
+        send(Method::DELETE, "/api/v1/projects/gone", "").await;
+        let started = |answer: Value| {
+            let items = answer["items"].as_array().unwrap().clone();
+            items.into_iter().find(|item| item["project"] == "gone")
+        };
+        // It may have been removed by mistake.
+        let early = send(Method::POST, "/api/v1/gc", "{}").await;
+        assert_eq!(started(early), None);
+        registry.clock.advance(Duration::from_hours(24 * 31));
+        let collection = started(send(Method::POST, "/api/v1/gc", "{}").await).unwrap();
+        let uri = format!("/api/v1/projects/gone/gc/{}", collection["id"].as_str().unwrap());
+        let uri = &uri;
+        let collection = until("the collection ends", PATIENCE, || async move {
+            let (status, record) = ask(registry, Method::GET, uri, PROJECT, "").await;
+            assert_eq!(status, StatusCode::OK, "{record}");
+            (record["state"] != "running").then_some(record)
+        })
+        .await;
+        assert_eq!(collection["state"], "finished", "{collection}");
+        assert_eq!(
+            collection["freed"],
+            json!([{"kind": "blob", "count": 1, "size_bytes": 5}])
+        );
+        let blob = Digest::of(b"named").to_hex();
+        let folder = registry
+            .data_dir
+            .join("objects/projects/gone/blobs/sha256")
+            .join(&blob[..2]);
+        assert!(!folder.join(&blob[2..]).exists());
     }
 }

@@ -80,7 +80,7 @@ async fn an_endpoint_may_come_before_its_model() {
             .into_inner()
             .endpoint
             .unwrap();
-        assert!(endpoint.log_predictions);
+        assert!(endpoint.log.as_ref().unwrap().predictions);
         let route = &endpoint.routes[0];
         assert_eq!(
             (route.role(), route.model.as_str(), route.version),
@@ -140,14 +140,14 @@ async fn declaring_says_what_it_did() {
 #[tokio::test]
 async fn a_bad_spec_is_refused_with_all_its_problems() {
     for (_place, registry) in registries().await {
-        let bad = json!({"routes": [{"model": "m", "weight": 0}], "shadow": [{"modle": "m/1"}], "rollout": {}});
+        let bad = json!({"routes": [{"model": "m", "weight": 0}], "shadow": [{"modle": "m/1"}], "rolout": {}});
         let (status, reason, detail) = registry.refuse(Method::PUT, ENDPOINT, &bad).await;
         assert_eq!((status, reason.as_str()), (StatusCode::BAD_REQUEST, "INVALID_SPEC"));
         for named in [
             "`m` names no model version",
             "has weight 0",
             "shadow[0]: unknown field `modle`",
-            "`rollout`",
+            "`rolout`",
         ] {
             assert!(detail.contains(named), "{named}: {detail}");
         }

@@ -14,5 +14,6 @@ mod models;
 mod openid;
 mod runs;
 mod support;
+mod traffic;
 mod watch;
 mod webhooks;

@@ -17,7 +17,7 @@ use modelyard_common::{
     readiness::Readiness,
     rpc::{self, Channel},
 };
-use modelyard_db::DatabaseConfig;
+use modelyard_db::{Database, DatabaseConfig, Pools as _};
 use modelyard_proto::registry::v1::{
     CreateModelVersionRequest, ModelVersion, SetAliasRequest, dataset_service_client::DatasetServiceClient,
     endpoint_service_client::EndpointServiceClient, model_service_client::ModelServiceClient,
@@ -26,6 +26,7 @@ use modelyard_proto::registry::v1::{
 use modelyard_registry::Config;
 use modelyard_testkit::postgres::{TestDatabase, test_databases};
 use serde_json::Value;
+use sqlx::AssertSqlSafe;
 use tower::ServiceExt;
 
 use crate::fixture;
@@ -117,6 +118,24 @@ pub async fn try_start_in(
         readiness: context.readiness,
         data_dir,
     })
+}
+
+/// Runs statements behind the registry's back.
+pub async fn execute(database: &Database, script: impl Into<String>) -> Result<(), sqlx::Error> {
+    let script = AssertSqlSafe(script.into());
+    match database {
+        Database::Sqlite(pools) => {
+            let mut tx = pools.begin().await.unwrap();
+            sqlx::raw_sql(script).execute(&mut *tx).await?;
+            tx.commit().await.unwrap();
+        }
+        Database::Postgres(pools) => {
+            let mut tx = pools.begin().await.unwrap();
+            sqlx::raw_sql(script).execute(&mut *tx).await?;
+            tx.commit().await.unwrap();
+        }
+    }
+    Ok(())
 }
 
 impl TestRegistry {

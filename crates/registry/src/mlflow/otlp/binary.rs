@@ -8,7 +8,7 @@ use opentelemetry_proto::tonic::{
 };
 use prost::Message as _;
 
-use super::{Brought, MAX_MESSAGES, MAX_SPANS, Unread, id, nanos, parts};
+use super::{Brought, MAX_MESSAGES, MAX_SPANS, Unread, id, nanos, parent_id, parts};
 use crate::model::{
     json::Json,
     span::{NewSpan, SpanEvent, SpanGroup, SpanLink, SpanStatus},
@@ -52,9 +52,9 @@ fn link(link: Link) -> Option<SpanLink> {
 fn span(span: Span) -> Result<NewSpan, &'static str> {
     let status = span.status.unwrap_or_default();
     Ok(NewSpan {
-        trace_id: id(&span.trace_id).ok_or("trace_id must have 1 to 16 bytes that are not all zero")?,
-        span_id: id(&span.span_id).ok_or("span_id must have 1 to 8 bytes that are not all zero")?,
-        parent_id: id(&span.parent_span_id),
+        trace_id: id(&span.trace_id).ok_or("trace_id must have 1 to 16 bytes")?,
+        span_id: id(&span.span_id).ok_or("span_id must have 1 to 8 bytes")?,
+        parent_id: parent_id(&span.parent_span_id),
         name: span.name,
         start_ns: nanos(span.start_time_unix_nano),
         end_ns: (span.end_time_unix_nano > 0).then(|| nanos(span.end_time_unix_nano)),

@@ -1,6 +1,6 @@
 //! Spans in JSON: ids in hexadecimal digits, whole numbers perhaps as texts, names in either spelling.
 
-use super::{Brought, MAX_SPANS, Unread, id, nanos};
+use super::{Brought, MAX_SPANS, Unread, id, nanos, parent_id};
 use crate::model::{
     json::Json,
     span::{NewSpan, SpanEvent, SpanGroup, SpanLink, SpanStatus},
@@ -126,7 +126,7 @@ fn span(message: &Json) -> Option<Result<NewSpan, &'static str>> {
     let read = NewSpan {
         trace_id: trace_id.unwrap_or_default(),
         span_id: span_id.unwrap_or_default(),
-        parent_id: id(&bytes(message, "parentSpanId", "parent_span_id")?),
+        parent_id: parent_id(&bytes(message, "parentSpanId", "parent_span_id")?),
         name: text(message, "name"),
         start_ns: time(message, "startTimeUnixNano", "start_time_unix_nano")?,
         end_ns: (end_ns > 0).then_some(end_ns),
@@ -137,8 +137,8 @@ fn span(message: &Json) -> Option<Result<NewSpan, &'static str>> {
         links: links(message)?,
     };
     Some(match (trace_id, span_id) {
-        (None, _) => Err("traceId must have 1 to 32 hexadecimal digits that are not all zero"),
-        (_, None) => Err("spanId must have 1 to 16 hexadecimal digits that are not all zero"),
+        (None, _) => Err("traceId must have 1 to 32 hexadecimal digits"),
+        (_, None) => Err("spanId must have 1 to 16 hexadecimal digits"),
         _ => Ok(read),
     })
 }

@@ -1,14 +1,13 @@
 use std::{collections::BTreeMap, fmt::Write as _};
 
-use modelyard_common::config::Secret;
-use modelyard_db::{Database, DatabaseConfig};
+use modelyard_db::Database;
 use modelyard_testkit::postgres::{TestDatabase, test_databases};
 use sqlx::AssertSqlSafe;
 
 use super::*;
 use crate::{
     model::lineage::MAX_DEPTH,
-    store::{MIGRATIONS, Stores},
+    store::{Stores, testing},
 };
 
 /// How many runs, logged models, versions and so on the graph has of each.
@@ -61,8 +60,8 @@ fn beginning() -> String {
             "INSERT INTO registered_model (project, name, description, last_version, created_at, updated_at)
              VALUES ('{project}', 'm', '', 99, 0, 0);
              INSERT INTO dataset (project, name, last_version, created_at, updated_at) VALUES ('{project}', 'd', 9, 0, 0);
-             INSERT INTO endpoint (project, name, spec, log_predictions, created_at, updated_at)
-             VALUES ('{project}', 'e', '{{}}', 1, 3, 4);"
+             INSERT INTO endpoint (project, name, spec, created_at, updated_at)
+             VALUES ('{project}', 'e', '{{}}', 3, 4);"
         );
         for number in 1..4 {
             let _ = write!(
@@ -193,26 +192,8 @@ fn objects() -> Vec<Object> {
 }
 
 async fn open(place: &TestDatabase, script: String) -> (Database, Stores) {
-    let config = DatabaseConfig {
-        url: place.url.clone().map(Secret::new),
-        ..DatabaseConfig::default()
-    };
-    let database = Database::open(&config, place.data_dir(), "registry").await.unwrap();
-    database.migrate(&[MIGRATIONS]).await.unwrap();
-    let script = AssertSqlSafe(script);
-    match &database {
-        Database::Sqlite(pools) => {
-            let mut tx = pools.begin().await.unwrap();
-            sqlx::raw_sql(script).execute(&mut *tx).await.unwrap();
-            tx.commit().await.unwrap();
-        }
-        Database::Postgres(pools) => {
-            let mut tx = pools.begin().await.unwrap();
-            sqlx::raw_sql(script).execute(&mut *tx).await.unwrap();
-            tx.commit().await.unwrap();
-        }
-    }
-    let stores = Stores::open(&database);
+    let (database, stores) = testing::open(place).await;
+    testing::run(&database, script).await;
     (database, stores)
 }
 

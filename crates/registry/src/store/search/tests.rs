@@ -3,15 +3,12 @@ mod traces;
 
 use std::{cmp::Ordering, collections::BTreeMap, fmt::Write as _};
 
-use modelyard_common::config::Secret;
-use modelyard_db::{Database, DatabaseConfig};
 use modelyard_testkit::postgres::{TestDatabase, test_databases};
-use sqlx::AssertSqlSafe;
 
 use super::*;
 use crate::{
     search::{Clause, EXPERIMENTS, Entity, Operator, RUNS, Value, parse_filter, parse_order},
-    store::{MIGRATIONS, Stores},
+    store::{Stores, testing},
 };
 
 /// A run as the tests know it.
@@ -174,26 +171,9 @@ async fn stores(place: &TestDatabase, runs: &[Known]) -> Stores {
 
 /// A registry in which a script has stored something.
 async fn stores_of(place: &TestDatabase, script: String) -> Stores {
-    let config = DatabaseConfig {
-        url: place.url.clone().map(Secret::new),
-        ..DatabaseConfig::default()
-    };
-    let database = Database::open(&config, place.data_dir(), "registry").await.unwrap();
-    database.migrate(&[MIGRATIONS]).await.unwrap();
-    let script = AssertSqlSafe(script);
-    match &database {
-        Database::Sqlite(pools) => {
-            let mut tx = pools.begin().await.unwrap();
-            sqlx::raw_sql(script).execute(&mut *tx).await.unwrap();
-            tx.commit().await.unwrap();
-        }
-        Database::Postgres(pools) => {
-            let mut tx = pools.begin().await.unwrap();
-            sqlx::raw_sql(script).execute(&mut *tx).await.unwrap();
-            tx.commit().await.unwrap();
-        }
-    }
-    Stores::open(&database)
+    let (database, stores) = testing::open(place).await;
+    testing::run(&database, script).await;
+    stores
 }
 
 fn fits_pattern(text: &[char], pattern: &[char]) -> bool {

@@ -1,23 +1,21 @@
 //! Searches of traces.
 
-use std::collections::BTreeMap;
-
 use async_trait::async_trait;
 use conditional_trait_gen::trait_gen;
 use modelyard_db::{Pools, PostgresPools, SqlitePools, Transaction};
 use sqlx::QueryBuilder;
 
 use super::{
-    MAX_SEARCHED, Speaks, SqlStore, cut, in_order, place,
-    place::Standing,
-    position, read_token, scopes,
+    MAX_SEARCHED, Speaks, SqlStore, cut,
+    page_room::PageRoom,
+    place, position, read_token, scopes, text_ids,
     traces::{self, Scope},
 };
 use crate::{
     error::{Error, Result},
     model::trace::TraceInfo,
     search::{Clause, Entity, Filter, Operator, Order},
-    store::trace_rows::{IDS_AT_ONCE, TraceRow, select_traces},
+    store::trace_rows::{TraceRow, select_traces},
 };
 
 /// The most traces of a page.
@@ -137,28 +135,29 @@ fn check_said<'a>(filters: impl IntoIterator<Item = &'a Filter>, experiments: us
 
 #[trait_gen(P -> SqlitePools, PostgresPools)]
 impl SqlStore<P> {
+    /// The traces of the first ids, in this order: as many as a page holds. And how many ids these are.
     async fn traces_by_id(
         tx: &mut Transaction<<P as Pools>::Db>,
         project: &str,
         ids: &[String],
-    ) -> Result<Vec<TraceInfo>> {
+    ) -> Result<(Vec<TraceInfo>, usize)> {
         let mut traces = Vec::with_capacity(ids.len());
-        for chunk in ids.chunks(IDS_AT_ONCE) {
+        let mut room = PageRoom::new();
+        while let Some(group) = room.next_group(ids) {
             let mut query = QueryBuilder::<<P as Pools>::Db>::new(select_traces!("WHERE r.project = "));
             query.push_bind(project.to_owned());
             query.push(" AND r.id IN (");
             let mut list = query.separated(", ");
-            for id in chunk {
+            for id in group {
                 list.push_bind(id.clone());
             }
             query.push(")");
             let rows: Vec<TraceRow> = query.build_query_as().fetch_all(&mut **tx).await?;
             let complete = Self::complete_traces(tx, project, rows).await?;
-            let by_id: BTreeMap<String, TraceInfo> =
-                complete.into_iter().map(|info| (info.trace_id.clone(), info)).collect();
-            traces.extend(in_order(chunk, by_id));
+            let by_id = complete.into_iter().map(|info| (info.trace_id.clone(), info)).collect();
+            traces.extend(room.take(group, by_id, TraceInfo::text_bytes));
         }
-        Ok(traces)
+        Ok((traces, room.taken()))
     }
 }
 
@@ -188,17 +187,10 @@ impl TraceSearchStore for SqlStore<P> {
             places.extend(Self::places(&mut tx, sql, &terms, 0).await?);
         }
         places.sort_by(|left, right| place::compare(&terms, left, right));
-        let next_token = cut(&mut places, limit)?;
-        let id = position(&terms, &traces::TRACE_ID);
-        let ids: Vec<String> = places
-            .into_iter()
-            .filter_map(|mut place| match place.get_mut(id) {
-                Some(Standing::Text(id)) => Some(std::mem::take(id)),
-                _ => None,
-            })
-            .collect();
-        let traces = Self::traces_by_id(&mut tx, project, &ids).await?;
+        let ids = text_ids(&places, position(&terms, &traces::TRACE_ID), limit);
+        let (traces, taken) = Self::traces_by_id(&mut tx, project, &ids).await?;
         tx.rollback().await?;
+        let next_token = cut(&mut places, taken)?;
         Ok(TracePage { traces, next_token })
     }
 
