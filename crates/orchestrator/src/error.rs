@@ -74,6 +74,19 @@ pub enum Error {
     /// The attempt or the run that a report is about is over.
     #[error("the attempt is over: another holds the step, or the run has ended; drop what this attempt did")]
     Stale,
+    /// A rollout that is over cannot be changed.
+    #[error("rollout {id} is {state}: there is nothing to {change}")]
+    RolloutOver {
+        /// The rollout.
+        id: String,
+        /// How it stands.
+        state: &'static str,
+        /// What was wanted.
+        change: &'static str,
+    },
+    /// The registry failed, or refuses.
+    #[error("the registry: {0}")]
+    Registry(#[from] modelyard_common::error::RemoteError),
     /// The configuration cannot work.
     #[error("{0}")]
     Config(String),
@@ -115,7 +128,10 @@ impl Fault for Error {
                 ErrorKind::InvalidArgument
             }
             Self::NotFound { .. } => ErrorKind::NotFound,
-            Self::NoPipeline { .. } | Self::Finished { .. } | Self::Stale => ErrorKind::FailedPrecondition,
+            Self::NoPipeline { .. } | Self::Finished { .. } | Self::RolloutOver { .. } | Self::Stale => {
+                ErrorKind::FailedPrecondition
+            }
+            Self::Registry(error) => error.kind(),
             Self::KeyReused(_) => ErrorKind::AlreadyExists,
             Self::Access(error) => error.kind(),
             Self::Jobs(error) => error.kind(),
@@ -134,6 +150,8 @@ impl Fault for Error {
             Self::NoPipeline { .. } => "PIPELINE_MISSING",
             Self::KeyReused(_) => "IDEMPOTENCY_KEY_REUSED",
             Self::Finished { .. } => "PIPELINE_RUN_FINISHED",
+            Self::RolloutOver { .. } => "ROLLOUT_OVER",
+            Self::Registry(error) => error.reason(),
             Self::Stale => "ATTEMPT_STALE",
             Self::Config(_) => "INVALID_CONFIG",
             Self::Jobs(error) => error.reason(),

@@ -1,5 +1,7 @@
 //! The face for people and their tools.
 
+mod rollouts;
+
 use axum::{
     Json,
     extract::{DefaultBodyLimit, State},
@@ -39,6 +41,7 @@ pub(crate) fn router(orchestrator: Orchestrator) -> OpenApiRouter {
         .routes(routes!(cancel_run))
         .routes(routes!(put_trigger, get_trigger, delete_trigger))
         .routes(routes!(list_triggers))
+        .merge(rollouts::router())
         .layer(DefaultBodyLimit::max(MAX_BODY_BYTES))
         .layer(from_fn_with_state(access, authenticate))
         .with_state(orchestrator)

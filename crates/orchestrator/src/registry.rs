@@ -7,9 +7,10 @@ use modelyard_common::{
     rpc::{Channel, MAX_MESSAGE_BYTES},
 };
 use modelyard_proto::registry::v1::{
-    CreateModelVersionRequest, CreateRunRequest, DatasetVersion, FinishRunRequest, GetDatasetVersionRequest,
-    GetModelVersionRequest, LogBatchRequest, ModelVersion, Run, RunStatus, SetAliasRequest,
-    dataset_service_client::DatasetServiceClient, get_model_version_request::Selector,
+    ChangeRolloutRequest, CreateModelVersionRequest, CreateRunRequest, DatasetVersion, FinishRunRequest,
+    GetDatasetVersionRequest, GetModelVersionRequest, ListRolloutsRequest, LogBatchRequest, ModelVersion, Rollout, Run,
+    RunStatus, SetAliasRequest, dataset_service_client::DatasetServiceClient,
+    endpoint_service_client::EndpointServiceClient, get_model_version_request::Selector,
     model_service_client::ModelServiceClient, run_service_client::RunServiceClient,
 };
 use tonic::{Request, Response, Status};
@@ -23,6 +24,7 @@ pub(crate) struct Registry {
     datasets: DatasetServiceClient<Channel>,
     runs: RunServiceClient<Channel>,
     models: ModelServiceClient<Channel>,
+    endpoints: EndpointServiceClient<Channel>,
     channel: Channel,
 }
 
@@ -53,6 +55,7 @@ impl Registry {
             datasets: DatasetServiceClient::new(channel.clone()).max_decoding_message_size(MAX_MESSAGE_BYTES),
             runs: RunServiceClient::new(channel.clone()).max_decoding_message_size(MAX_MESSAGE_BYTES),
             models: ModelServiceClient::new(channel.clone()).max_decoding_message_size(MAX_MESSAGE_BYTES),
+            endpoints: EndpointServiceClient::new(channel.clone()).max_decoding_message_size(MAX_MESSAGE_BYTES),
             channel,
         }
     }
@@ -131,5 +134,19 @@ impl Registry {
     pub(crate) async fn set_alias(&self, message: SetAliasRequest) -> Result<u32, RemoteError> {
         let mut client = self.models.clone();
         Ok(answer(client.set_alias(request(message))).await?.previous_version)
+    }
+
+    /// The rollouts that are under way.
+    pub(crate) async fn list_rollouts(&self) -> Result<Vec<Rollout>, RemoteError> {
+        let mut client = self.endpoints.clone();
+        Ok(answer(client.list_rollouts(request(ListRolloutsRequest {})))
+            .await?
+            .rollouts)
+    }
+
+    /// Moves a rollout on.
+    pub(crate) async fn change_rollout(&self, message: ChangeRolloutRequest) -> Result<(), RemoteError> {
+        let mut client = self.endpoints.clone();
+        answer(client.change_rollout(request(message))).await.map(drop)
     }
 }

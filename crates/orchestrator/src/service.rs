@@ -1,6 +1,7 @@
 //! What can be asked of the orchestrator: check, store, enqueue.
 
 mod pipelines;
+mod rollouts;
 mod runs;
 mod triggers;
 
@@ -9,6 +10,7 @@ use std::sync::Arc;
 use modelyard_auth::{Access, Caller, Resource as Protected, audit::Operation};
 use modelyard_common::name::check_name;
 
+pub(crate) use rollouts::RolloutChange;
 pub(crate) use runs::RunQuery;
 
 use crate::{

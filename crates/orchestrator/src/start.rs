@@ -17,6 +17,7 @@ use crate::{
     grpc, http,
     ops::{Ops, Tools},
     registry::Registry,
+    rollouts,
     service::Orchestrator,
     store::{HEAVY_QUEUE, LIGHT_QUEUE, open_stores},
 };
@@ -123,6 +124,7 @@ fn work(engine: &Engine, config: &Config, context: &Context) {
         lifecycle.spawn(name, worker.run(lifecycle.soft()));
     }
     lifecycle.spawn("lost steps", engine.clone().fail_lost_steps(lifecycle.soft()));
+    lifecycle.spawn("rollouts", rollouts::run(engine.clone(), lifecycle.soft()));
     lifecycle.spawn(
         "old runs",
         engine.clone().remove_old_runs(config.keep_runs, lifecycle.soft()),

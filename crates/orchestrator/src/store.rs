@@ -1,6 +1,7 @@
 //! Pipelines, triggers and runs in the database. One method is one transaction.
 
 mod resources;
+mod rollouts;
 mod rows;
 mod runs;
 
@@ -16,8 +17,8 @@ use serde_json::{Map, Value};
 use crate::{
     error::Result,
     model::{
-        Event, Outcome, PipelineRun, PipelineRunPage, Plan, Progress, Resource, ResourceKind, RunState, RunStatus,
-        TriggerRef,
+        Event, Outcome, PipelineRun, PipelineRunPage, Plan, Progress, Resource, ResourceKind, Rollout, RunState,
+        RunStatus, TriggerRef,
     },
 };
 
@@ -178,6 +179,24 @@ pub trait RunStore: Send + Sync {
     async fn remove_finished(&self, older_than: Timestamp, limit: u32) -> Result<u64>;
 }
 
+/// Rollouts. Each comes with the number of its changes, which a change of it must know.
+#[async_trait]
+pub trait RolloutStore: Send + Sync {
+    /// Makes a rollout, unless its endpoint has one of this revision.
+    async fn begin_rollout(&self, rollout: &Rollout) -> Result<()>;
+    /// Replaces a rollout, unless it was changed since; whether it was not. With what the audit chain is told of it, where
+    /// somebody did it: what the rules do is told by the registry.
+    async fn change_rollout(&self, rollout: &Rollout, change: i64, event: Option<&NewEvent>) -> Result<bool>;
+    /// A rollout by its id.
+    async fn find_rollout(&self, project: &str, id: &str) -> Result<Option<(Rollout, i64)>>;
+    /// A rollout by the revision at which its routes came up.
+    async fn find_rollout_of(&self, project: &str, endpoint: &str, revision: u64) -> Result<Option<(Rollout, i64)>>;
+    /// The rollouts that are not over.
+    async fn open_rollouts(&self) -> Result<Vec<(Rollout, i64)>>;
+    /// Rollouts of a project, or of one endpoint, the newest first; one more than the limit says that there are more.
+    async fn list_rollouts(&self, project: &str, endpoint: Option<&str>, page: Page<'_>) -> Result<Vec<Rollout>>;
+}
+
 /// The stores of an open database that has [`crate::MIGRATIONS`] and those of the queue.
 #[derive(Clone)]
 pub struct Stores {
@@ -185,6 +204,8 @@ pub struct Stores {
     pub resources: Arc<dyn ResourceStore>,
     /// Runs.
     pub runs: Arc<dyn RunStore>,
+    /// Rollouts.
+    pub rollouts: Arc<dyn RolloutStore>,
     /// The queue.
     pub jobs: Arc<dyn JobStore>,
 }
@@ -201,9 +222,10 @@ pub fn open_stores(database: &Database) -> Stores {
 }
 
 impl Stores {
-    fn of<S: ResourceStore + RunStore + 'static>(store: Arc<S>, jobs: Arc<dyn JobStore>) -> Self {
+    fn of<S: ResourceStore + RunStore + RolloutStore + 'static>(store: Arc<S>, jobs: Arc<dyn JobStore>) -> Self {
         Self {
             resources: Arc::clone(&store) as Arc<dyn ResourceStore>,
+            rollouts: Arc::clone(&store) as Arc<dyn RolloutStore>,
             runs: store,
             jobs,
         }

@@ -6,5 +6,6 @@ mod definitions;
 mod engine;
 mod flights;
 mod registry;
+mod rollouts;
 mod stores;
 mod world;

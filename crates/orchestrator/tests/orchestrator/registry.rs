@@ -9,13 +9,18 @@ use std::{
 };
 
 use async_trait::async_trait;
+use futures::stream::BoxStream;
 use modelyard_common::rpc::{self, Channel};
 use modelyard_proto::registry::v1::{
-    CreateModelVersionRequest, CreateModelVersionResponse, CreateRunRequest, CreateRunResponse, DatasetVersion,
-    FinishRunRequest, FinishRunResponse, GetDatasetVersionRequest, GetDatasetVersionResponse, GetModelVersionRequest,
-    GetModelVersionResponse, GetRunRequest, GetRunResponse, LogBatchRequest, LogBatchResponse, ModelVersion, Run,
-    RunStatus, SetAliasRequest, SetAliasResponse,
+    ChangeRolloutRequest, ChangeRolloutResponse, CreateModelVersionRequest, CreateModelVersionResponse,
+    CreateRunRequest, CreateRunResponse, DatasetVersion, FinishRunRequest, FinishRunResponse, GetDatasetVersionRequest,
+    GetDatasetVersionResponse, GetEndpointRequest, GetEndpointResponse, GetModelVersionRequest,
+    GetModelVersionResponse, GetRunRequest, GetRunResponse, ListRolloutsRequest, ListRolloutsResponse, LogBatchRequest,
+    LogBatchResponse, ModelVersion, ReportStatusRequest, ReportStatusResponse, ReportTrafficRequest,
+    ReportTrafficResponse, Rollout, Run, RunStatus, SetAliasRequest, SetAliasResponse, WatchRequest, WatchResponse,
+    change_rollout_request::Change,
     dataset_service_server::{DatasetService, DatasetServiceServer},
+    endpoint_service_server::{EndpointService, EndpointServiceServer},
     get_model_version_request::Selector,
     model_service_server::{ModelService, ModelServiceServer},
     run_service_server::{RunService, RunServiceServer},
@@ -30,6 +35,9 @@ pub struct Contents {
     pub runs: Vec<Run>,
     pub versions: Vec<ModelVersion>,
     pub aliases: BTreeMap<(String, String), u32>,
+    pub rollouts: Vec<Rollout>,
+    /// What was wanted of rollouts, in this order.
+    pub changes: Vec<ChangeRolloutRequest>,
     keys: BTreeMap<String, usize>,
 }
 
@@ -57,7 +65,8 @@ impl FakeRegistry {
     pub fn channel(&self) -> Channel {
         let routes = Routes::new(DatasetServiceServer::new(self.clone()))
             .add_service(RunServiceServer::new(self.clone()))
-            .add_service(ModelServiceServer::new(self.clone()));
+            .add_service(ModelServiceServer::new(self.clone()))
+            .add_service(EndpointServiceServer::new(self.clone()));
         rpc::local(routes)
     }
 
@@ -232,5 +241,56 @@ impl ModelService for FakeRegistry {
         Ok(Response::new(SetAliasResponse {
             previous_version: previous.unwrap_or(0),
         }))
+    }
+}
+
+/// Rollouts are asked for all the time, so that these calls are not counted with the others.
+#[async_trait]
+impl EndpointService for FakeRegistry {
+    type WatchStream = BoxStream<'static, Result<WatchResponse, Status>>;
+
+    async fn list_rollouts(&self, _: Request<ListRolloutsRequest>) -> Result<Response<ListRolloutsResponse>, Status> {
+        let rollouts = self.contents.lock().rollouts.clone();
+        Ok(Response::new(ListRolloutsResponse { rollouts }))
+    }
+
+    async fn change_rollout(
+        &self,
+        request: Request<ChangeRolloutRequest>,
+    ) -> Result<Response<ChangeRolloutResponse>, Status> {
+        let request = request.into_inner();
+        let mut contents = self.contents.lock();
+        contents.changes.push(request.clone());
+        let place = contents
+            .rollouts
+            .iter()
+            .position(|rollout| rollout.revision == request.revision);
+        let Some(place) = place else {
+            return Err(Status::failed_precondition("it is over"));
+        };
+        match request.change {
+            Some(Change::Share(share)) => contents.rollouts[place].share = share,
+            _ => drop(contents.rollouts.remove(place)),
+        }
+        Ok(Response::new(ChangeRolloutResponse {}))
+    }
+
+    async fn watch(&self, _: Request<WatchRequest>) -> Result<Response<Self::WatchStream>, Status> {
+        Err(Status::unimplemented("gateways watch"))
+    }
+
+    async fn report_status(&self, _: Request<ReportStatusRequest>) -> Result<Response<ReportStatusResponse>, Status> {
+        Err(Status::unimplemented("gateways report"))
+    }
+
+    async fn report_traffic(
+        &self,
+        _: Request<ReportTrafficRequest>,
+    ) -> Result<Response<ReportTrafficResponse>, Status> {
+        Err(Status::unimplemented("gateways report"))
+    }
+
+    async fn get_endpoint(&self, _: Request<GetEndpointRequest>) -> Result<Response<GetEndpointResponse>, Status> {
+        Err(Status::unimplemented("rollouts are all that is asked for"))
     }
 }

@@ -8,7 +8,10 @@ use http_body_util::BodyExt;
 use modelyard_artifacts::{Artifacts, ProjectArtifacts, Storage, StorageConfig};
 use modelyard_common::{Context, clock::SystemClock, id::RandomIds, lifecycle::Lifecycle, readiness::Readiness, rpc};
 use modelyard_orchestrator::{Config, start};
-use modelyard_proto::orchestrator::v1::{FireTriggerRequest, trigger_service_client::TriggerServiceClient};
+use modelyard_proto::orchestrator::v1::{
+    FireTriggerRequest, ReportAlertRequest, rollout_service_client::RolloutServiceClient,
+    trigger_service_client::TriggerServiceClient,
+};
 use modelyard_testkit::{postgres::TestDatabase, wait::until};
 use serde_json::{Value, json};
 use tower::ServiceExt;
@@ -126,6 +129,21 @@ impl World {
     pub async fn run_steps(&self, steps: Value) -> String {
         self.put("pipelines/p", &json!({"steps": steps})).await;
         self.run("p", &json!({})).await
+    }
+
+    /// Tells of an alert about version 2 of model `m` at endpoint `e`; the rollouts that are rolled back.
+    pub async fn report_alert(&self, rule: &str, version: u32) -> Vec<String> {
+        let request = ReportAlertRequest {
+            project: "default".to_owned(),
+            endpoint: "e".to_owned(),
+            rule: rule.to_owned(),
+            alert: "a1".to_owned(),
+            model: "m".to_owned(),
+            version,
+            reason: "drift_share is 0.9".to_owned(),
+        };
+        let mut client = RolloutServiceClient::new(self.running.grpc.clone());
+        client.report_alert(request).await.unwrap().into_inner().rollout_ids
     }
 
     pub async fn fire(&self, trigger: &str, key: &str, event: &Value) -> Result<String, tonic::Status> {
