@@ -13,11 +13,21 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         "modelyard/registry/v1/access.proto",
         "modelyard/registry/v1/audit.proto",
         "modelyard/registry/v1/secrets.proto",
+        "modelyard/orchestrator/v1/rollouts.proto",
         "modelyard/orchestrator/v1/triggers.proto",
         "modelyard/monitoring/v1/segments.proto",
         "inference/inference.proto",
     ];
     let descriptors = protox::compile(files, [&root])?;
+    // For clients that ask which methods there are.
+    let mut compiler = protox::Compiler::new([&root])?;
+    let inference = compiler
+        .open_file("inference/inference.proto")?
+        .encode_file_descriptor_set();
+    std::fs::write(
+        PathBuf::from(std::env::var("OUT_DIR")?).join("inference.bin"),
+        inference,
+    )?;
     tonic_prost_build::configure()
         .bytes(".inference.ModelInferRequest.raw_input_contents")
         .bytes(".inference.ModelInferResponse.raw_output_contents")

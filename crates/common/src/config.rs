@@ -195,6 +195,55 @@ impl JsonSchema for size {
     }
 }
 
+/// A type that is written and read as another is, where there may be none.
+macro_rules! maybe {
+    ($(#[$about:meta])* $name:ident, $of:literal, $value:ty, $schema:literal, $pattern:ident) => {
+        $(#[$about])*
+        #[derive(Debug)]
+        #[expect(non_camel_case_types, reason = "it stands where serde expects the name of a module")]
+        pub enum $name {}
+
+        impl $name {
+            /// Writes the value as text, if there is one.
+            pub fn serialize<S: Serializer>(value: &Option<$value>, serializer: S) -> Result<S::Ok, S::Error> {
+                #[derive(Serialize)]
+                struct Written(#[serde(with = $of)] $value);
+                value.map(Written).serialize(serializer)
+            }
+
+            /// Reads the value from text, if there is one.
+            pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<$value>, D::Error> {
+                #[derive(Deserialize)]
+                struct Written(#[serde(with = $of)] $value);
+                Ok(Option::<Written>::deserialize(deserializer)?.map(|written| written.0))
+            }
+        }
+
+        impl JsonSchema for $name {
+            fn inline_schema() -> bool {
+                true
+            }
+
+            fn schema_name() -> Cow<'static, str> {
+                $schema.into()
+            }
+
+            fn json_schema(_: &mut SchemaGenerator) -> Schema {
+                json_schema!({"type": ["string", "null"], "pattern": $pattern})
+            }
+        }
+    };
+}
+
+maybe!(
+    /// [`duration`], where there may be none; with `#[serde(default)]` beside it.
+    maybe_duration, "duration", Duration, "MaybeDuration", DURATION_PATTERN
+);
+maybe!(
+    /// [`size`], where there may be none; with `#[serde(default)]` beside it.
+    maybe_size, "size", u64, "MaybeSize", SIZE_PATTERN
+);
+
 #[cfg(test)]
 mod tests {
     use proptest::{prelude::*, string::string_regex};

@@ -13,7 +13,10 @@ use modelyard_common::{
     rpc::{Channel, MAX_MESSAGE_BYTES},
 };
 use modelyard_proto::{
-    orchestrator::v1::{FireTriggerRequest, trigger_service_client::TriggerServiceClient},
+    orchestrator::v1::{
+        FireTriggerRequest, ReportAlertRequest, rollout_service_client::RolloutServiceClient,
+        trigger_service_client::TriggerServiceClient,
+    },
     registry::v1::{
         GetModelVersionRequest, GetRunRequest, ModelVersion, Run, RunStatus, get_model_version_request::Selector,
         model_service_client::ModelServiceClient, run_service_client::RunServiceClient,
@@ -54,9 +57,10 @@ pub struct Registry {
     references: Mutex<HashMap<VersionKey, Arc<Reference>>>,
 }
 
-/// The orchestrator: triggers.
+/// The orchestrator: triggers and rollouts.
 pub struct Orchestrator {
     triggers: TriggerServiceClient<Channel>,
+    rollouts: RolloutServiceClient<Channel>,
 }
 
 /// A request with its deadline.
@@ -218,8 +222,36 @@ impl Orchestrator {
     #[must_use]
     pub fn new(channel: Channel) -> Self {
         Self {
-            triggers: TriggerServiceClient::new(channel).max_decoding_message_size(MAX_MESSAGE_BYTES),
+            triggers: TriggerServiceClient::new(channel.clone()).max_decoding_message_size(MAX_MESSAGE_BYTES),
+            rollouts: RolloutServiceClient::new(channel).max_decoding_message_size(MAX_MESSAGE_BYTES),
         }
+    }
+
+    /// Tells of an alert: rollouts of the version that is to blame are rolled back where the rule guards them. The answer
+    /// names them.
+    ///
+    /// # Errors
+    /// The orchestrator does not answer, or refuses.
+    pub async fn report(&self, alert: &Alert) -> Result<Vec<String>> {
+        let conditions = alert
+            .conditions
+            .iter()
+            .map(|condition| format!("{} is {}", condition.metric, condition.value));
+        let conditions: Vec<String> = conditions.collect();
+        let message = ReportAlertRequest {
+            project: alert.project.clone(),
+            endpoint: alert.endpoint.clone(),
+            rule: alert.rule.clone(),
+            alert: alert.id.clone(),
+            model: alert.model.clone(),
+            version: alert.version,
+            reason: conditions.join(", "),
+        };
+        let call = || {
+            let (mut rollouts, message) = (self.rollouts.clone(), message.clone());
+            async move { rollouts.report_alert(request(message)).await }
+        };
+        Ok(patiently(Peer::Orchestrator, call).await?.rollout_ids)
     }
 
     /// Fires the trigger of an alert, once for each alert however often it is called. The answer is the pipeline run.

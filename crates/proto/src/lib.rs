@@ -36,4 +36,7 @@ pub mod monitoring {
 /// The Open Inference Protocol over gRPC.
 pub mod inference {
     tonic::include_proto!("inference");
+
+    /// The contract itself, for clients that ask which methods there are.
+    pub const FILE_DESCRIPTOR_SET: &[u8] = tonic::include_file_descriptor_set!("inference");
 }

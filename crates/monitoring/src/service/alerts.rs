@@ -53,27 +53,38 @@ impl Monitoring {
         })
     }
 
-    /// Fires the trigger of an alert.
+    /// Tells rollouts of an alert, and fires its trigger.
     pub(super) async fn run_fire(&self, job: &FireJob, claim: &Claim) -> Result<()> {
-        let alert = self.store.alert_to_fire(&job.alert).await?;
-        if let Some((alert, trigger)) = alert
-            .as_ref()
-            .and_then(|alert| Some((alert, alert.trigger.as_deref()?)))
-        {
-            match self.orchestrator.fire(alert, trigger).await {
-                Ok(run) => {
-                    self.store.alert_fired(&alert.id, &run).await?;
-                    tracing::info!(alert = alert.id, trigger, pipeline_run = run, "a trigger was fired");
-                }
-                Err(error) => {
-                    self.store
-                        .alert_not_fired(&alert.id, &Chain(&error).to_string())
-                        .await?;
-                    return Err(error);
-                }
+        if let Some(alert) = self.store.alert_to_fire(&job.alert).await? {
+            let rolled_back = self.orchestrator.report(&alert).await?;
+            if !rolled_back.is_empty() {
+                tracing::info!(
+                    alert = alert.id,
+                    rollouts = rolled_back.join(", "),
+                    "rollouts were rolled back"
+                );
+            }
+            if let Some(trigger) = alert.trigger.as_deref() {
+                self.fire(&alert, trigger).await?;
             }
         }
         self.jobs.complete(claim, self.clock.now()).await?;
         Ok(())
+    }
+
+    async fn fire(&self, alert: &Alert, trigger: &str) -> Result<()> {
+        match self.orchestrator.fire(alert, trigger).await {
+            Ok(run) => {
+                self.store.alert_fired(&alert.id, &run).await?;
+                tracing::info!(alert = alert.id, trigger, pipeline_run = run, "a trigger was fired");
+                Ok(())
+            }
+            Err(error) => {
+                self.store
+                    .alert_not_fired(&alert.id, &Chain(&error).to_string())
+                    .await?;
+                Err(error)
+            }
+        }
     }
 }

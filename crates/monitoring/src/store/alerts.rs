@@ -97,12 +97,10 @@ impl AlertStore for SqlStore<P> {
     }
 
     async fn alert_to_fire(&self, id: &str) -> Result<Option<Alert>> {
-        let row: Option<AlertRow> = sqlx::query_as(select!(
-            "WHERE id = $1 AND trigger_name IS NOT NULL AND pipeline_run_id IS NULL"
-        ))
-        .bind(id)
-        .fetch_optional(self.pools.reader())
-        .await?;
+        let row: Option<AlertRow> = sqlx::query_as(select!("WHERE id = $1 AND pipeline_run_id IS NULL"))
+            .bind(id)
+            .fetch_optional(self.pools.reader())
+            .await?;
         row.map(AlertRow::alert).transpose()
     }
 

@@ -145,10 +145,9 @@ impl SqlStore<P> {
         if inserted.rows_affected() == 0 {
             return Ok(None);
         }
-        if raise.spec.trigger.is_some() {
-            let job = self.fire_job(&id, now)?;
-            self.enqueue(tx, &job, now).await?;
-        }
+        // A rule without a trigger may guard a rollout.
+        let job = self.fire_job(&id, now)?;
+        self.enqueue(tx, &job, now).await?;
         Ok(Some(Raised {
             rule: raise.rule.to_owned(),
             alert: id,

@@ -66,6 +66,10 @@ async fn a_bad_window_fires_one_alert_and_a_good_one_resolves_it() {
         );
         assert_eq!(alert["window"], json!({"start": MARCH, "end": APRIL}));
         assert_eq!(alert["pipeline_run_id"], format!("run of alert:{id}"));
+        // Rollouts that the rule guards are told of it as well.
+        let told = world.orchestrator.told.lock().get(&id).cloned().unwrap();
+        assert_eq!((told.rule.as_str(), told.version), ("decay", 1));
+        assert!(told.reason.starts_with("auc is "), "{}", told.reason);
         let condition = &alert["conditions"][0];
         assert_eq!(
             (&condition["metric"], &condition["reference"], &condition["threshold"]),

@@ -12,7 +12,8 @@ use async_trait::async_trait;
 use modelyard_common::rpc::{self, Channel};
 use modelyard_proto::{
     orchestrator::v1::{
-        FireTriggerRequest, FireTriggerResponse,
+        FireTriggerRequest, FireTriggerResponse, ReportAlertRequest, ReportAlertResponse,
+        rollout_service_server::{RolloutService, RolloutServiceServer},
         trigger_service_server::{TriggerService, TriggerServiceServer},
     },
     registry::v1::{
@@ -134,11 +135,15 @@ pub struct Orchestrator {
     pub away: Arc<AtomicBool>,
     pub calls: Arc<AtomicUsize>,
     pub fired: Arc<Mutex<HashMap<String, FireTriggerRequest>>>,
+    /// The alerts that were told of, by their ids.
+    pub told: Arc<Mutex<HashMap<String, ReportAlertRequest>>>,
 }
 
 impl Orchestrator {
     pub fn channel(&self) -> Channel {
-        rpc::local(Routes::new(TriggerServiceServer::new(self.clone())))
+        rpc::local(
+            Routes::new(TriggerServiceServer::new(self.clone())).add_service(RolloutServiceServer::new(self.clone())),
+        )
     }
 }
 
@@ -156,5 +161,17 @@ impl TriggerService for Orchestrator {
         let pipeline_run_id = format!("run of {}", request.key);
         self.fired.lock().insert(request.key.clone(), request);
         Ok(Response::new(FireTriggerResponse { pipeline_run_id }))
+    }
+}
+
+#[async_trait]
+impl RolloutService for Orchestrator {
+    async fn report_alert(
+        &self,
+        request: Request<ReportAlertRequest>,
+    ) -> Result<Response<ReportAlertResponse>, Status> {
+        let request = request.into_inner();
+        self.told.lock().insert(request.alert.clone(), request);
+        Ok(Response::new(ReportAlertResponse::default()))
     }
 }

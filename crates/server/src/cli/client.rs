@@ -11,8 +11,12 @@ use super::UsageError;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How long an answer may take to continue; long uploads and downloads keep moving.
+/// How long an answer may take to begin, and to continue. It counts from when a request begins to be sent.
 const READ_TIMEOUT: Duration = Duration::from_mins(2);
+
+/// How often a connection without traffic is looked at, and how often in vain before it counts as broken.
+const KEEPALIVE: Duration = Duration::from_secs(30);
+const KEEPALIVE_TRIES: u32 = 4;
 
 /// What follows an error that passes by itself; scripts may look for it.
 const TRY_AGAIN: &str = "not available at present: try again in a moment";
@@ -29,9 +33,19 @@ pub enum Level {
     Project,
 }
 
+/// How requests are sent.
+#[derive(Clone)]
+pub struct Http {
+    /// What is answered soon.
+    pub prompt: reqwest::Client,
+    /// What takes as long as it takes: uploads, and what a server reads through before it answers. Only a connection that is broken
+    /// ends it.
+    pub patient: reqwest::Client,
+}
+
 /// A connection to a server, for its installation and perhaps for one project.
 pub struct Client {
-    http: reqwest::Client,
+    http: Http,
     url: String,
     token: Option<String>,
     project: Option<String>,
@@ -60,7 +74,7 @@ impl Client {
 
     /// A request to a path of the server, `/v2/models` for example.
     pub fn request(&self, method: Method, path: &str) -> RequestBuilder {
-        self.with_token(self.http.request(method, format!("{}{path}", self.url)))
+        self.with_token(self.http.prompt.request(method, format!("{}{path}", self.url)))
     }
 
     fn with_token(&self, request: RequestBuilder) -> RequestBuilder {
@@ -82,7 +96,13 @@ impl Client {
 
     /// A request to a part of the API; `segments` are encoded.
     pub fn request_at(&self, level: Level, method: Method, segments: &[&str]) -> anyhow::Result<RequestBuilder> {
-        Ok(self.with_token(self.http.request(method, self.url_of(level, segments)?)))
+        Ok(self.with_token(self.http.prompt.request(method, self.url_of(level, segments)?)))
+    }
+
+    /// A request to the project's part of the API that takes as long as it takes; `segments` are encoded.
+    pub fn patient_request(&self, method: Method, segments: &[&str]) -> anyhow::Result<RequestBuilder> {
+        let url = self.url_of(Level::Project, segments)?;
+        Ok(self.with_token(self.http.patient.request(method, url)))
     }
 
     /// Names of users and groups may hold `/` and `@`: each segment stays one.
@@ -201,7 +221,7 @@ impl Client {
             .with_context(|| format!("`{}` cannot be read", path.display()))?;
         let size = file.metadata().await?.len();
         let body = Body::wrap_stream(tokio_util::io::ReaderStream::new(file));
-        let request = self.project_request(Method::PUT, &["artifacts"])?;
+        let request = self.patient_request(Method::PUT, &["artifacts"])?;
         let answer = self.send(request.header("content-length", size).body(body)).await;
         let answer = answer.with_context(|| format!("`{}` cannot be uploaded", path.display()))?;
         let digest = answer.get("digest").and_then(Value::as_str);
@@ -210,15 +230,25 @@ impl Client {
 }
 
 /// What sends requests; the certificates in `ca_file` are trusted beside those of this machine.
-pub fn http_client(ca_file: Option<&Path>) -> anyhow::Result<reqwest::Client> {
-    let http = reqwest::Client::builder()
-        .connect_timeout(CONNECT_TIMEOUT)
-        .read_timeout(READ_TIMEOUT);
-    let http = match ca_file {
-        Some(file) => http.tls_certs_merge(authorities(file)?),
-        None => http,
+pub fn http_client(ca_file: Option<&Path>) -> anyhow::Result<Http> {
+    http_with(ca_file, READ_TIMEOUT)
+}
+
+fn http_with(ca_file: Option<&Path>, read_timeout: Duration) -> anyhow::Result<Http> {
+    let trusted = ca_file.map(authorities).transpose()?.unwrap_or_default();
+    let builder = || {
+        reqwest::Client::builder()
+            .connect_timeout(CONNECT_TIMEOUT)
+            .tcp_keepalive(KEEPALIVE)
+            .tcp_keepalive_interval(KEEPALIVE)
+            .tcp_keepalive_retries(KEEPALIVE_TRIES)
+            .tls_certs_merge(trusted.clone())
     };
-    http.build().context("the HTTP client cannot be made")
+    let cannot = "the HTTP client cannot be made";
+    Ok(Http {
+        prompt: builder().read_timeout(read_timeout).build().context(cannot)?,
+        patient: builder().build().context(cannot)?,
+    })
 }
 
 /// A text that can be a segment of a path. The others would be left out of the URL, which names something else then.
@@ -289,6 +319,11 @@ async fn words_of(response: Response) -> String {
 
 #[cfg(test)]
 mod tests {
+    use tokio::{
+        io::{AsyncReadExt as _, AsyncWriteExt as _},
+        net::{TcpListener, TcpStream},
+    };
+
     use super::*;
 
     fn client(url: &str) -> Client {
@@ -317,6 +352,34 @@ mod tests {
             let error = client.url_of(Level::Installation, &["users", name]).unwrap_err();
             assert!(error.is::<UsageError>(), "{name}: {error}");
         }
+    }
+
+    async fn next_request(listener: &TcpListener) -> TcpStream {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        let mut head = [0; 4096];
+        assert!(stream.read(&mut head).await.unwrap() > 0);
+        stream
+    }
+
+    #[tokio::test]
+    async fn an_upload_takes_as_long_as_it_takes() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let mut client = client(&format!("http://{}", listener.local_addr().unwrap())).in_project("default");
+        client.http = http_with(None, Duration::from_millis(100)).unwrap();
+        let file = tempfile::NamedTempFile::new().unwrap();
+        fs::write(file.path(), "content").unwrap();
+        let upload = client.upload(file.path());
+        let serve = async {
+            let mut upload = next_request(&listener).await;
+            // The server is silent for longer than it may be to others.
+            let (_question, refused) = tokio::join!(next_request(&listener), client.get(&["models"]));
+            assert!(refused.is_err());
+            let answer = "HTTP/1.1 201 Created\r\ncontent-length: 14\r\n\r\n{\"digest\":\"d\"}";
+            upload.write_all(answer.as_bytes()).await.unwrap();
+            upload
+        };
+        let (digest, _connection) = tokio::join!(upload, serve);
+        assert_eq!(digest.unwrap(), "d");
     }
 
     #[test]

@@ -42,7 +42,8 @@ pub async fn push(arguments: &PushArguments) -> anyhow::Result<()> {
         bar.inc(1);
     }
     bar.finish_and_clear();
-    let request = client.project_request(Method::POST, &["datasets", &arguments.name, "versions"])?;
+    // The server reads all of the files before it answers.
+    let request = client.patient_request(Method::POST, &["datasets", &arguments.name, "versions"])?;
     let body = json!({ "files": files, "append": arguments.append });
     let version = client.send(request.json(&body)).await?;
     if format == Format::Json {

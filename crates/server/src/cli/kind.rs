@@ -116,7 +116,7 @@ pub const SECRET: Kind = Kind::listed("Secret", "secret", "secrets")
 
 /// All kinds. Declared ones stand in the order in which they are applied: what is referred to comes first, and the
 /// installation before what is in its projects.
-pub static KINDS: [Kind; 20] = [
+pub static KINDS: [Kind; 21] = [
     Kind::declared("Project", "project", "projects")
         .of_installation()
         .showing(PROJECT_COLUMNS),
@@ -145,6 +145,7 @@ pub static KINDS: [Kind; 20] = [
     Kind::declared("AlertRule", "alert-rule", "alert-rules"),
     Kind::listed("Alert", "alert", "alerts"),
     Kind::listed("PipelineRun", "pipeline-run", "pipeline-runs"),
+    Kind::listed("Rollout", "rollout", "rollouts").showing(ROLLOUT_COLUMNS),
     Kind::listed("Dataset", "dataset", "datasets").versioned(),
     Kind::listed("Model", "model", "models").versioned(),
     Kind::listed("Run", "run", "runs"),
@@ -178,6 +179,16 @@ const GENERAL: &[Column] = &[
     column("time", |item| {
         text_at(item, &["/updated_at", "/created_at", "/fired_at", "/started_at"])
     }),
+];
+
+const ROLLOUT_COLUMNS: &[Column] = &[
+    column("id", |item| text_at(item, &["/id"])),
+    column("endpoint", |item| text_at(item, &["/endpoint"])),
+    column("from", |item| text_at(item, &["/from"])),
+    column("to", |item| text_at(item, &["/to"])),
+    column("state", |item| text_at(item, &["/state"])),
+    column("share", |item| text_at(item, &["/share"])),
+    column("reason", |item| text_or(item, "/reason", "-")),
 ];
 
 const PROJECT_COLUMNS: &[Column] = &[NAME, DESCRIPTION, CREATED];

@@ -75,6 +75,11 @@ enum Command {
     Data(DataCommand),
     /// Point an endpoint at a model version or alias
     Deploy(deploy::DeployArguments),
+    /// Bring back what an endpoint served before
+    Rollback(deploy::RollbackArguments),
+    /// Change the rollout that an endpoint is in
+    #[command(subcommand)]
+    Rollout(deploy::RolloutCommand),
     /// Send one request in the Open Inference Protocol's JSON form to an endpoint
     Predict(prediction::PredictArguments),
     /// Run a pipeline by name, or apply it from a file and run it
@@ -219,6 +224,8 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
         Command::Lineage(arguments) => lineage::lineage(&arguments).await,
         Command::Data(DataCommand::Push(arguments)) => data::push(&arguments).await,
         Command::Deploy(arguments) => deploy::deploy(&arguments).await,
+        Command::Rollback(arguments) => deploy::roll_back(&arguments).await,
+        Command::Rollout(command) => deploy::change_rollout(&command).await,
         Command::Predict(arguments) => prediction::predict(&arguments).await,
         Command::Run(arguments) => pipeline::run(&arguments).await,
         Command::Gc(arguments) => gc::run(&arguments).await,

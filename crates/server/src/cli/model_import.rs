@@ -80,7 +80,8 @@ async fn import_file(arguments: &ImportArguments, client: &Client) -> anyhow::Re
     if let Some(description) = &arguments.description {
         body["description"] = json!(description);
     }
-    let request = client.project_request(Method::POST, &["models", &arguments.name, "versions"])?;
+    // The server fetches the file and reads it before it answers.
+    let request = client.patient_request(Method::POST, &["models", &arguments.name, "versions"])?;
     client
         .send(request.json(&body))
         .await
@@ -174,7 +175,7 @@ async fn import_folder(arguments: &ImportArguments, client: &Client) -> anyhow::
     };
     let server = mlflow_of(arguments)?;
     let body = json!({"experiment_id": EXPERIMENT, "name": logged_name(&arguments.name)});
-    let made = server.post("api/2.0/mlflow/logged-models", &body).await?;
+    let made = server.create("api/2.0/mlflow/logged-models", &body).await?;
     let info = made.pointer("/model/info").cloned().unwrap_or(Value::Null);
     let (model_id, uri) = (text(&info, "model_id"), text(&info, "artifact_uri"));
     let Place::Proxied(root) = Place::read(uri, Place::Run(String::new())) else {
@@ -208,7 +209,13 @@ async fn register(
     let name = arguments.name.as_str();
     if server.find_model(name).await?.is_none() {
         let body = json!({"name": name});
-        server.post("api/2.0/mlflow/registered-models/create", &body).await?;
+        let made = server.create("api/2.0/mlflow/registered-models/create", &body).await;
+        // It may have been made, by this request or by somebody else.
+        if let Err(error) = made
+            && server.find_model(name).await?.is_none()
+        {
+            return Err(error);
+        }
     }
     let tags: Vec<Value> = arguments
         .tags
@@ -222,7 +229,7 @@ async fn register(
         "description": arguments.description.as_deref().unwrap_or_default(),
         "tags": tags,
     });
-    let made = server.post("api/2.0/mlflow/model-versions/create", &body).await?;
+    let made = server.create("api/2.0/mlflow/model-versions/create", &body).await?;
     let made = made.get("model_version").cloned().unwrap_or(Value::Null);
     let problem = text(&made, "status_message");
     let number = text(&made, "version");
@@ -253,7 +260,7 @@ async fn put_bytes(server: &Mlflow, path: &str, content: String) -> anyhow::Resu
 async fn put(server: &Mlflow, path: &str, body: Body, size: u64) -> anyhow::Result<()> {
     let path = format!("api/2.0/mlflow-artifacts/artifacts/{path}");
     let segments: Vec<&str> = path.split('/').collect();
-    let request = server.request(Method::PUT, &segments)?;
+    let request = server.patient_request(Method::PUT, &segments)?;
     let answer = request.header(header::CONTENT_LENGTH, size).body(body).send().await?;
     let status = answer.status();
     if !status.is_success() {

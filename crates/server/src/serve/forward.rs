@@ -78,7 +78,7 @@ pub fn owner(path: &str) -> Option<Role> {
     let mut parts = path.strip_prefix("/api/v1/")?.split('/');
     match parts.next()? {
         "projects" => match parts.nth(1) {
-            Some("pipelines" | "pipeline-runs" | "triggers") => Some(Role::Orchestrator),
+            Some("pipelines" | "pipeline-runs" | "rollouts" | "triggers") => Some(Role::Orchestrator),
             Some("monitors" | "alert-rules" | "alerts" | "labels" | "predictions") => Some(Role::Monitoring),
             // Projects themselves, and everything else that is in one.
             _ => Some(Role::Registry),
@@ -181,6 +181,8 @@ mod tests {
             ("/endpoints/flight-delay/invocations", Some(Role::Gateway)),
             ("/api/v1/projects/default/endpoints/flight-delay", Some(Role::Registry)),
             ("/api/v1/projects/default/pipeline-runs", Some(Role::Orchestrator)),
+            ("/api/v1/projects/default/rollouts/7/abort", Some(Role::Orchestrator)),
+            ("/api/v1/projects/default/endpoints/e/rollback", Some(Role::Registry)),
             ("/api/v1/projects/default/labels", Some(Role::Monitoring)),
             ("/api/v1/projects/default", Some(Role::Registry)),
             ("/api/v1/projects", Some(Role::Registry)),

@@ -90,9 +90,18 @@ pub fn metric_keys(found: &Value) -> Vec<String> {
     keys
 }
 
-/// Whether a run is over, so that what was read of it is all.
-pub fn is_over(found: &Value) -> bool {
-    matches!(text(part(found, "info"), "status"), "FINISHED" | "FAILED" | "KILLED")
+/// How and when a run ended, so that what was read of it is all; None: it goes on.
+pub fn run_ending(found: &Value) -> Option<String> {
+    let info = part(found, "info");
+    let status = text(info, "status");
+    let is_over = matches!(status, "FINISHED" | "FAILED" | "KILLED");
+    is_over.then(|| format!("{status} {}", number(info, "end_time").unwrap_or_default()))
+}
+
+/// How a logged model ended; None: it is being made.
+pub fn logged_model_ending(converted: &Value) -> Option<String> {
+    let status = text(converted, "status");
+    (status != "LOGGED_MODEL_PENDING").then(|| status.to_owned())
 }
 
 fn datasets(inputs: &Value) -> Vec<Value> {
@@ -315,7 +324,7 @@ mod tests {
             json!({"model_id": "m-2", "role": "output", "step": 3})
         );
         assert_eq!(metric_keys(&found), ["a", "m"]);
-        assert!(is_over(&found));
+        assert!(run_ending(&found).is_some());
     }
 
     #[test]

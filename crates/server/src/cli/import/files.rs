@@ -25,9 +25,15 @@ struct Passed {
     hash: Sha256,
 }
 
-/// Copies all files of a place to below `root` of the target's store; how many there are, and their size. A file that is there
-/// with the same size is not sent again: files arrive whole or not at all.
-pub async fn copy_files(source: &Mlflow, place: &Place, target: &Target, root: &str) -> anyhow::Result<Counts> {
+/// Copies all files of a place to below `root` of the target's store; how many there are, and their size. Files arrive whole or
+/// not at all: where they `stay` as they are there, one that is here with the same size is not sent again.
+pub async fn copy_files(
+    source: &Mlflow,
+    place: &Place,
+    target: &Target,
+    root: &str,
+    stay: bool,
+) -> anyhow::Result<Counts> {
     let mut counts = Counts::default();
     let mut folders = vec![String::new()];
     let mut seen = 0;
@@ -41,7 +47,11 @@ pub async fn copy_files(source: &Mlflow, place: &Place, target: &Target, root: &
             continue;
         }
         let here = Place::Proxied(root.to_owned());
-        let present = target.server.files(&here, &folder).await?;
+        let present = if stay {
+            target.server.files(&here, &folder).await?
+        } else {
+            Vec::new()
+        };
         for entry in wanted {
             if entry.is_folder {
                 folders.push(entry.path);
@@ -91,7 +101,7 @@ async fn try_copy(source: &Mlflow, place: &Place, target: &Target, root: &str, e
     });
     let path = format!("api/2.0/mlflow-artifacts/artifacts/{}", below(root, &entry.path));
     let segments: Vec<&str> = path.split('/').collect();
-    let request = target.server.request(Method::PUT, &segments)?;
+    let request = target.server.patient_request(Method::PUT, &segments)?;
     let stored = request.body(Body::wrap_stream(content)).send().await?;
     let status = stored.status();
     let tag = stored.headers().get(header::ETAG).and_then(|tag| tag.to_str().ok());

@@ -6,6 +6,8 @@ use anyhow::{Context, bail};
 use reqwest::{Method, RequestBuilder, Response, StatusCode, header};
 use serde_json::{Value, json};
 
+use crate::cli::client::Http;
+
 /// How often a request is tried before its error counts.
 const ATTEMPTS: u32 = 7;
 /// How long the first pause between two tries is; each is twice as long as the one before.
@@ -36,7 +38,7 @@ pub enum Credential {
 
 /// A connection to a server that speaks MLflow's protocol.
 pub struct Mlflow {
-    http: reqwest::Client,
+    http: Http,
     url: reqwest::Url,
     credential: Credential,
     workspace: Option<String>,
@@ -151,9 +153,39 @@ fn pause(attempt: u32, asked: Option<Duration>) -> Duration {
     asked.unwrap_or_default().max(own).min(LONGEST_PAUSE)
 }
 
+/// How a try ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum End {
+    /// With an answer.
+    Answered(StatusCode),
+    /// Before anything was sent.
+    Unsent,
+    /// Without an answer.
+    Unanswered,
+}
+
+impl End {
+    fn of(answered: &Result<Response, reqwest::Error>) -> Self {
+        match answered {
+            Ok(response) => Self::Answered(response.status()),
+            Err(error) if error.is_connect() => Self::Unsent,
+            Err(_) => Self::Unanswered,
+        }
+    }
+
+    /// Whether what was asked for was certainly not done.
+    fn is_undone(self) -> bool {
+        match self {
+            Self::Answered(status) => matches!(status.as_u16(), 429 | 503),
+            Self::Unsent => true,
+            Self::Unanswered => false,
+        }
+    }
+}
+
 impl Mlflow {
     /// A connection to the server at a URL.
-    pub fn new(http: reqwest::Client, url: reqwest::Url, credential: Credential, workspace: Option<String>) -> Self {
+    pub fn new(http: Http, url: reqwest::Url, credential: Credential, workspace: Option<String>) -> Self {
         Self {
             http,
             url,
@@ -164,6 +196,15 @@ impl Mlflow {
 
     /// A request to a path, whose segments are encoded.
     pub fn request(&self, method: Method, segments: &[&str]) -> anyhow::Result<RequestBuilder> {
+        self.request_by(&self.http.prompt, method, segments)
+    }
+
+    /// The same for what takes as long as it takes.
+    pub fn patient_request(&self, method: Method, segments: &[&str]) -> anyhow::Result<RequestBuilder> {
+        self.request_by(&self.http.patient, method, segments)
+    }
+
+    fn request_by(&self, http: &reqwest::Client, method: Method, segments: &[&str]) -> anyhow::Result<RequestBuilder> {
         let mut url = self.url.clone();
         let mut path = url
             .path_segments_mut()
@@ -176,7 +217,7 @@ impl Mlflow {
             path.push(segment);
         }
         drop(path);
-        let mut request = self.http.request(method, url);
+        let mut request = http.request(method, url);
         request = match &self.credential {
             Credential::None => request,
             Credential::Token(token) => request.bearer_auth(token),
@@ -190,9 +231,19 @@ impl Mlflow {
 
     /// Sends what is made anew for each try, until it is answered or its error does not pass.
     pub async fn send(&self, make: impl Fn() -> anyhow::Result<RequestBuilder>) -> anyhow::Result<Response> {
+        self.send_if(make, |_| true).await
+    }
+
+    /// The same, trying again only after ends of which that may be done.
+    async fn send_if(
+        &self,
+        make: impl Fn() -> anyhow::Result<RequestBuilder>,
+        is_repeatable: impl Fn(&End) -> bool,
+    ) -> anyhow::Result<Response> {
         let mut attempt = 0;
         loop {
             let answered = make()?.send().await;
+            let end = End::of(&answered);
             let (error, asked) = match answered {
                 Ok(response) if response.status().is_success() => return Ok(response),
                 Ok(response) => {
@@ -213,6 +264,9 @@ impl Mlflow {
                     None,
                 ),
             };
+            if !is_repeatable(&end) {
+                return Err(error.context("it is not known whether it was done: look before you run the command again"));
+            }
             if attempt + 1 >= ATTEMPTS {
                 return Err(error.context(format!(
                     "given up after {ATTEMPTS} tries; run the command again to go on"
@@ -224,7 +278,10 @@ impl Mlflow {
     }
 
     async fn json(&self, make: impl Fn() -> anyhow::Result<RequestBuilder>) -> anyhow::Result<Value> {
-        let response = self.send(make).await?;
+        self.read(self.send(make).await?).await
+    }
+
+    async fn read(&self, response: Response) -> anyhow::Result<Value> {
         let text = response.text().await.context("an answer broke off")?;
         if text.is_empty() {
             return Ok(json!({}));
@@ -244,6 +301,20 @@ impl Mlflow {
         let segments: Vec<&str> = path.split('/').collect();
         self.json(|| Ok(self.request(Method::POST, &segments)?.json(body)))
             .await
+    }
+
+    /// Sends what the server reads through before it answers.
+    pub async fn post_patiently(&self, path: &str, body: &Value) -> anyhow::Result<Value> {
+        let segments: Vec<&str> = path.split('/').collect();
+        self.json(|| Ok(self.patient_request(Method::POST, &segments)?.json(body)))
+            .await
+    }
+
+    /// Makes something that would be made twice if it were sent twice.
+    pub async fn create(&self, path: &str, body: &Value) -> anyhow::Result<Value> {
+        let segments: Vec<&str> = path.split('/').collect();
+        let make = || Ok(self.patient_request(Method::POST, &segments)?.json(body));
+        self.read(self.send_if(make, |end| end.is_undone()).await?).await
     }
 
     /// Changes something.
@@ -463,49 +534,4 @@ fn words_of(body: &str) -> String {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn places_are_those_of_the_servers_own_store_or_of_their_owner() {
-        let run = || Place::Run("r".to_owned());
-        for (uri, expected) in [
-            (
-                "mlflow-artifacts:/1/r/artifacts",
-                Place::Proxied("1/r/artifacts".to_owned()),
-            ),
-            ("mlflow-artifacts://host:5000/1/r/", Place::Proxied("1/r".to_owned())),
-            ("mlflow-artifacts://host", Place::Proxied(String::new())),
-            ("s3://bucket/1/r/artifacts", run()),
-            ("/var/mlruns/1/r/artifacts", run()),
-        ] {
-            assert_eq!(Place::read(uri, run()), expected, "{uri}");
-        }
-    }
-
-    #[test]
-    fn pauses_grow_and_end() {
-        assert_eq!(pause(0, None), FIRST_PAUSE);
-        assert_eq!(pause(2, None), 4 * FIRST_PAUSE);
-        assert_eq!(pause(0, Some(Duration::from_secs(3))), Duration::from_secs(3));
-        assert_eq!(pause(60, Some(Duration::from_hours(1))), LONGEST_PAUSE);
-    }
-
-    #[test]
-    fn pages_end() {
-        let page = Page::read(json!({"runs": [1, 2], "next_page_token": "x"}), "runs");
-        assert_eq!((page.items.len(), page.next.as_deref()), (2, Some("x")));
-        let page = Page::read(json!({"next_page_token": ""}), "runs");
-        assert_eq!((page.items.len(), page.next), (0, None));
-    }
-
-    #[test]
-    fn errors_are_told_in_the_servers_words() {
-        assert_eq!(
-            words_of(r#"{"error_code": "X", "message": "no such run"}"#),
-            "no such run"
-        );
-        assert_eq!(words_of(r#"{"detail": "gone"}"#), "gone");
-        assert_eq!(words_of("<html>"), "<html>");
-    }
-}
+mod tests;

@@ -27,6 +27,10 @@ pub struct Home {
 struct Waiting {
     id: String,
     fingerprint: String,
+    /// How it ended; None: more of it may come.
+    ending: Option<String>,
+    /// Whether files that are here already are as they are there.
+    keeps_files: bool,
     /// What is asked for one by one: metrics.
     keys: Vec<String>,
     place: Place,
@@ -57,23 +61,25 @@ impl Import {
             let metrics = run.pointer("/data/metrics").cloned().unwrap_or(Value::Null);
             let fingerprint = convert::fingerprint(&[&converted, &metrics]);
             self.count_run(&converted);
-            if state.fingerprint == fingerprint {
+            if state.is_whole(&fingerprint) {
                 self.count_parts(state.counts);
                 self.bar.inc(1);
                 continue;
             }
             let run_id = convert::run_id(run).to_owned();
+            let ending = convert::run_ending(run);
+            let keeps_files = state.keeps_files(ending.as_deref());
+            if !keeps_files && !state.id.is_empty() {
+                self.target.suspect("run", &run_id).await?;
+            }
             let uri = run.pointer("/info/artifact_uri").and_then(Value::as_str);
             waiting.push(Waiting {
                 place: Place::read(uri.unwrap_or_default(), Place::Run(run_id.clone())),
                 root: format!("{}/{run_id}/artifacts", home.id),
                 keys: convert::metric_keys(run),
-                // Of one that goes on more may come.
-                fingerprint: if convert::is_over(run) {
-                    fingerprint
-                } else {
-                    String::new()
-                },
+                fingerprint,
+                ending,
+                keeps_files,
                 id: run_id,
             });
             sent.push(converted);
@@ -159,14 +165,25 @@ impl Import {
     }
 
     async fn bring_part(&self, kind: &str, thing: &Waiting) -> anyhow::Result<()> {
+        // Said before the first file is copied, so that it is known however this ends.
+        if !thing.keeps_files {
+            self.target.suspect(kind, &thing.id).await?;
+        }
         let mut points = 0;
         for key in &thing.keys {
             points += self.bring_points(&thing.id, key).await?;
         }
-        let mut counts = copy_files(&self.source, &thing.place, &self.target, &thing.root).await?;
+        let files = copy_files(&self.source, &thing.place, &self.target, &thing.root, thing.keeps_files);
+        let mut counts = files.await?;
         counts.points = points;
         self.count_parts(counts);
-        self.target.finish(kind, &thing.id, &thing.fingerprint, counts).await
+        match &thing.ending {
+            Some(ending) => {
+                let fingerprint = format!("{} {ending}", thing.fingerprint);
+                self.target.finish(kind, &thing.id, &fingerprint, counts).await
+            }
+            None => Ok(()),
+        }
     }
 
     async fn bring_points(&self, run_id: &str, key: &str) -> anyhow::Result<u64> {
@@ -216,18 +233,24 @@ impl Import {
             let converted = convert::logged_model(model);
             let fingerprint = convert::fingerprint(&[&converted]);
             self.report.lock().read("logged_models", 1);
-            if state.fingerprint == fingerprint {
+            if state.is_whole(&fingerprint) {
                 self.count_parts(state.counts);
                 self.bar.inc(1);
                 continue;
             }
+            let ending = convert::logged_model_ending(&converted);
+            let keeps_files = state.keeps_files(ending.as_deref());
+            if !keeps_files && !state.id.is_empty() {
+                self.target.suspect("logged_model", id).await?;
+            }
             let uri = model.pointer("/info/artifact_uri").and_then(Value::as_str);
-            let is_over = text(&converted, "status") != "LOGGED_MODEL_PENDING";
             waiting.push(Waiting {
                 place: Place::read(uri.unwrap_or_default(), Place::LoggedModel(id.to_owned())),
                 root: format!("{}/models/{id}/artifacts", home.id),
                 keys: Vec::new(),
-                fingerprint: if is_over { fingerprint } else { String::new() },
+                fingerprint,
+                ending,
+                keeps_files,
                 id: id.to_owned(),
             });
             sent.push(converted);
