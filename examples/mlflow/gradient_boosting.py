@@ -1,6 +1,6 @@
 """Trains with XGBoost and autologging, logs with MLflow, and deploys by an alias.
 
-    python3 -m pip install mlflow xgboost onnxmltools
+    python3 -m pip install mlflow xgboost onnxmltools onnxruntime
     export MLFLOW_TRACKING_URI=http://127.0.0.1:7070
     python3 examples/mlflow/gradient_boosting.py
     modelyard apply -f examples/mlflow/endpoint.yaml

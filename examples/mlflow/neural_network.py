@@ -1,6 +1,6 @@
 """Trains with PyTorch and autologging, logs with MLflow, and deploys by an alias.
 
-    python3 -m pip install mlflow torch pytorch-lightning onnx onnxscript scikit-learn
+    python3 -m pip install mlflow torch pytorch-lightning onnx onnxscript onnxruntime scikit-learn
     export MLFLOW_TRACKING_URI=http://127.0.0.1:7070
     python3 examples/mlflow/neural_network.py
     modelyard apply -f examples/mlflow/endpoint.yaml

@@ -1,6 +1,6 @@
 """Trains with scikit-learn, logs with MLflow, and deploys by an alias.
 
-    python3 -m pip install mlflow scikit-learn skl2onnx
+    python3 -m pip install mlflow scikit-learn skl2onnx onnxruntime
     export MLFLOW_TRACKING_URI=http://127.0.0.1:7070
     python3 examples/mlflow/scikit_learn.py
     modelyard apply -f examples/mlflow/endpoint.yaml

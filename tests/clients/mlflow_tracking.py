@@ -8,7 +8,7 @@ import mlflow
 from mlflow import MlflowClient
 from mlflow.data.http_dataset_source import HTTPDatasetSource
 from mlflow.data.meta_dataset import MetaDataset
-from mlflow.entities import Metric, Param, RunStatus, RunTag, ViewType
+from mlflow.entities import DatasetInput, InputTag, Metric, Param, RunStatus, RunTag, ViewType
 from mlflow.exceptions import MlflowException
 
 
@@ -133,6 +133,9 @@ found = client.get_run(parent.info.run_id)
 check("a fluent run", (found.info.status, found.data.params, found.data.metrics), ("FINISHED", {"a": "1", "b": "two"}, {"m": 1.5}))
 source = found.inputs.dataset_inputs[0]
 check("its dataset", (source.dataset.name, source.tags[0].key, source.tags[0].value), ("flights", "mlflow.data.context", "training"))
+client.log_inputs(child.info.run_id, [DatasetInput(source.dataset, [InputTag("foo", "baz"), InputTag("mlflow.data.context", "test")])])
+tags = client.get_run(child.info.run_id).inputs.dataset_inputs[0].tags
+check("the tags of a dataset, its context last", [(tag.key, tag.value) for tag in tags], [("foo", "baz"), ("mlflow.data.context", "test")])
 check("its source", json.loads(source.dataset.source)["url"], "https://data.example/flights.csv")
 check("a nested run", client.get_run(child.info.run_id).data.tags["mlflow.parentRunId"], parent.info.run_id)
 

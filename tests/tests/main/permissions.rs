@@ -3,6 +3,7 @@
 pub mod installation;
 
 mod contracts;
+mod inference;
 mod mlflow;
 mod operations;
 mod roles;
@@ -21,9 +22,10 @@ use serde_json::{Value, json};
 
 use crate::deployment::Topology;
 use contracts::{Call, message};
+use inference::INFERENCE;
 use installation::{ADMIN_PASSWORD, Installation, accepted, call, grpc_refusal, text};
 use mlflow::MLFLOW;
-use operations::{API, Body, INFERENCE, Operation};
+use operations::{API, Body, Operation};
 use roles::{A_SERVICE, COLUMNS, Column, Entrance, NOWHERE, OTHER, SERVED, TARGET, TUNE, TUNER, Verdict};
 
 /// What the refusal of a project says that does not exist or is not seen.

@@ -38,6 +38,9 @@ pub fn message(fields: &[Field], project: &str) -> Vec<u8> {
     bytes
 }
 
+/// An entry of a map, the parameter `config`, which nobody may send: the answer tells who could, and nothing is loaded.
+const BROUGHT: &str = "\n\u{6}config";
+
 /// `proto/inference`: the project is in the metadata.
 pub const INFERENCE: &[Call] = &[
     ("inference.GRPCInferenceService/ServerLive", &[], Need::Public),
@@ -63,6 +66,29 @@ pub const INFERENCE: &[Call] = &[
         &[Text("served")],
         Need::Endpoint("endpoint.predict"),
     ),
+    // Each message of a stream is answered by itself, and this one with what is wrong with it.
+    ("inference.GRPCInferenceService/ModelStreamInfer", &[], Need::SignedIn),
+    (
+        "inference.GRPCInferenceService/ModelConfig",
+        &[Text("served")],
+        Need::Endpoint("endpoint.read"),
+    ),
+    (
+        "inference.GRPCInferenceService/ModelStatistics",
+        &[Text("served")],
+        Need::Endpoint("endpoint.read"),
+    ),
+    ("inference.GRPCInferenceService/RepositoryIndex", &[], Need::SignedIn),
+    (
+        "inference.GRPCInferenceService/RepositoryModelLoad",
+        &[Text(""), Text("served"), Text(BROUGHT)],
+        Need::Endpoint("endpoint.write"),
+    ),
+    (
+        "inference.GRPCInferenceService/RepositoryModelUnload",
+        &[Text(""), Text("served"), Text(BROUGHT)],
+        Need::Endpoint("endpoint.write"),
+    ),
 ];
 
 /// `proto/modelyard`: what services call.
@@ -70,6 +96,11 @@ pub const INTERNAL: &[Call] = &[
     (
         "modelyard.orchestrator.v1.TriggerService/FireTrigger",
         &[Project, Text("absent"), Text("key"), Text("{}")],
+        Need::Project(&["trigger.fire"]),
+    ),
+    (
+        "modelyard.orchestrator.v1.RolloutService/ReportAlert",
+        &[Project, Text("absent"), Text("rule"), Text("alert")],
         Need::Project(&["trigger.fire"]),
     ),
     (
@@ -115,6 +146,21 @@ pub const INTERNAL: &[Call] = &[
     (
         "modelyard.registry.v1.EndpointService/ReportStatus",
         &[],
+        Need::Installation(&["endpoint.watch"]),
+    ),
+    (
+        "modelyard.registry.v1.EndpointService/ReportTraffic",
+        &[],
+        Need::Installation(&["endpoint.watch"]),
+    ),
+    (
+        "modelyard.registry.v1.EndpointService/ListRollouts",
+        &[],
+        Need::Installation(&["endpoint.watch"]),
+    ),
+    (
+        "modelyard.registry.v1.EndpointService/ChangeRollout",
+        &[Project, Text("served")],
         Need::Installation(&["endpoint.watch"]),
     ),
     (

@@ -51,9 +51,14 @@ pub fn client() -> Result<Client> {
 impl Installation {
     /// Starts the servers, with lines for the table `auth`, and tables of the test's own.
     pub async fn start(topology: Topology, auth: &str, tables: &str) -> Result<Self> {
+        Self::start_on(topology, Engine::Sqlite, auth, tables).await
+    }
+
+    /// The same, on this database.
+    pub async fn start_on(topology: Topology, engine: Engine, auth: &str, tables: &str) -> Result<Self> {
         let settings =
             format!("[auth]\nsign_in = true\n{auth}\n[registry]\nadmin_password = '{ADMIN_PASSWORD}'\n{tables}");
-        let deployment = Deployment::start_with(topology, Engine::Sqlite, &settings).await?;
+        let deployment = Deployment::start_with(topology, engine, &settings).await?;
         let mut installation = Self {
             url: deployment.url().to_owned(),
             deployment,
@@ -156,6 +161,15 @@ impl Installation {
         wait::until(&format!("every role answers {status}"), PATIENCE, || async {
             let statuses = self.statuses(front, token).await.ok()?;
             statuses.iter().all(|here| *here == status).then_some(())
+        })
+        .await;
+    }
+
+    /// Waits until every role, asked through a process, knows whose a token is, whatever it may do with it.
+    pub async fn wait_known(&self, front: &str, token: &str) {
+        wait::until("every role knows the token", PATIENCE, || async {
+            let statuses = self.statuses(front, token).await.ok()?;
+            (!statuses.contains(&401)).then_some(())
         })
         .await;
     }

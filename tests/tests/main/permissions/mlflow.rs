@@ -127,6 +127,8 @@ pub const MLFLOW: &[Operation] = &[
     op("POST /api/2.0/mlflow/runs/search", READ_RUNS).json("{}"),
     op("GET /api/2.0/mlflow/metrics/get-history", READ_RUNS)
         .at("/api/2.0/mlflow/metrics/get-history?run_id=absent&metric_key=k"),
+    op("GET /api/2.0/mlflow/metrics/get-history-bulk", READ_RUNS)
+        .at("/api/2.0/mlflow/metrics/get-history-bulk?run_id=absent&metric_key=k"),
     op("GET /api/2.0/mlflow/metrics/get-history-bulk-interval", READ_RUNS)
         .at("/api/2.0/mlflow/metrics/get-history-bulk-interval?run_ids=absent&metric_key=k"),
     // --- logged models

@@ -400,6 +400,10 @@ pub const API: &[Operation] = &[
         "DELETE /api/v1/projects/{project}/endpoints/{name}",
         Need::Project(&["endpoint.write"]),
     ),
+    op(
+        "POST /api/v1/projects/{project}/endpoints/{name}/rollback",
+        Need::Project(&["endpoint.write"]),
+    ),
     op("GET /api/v1/projects/{project}/events", Need::Project(&["event.read"])),
     // --- pipelines and triggers
     op(
@@ -452,6 +456,30 @@ pub const API: &[Operation] = &[
     op(
         "DELETE /api/v1/projects/{project}/triggers/{name}",
         Need::Project(&["trigger.write"]),
+    ),
+    op(
+        "GET /api/v1/projects/{project}/rollouts",
+        Need::Project(&["endpoint.read"]),
+    ),
+    op(
+        "GET /api/v1/projects/{project}/rollouts/{id}",
+        Need::Project(&["endpoint.read"]),
+    ),
+    op(
+        "POST /api/v1/projects/{project}/rollouts/{id}/pause",
+        Need::Project(&["endpoint.write"]),
+    ),
+    op(
+        "POST /api/v1/projects/{project}/rollouts/{id}/resume",
+        Need::Project(&["endpoint.write"]),
+    ),
+    op(
+        "POST /api/v1/projects/{project}/rollouts/{id}/promote",
+        Need::Project(&["endpoint.write"]),
+    ),
+    op(
+        "POST /api/v1/projects/{project}/rollouts/{id}/abort",
+        Need::Project(&["endpoint.write"]),
     ),
     // --- monitoring
     op(
@@ -512,47 +540,4 @@ pub const API: &[Operation] = &[
     ),
     // --- the last one: it ends the token that it is asked with
     op("POST /api/v1/auth/sign-out", Need::SignedIn),
-];
-
-/// The gateway's own routes, as its router has them; those that ask who calls are below `/projects/{project}`, too.
-pub const INFERENCE: &[Operation] = &[
-    op("GET /v2", Need::Public),
-    op("GET /v2/health/live", Need::Public),
-    op("GET /v2/health/ready", Need::Public),
-    op("GET /ping", Need::Public),
-    op("GET /v2/models", Need::SignedIn),
-    op("GET /v1/models", Need::SignedIn),
-    op("GET /v2/models/{model}", Need::Endpoint("endpoint.read")).at("/v2/models/served"),
-    op("GET /v2/models/{model}", Need::Project(&["endpoint.read"])),
-    op("GET /v2/models/{model}/ready", Need::Endpoint("endpoint.read")).at("/v2/models/served/ready"),
-    op("POST /v2/models/{model}/infer", Need::Endpoint("endpoint.predict"))
-        .at("/v2/models/served/infer")
-        .json(r#"{"inputs": []}"#),
-    op("POST /v2/models/{model}/infer", Need::Project(&["endpoint.predict"])).json(r#"{"inputs": []}"#),
-    op(
-        "GET /v2/models/{model}/versions/{version}",
-        Need::Endpoint("endpoint.read"),
-    )
-    .at("/v2/models/served/versions/1"),
-    op(
-        "GET /v2/models/{model}/versions/{version}/ready",
-        Need::Endpoint("endpoint.read"),
-    )
-    .at("/v2/models/served/versions/1/ready"),
-    op(
-        "POST /v2/models/{model}/versions/{version}/infer",
-        Need::Endpoint("endpoint.predict"),
-    )
-    .at("/v2/models/served/versions/1/infer")
-    .json(r#"{"inputs": []}"#),
-    op("GET /v1/models/{model}", Need::Endpoint("endpoint.read")).at("/v1/models/served"),
-    op("POST /v1/models/{model}", Need::Endpoint("endpoint.predict"))
-        .at("/v1/models/served:predict")
-        .json(r#"{"instances": [[1]]}"#),
-    op(
-        "POST /endpoints/{model}/invocations",
-        Need::Endpoint("endpoint.predict"),
-    )
-    .at("/endpoints/served/invocations")
-    .json(r#"{"inputs": [[1]]}"#),
 ];

@@ -1,0 +1,108 @@
+//! Clients of the Open Inference Protocol, unchanged, against endpoints that serve models of every datatype.
+
+use std::{
+    env, fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use anyhow::{Context, Result, bail, ensure};
+
+use crate::{
+    clients::{run_client, run_client_of},
+    deployment::{Deployment, Engine, Topology},
+};
+
+/// The variable that names the Python with KServe's client.
+const PYTHON_KSERVE: &str = "TEST_PYTHON_KSERVE";
+/// The variable that names Triton's load generator.
+const PERF_ANALYZER: &str = "TEST_PERF_ANALYZER";
+
+/// A server whose endpoints `identity` and `classes` serve the models that the scripts expect.
+async fn deployment(topology: Topology) -> Result<Deployment> {
+    let deployment = Deployment::start(topology, Engine::Sqlite).await?;
+    let folder = deployment.folder().join("models");
+    fs::create_dir_all(&folder)?;
+    let folder_name = folder.display().to_string();
+    run_client("onnx_models.py", &[&folder_name], &[])?;
+    for name in ["identity", "classes"] {
+        let file = folder.join(format!("{name}.onnx")).display().to_string();
+        let model = format!("{name}@champion");
+        for arguments in [
+            &["models", "import", &file, "--name", name, "--alias", "champion"][..],
+            &["deploy", name, "--model", &model, "--wait"],
+        ] {
+            let output = deployment.modelyard(arguments)?;
+            ensure!(
+                output.status.success(),
+                "{arguments:?}: {}",
+                String::from_utf8_lossy(&output.stderr)
+            );
+        }
+    }
+    Ok(deployment)
+}
+
+fn address(deployment: &Deployment) -> &str {
+    deployment.url().trim_start_matches("http://")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tritonclient_finds_what_triton_offers() -> Result<()> {
+    let deployment = deployment(Topology::AllInOne).await?;
+    let said = run_client("triton_protocol.py", &[address(&deployment)], &[])?;
+    ensure!(said.contains("ok a stream with asyncio"), "{said}");
+    deployment.stop().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_client_of_kserve_is_answered_over_all_its_protocols() -> Result<()> {
+    let deployment = deployment(Topology::AllInOne).await?;
+    let said = run_client_of(PYTHON_KSERVE, "kserve_protocol.py", &[address(&deployment)])?;
+    ensure!(said.contains("ok gRPC gives the same"), "{said}");
+    deployment.stop().await
+}
+
+/// The folder of a library that came with a Python package.
+fn cuda_libraries(program: &Path) -> Result<PathBuf> {
+    let environment = program
+        .ancestors()
+        .nth(2)
+        .context("the load generator lies in no environment")?;
+    let versions = fs::read_dir(environment.join("lib"))?.filter_map(Result::ok);
+    let mut folders = versions.map(|version| version.path().join("site-packages/nvidia/cuda_runtime/lib"));
+    folders
+        .find(|folder| folder.is_dir())
+        .context("the library of CUDA is not in the load generator's environment")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn perf_analyzer_drives_it_over_http_and_grpc() -> Result<()> {
+    let program: PathBuf = env::var_os(PERF_ANALYZER)
+        .with_context(|| format!("{PERF_ANALYZER} is not set: run the tests by `cargo xtask test`, which fetches it"))?
+        .into();
+    let deployment = deployment(Topology::AllInOne).await?;
+    for protocol in ["http", "grpc"] {
+        let mut command = Command::new(&program);
+        command.env("LD_LIBRARY_PATH", cuda_libraries(&program)?);
+        command.args(["-m", "classes", "-b", "2", "-u", address(&deployment), "-i", protocol]);
+        // Windows as short as they may be, three of them, and no wish that they agree: other tests run beside.
+        command.args(["--concurrency-range", "4", "-p", "500", "-r", "3", "-s", "10000"]);
+        let output = command.output()?;
+        let said = String::from_utf8_lossy(&output.stdout);
+        ensure!(
+            output.status.success(),
+            "{said}\n{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        // What it takes from the statistics of the server.
+        let count = said
+            .lines()
+            .find_map(|line| line.trim().strip_prefix("Inference count: "));
+        let Some(count) = count else {
+            bail!("over {protocol} it saw no statistics:\n{said}");
+        };
+        ensure!(count.trim().parse::<u64>()? > 0, "over {protocol}:\n{said}");
+    }
+    deployment.stop().await
+}

@@ -1,0 +1,305 @@
+//! New versions of an endpoint come to serve step by step under load, or are refused by what guards them.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, bail, ensure};
+use modelyard_testkit::wait::until;
+use parking_lot::Mutex;
+use reqwest::Client;
+use serde_json::{Value, json};
+use tokio::task::JoinSet;
+
+use crate::{
+    clients::run_client,
+    deployment::{Deployment, Engine, Topology},
+    permissions::installation::{PATIENCE, accepted},
+};
+
+/// Callers that send one request after the other.
+const CALLERS: usize = 4;
+/// What a version must keep below half the time; the slow one needs many times as long, the others a hundredth.
+const MEDIAN: &str = "40ms";
+
+/// An endpoint `e` that follows an alias, under load.
+pub struct Scene {
+    pub deployment: Deployment,
+    http: Client,
+    pub load: Load,
+}
+
+/// What came of requests: by the version that answered, and of those that failed.
+#[derive(Default)]
+pub struct Outcomes {
+    pub answered: BTreeMap<String, usize>,
+    pub failed: Vec<String>,
+}
+
+pub struct Load {
+    outcomes: Arc<Mutex<Outcomes>>,
+    stop: Arc<AtomicBool>,
+    callers: JoinSet<()>,
+}
+
+impl Load {
+    fn start(url: &str, http: &Client) -> Self {
+        let (outcomes, stop) = (Arc::<Mutex<Outcomes>>::default(), Arc::<AtomicBool>::default());
+        let mut callers = JoinSet::new();
+        for caller in 0..CALLERS {
+            let (outcomes, stop, http) = (Arc::clone(&outcomes), Arc::clone(&stop), http.clone());
+            let url = format!("{url}/v2/models/e/infer");
+            callers.spawn(async move {
+                for number in 0.. {
+                    if stop.load(Ordering::Relaxed) {
+                        return;
+                    }
+                    let body = json!({"id": format!("{caller}-{number}"), "inputs": [
+                        {"name": "x", "datatype": "FP32", "shape": [1, 2], "data": [1.0, 2.0]}]});
+                    let outcome = ask(&http, &url, &body).await;
+                    let mut outcomes = outcomes.lock();
+                    match outcome {
+                        Ok(version) => *outcomes.answered.entry(version).or_default() += 1,
+                        Err(error) => outcomes.failed.push(format!("{error:#}")),
+                    }
+                }
+            });
+        }
+        Self {
+            outcomes,
+            stop,
+            callers,
+        }
+    }
+
+    /// What came of requests since the last time.
+    pub fn take(&self) -> Outcomes {
+        std::mem::take(&mut self.outcomes.lock())
+    }
+
+    async fn stop(mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        while self.callers.join_next().await.is_some() {}
+    }
+}
+
+async fn ask(http: &Client, url: &str, body: &Value) -> Result<String> {
+    let answer = http.post(url).json(body).send().await?;
+    let (status, answer) = (answer.status(), answer.json::<Value>().await?);
+    ensure!(status.is_success(), "{status}: {answer}");
+    let version = answer.get("model_version").and_then(Value::as_str);
+    Ok(version.context("no version")?.to_owned())
+}
+
+impl Scene {
+    /// The endpoint with version 1, and versions that wait: 2 is better, 3 fails, 4 is slow.
+    pub async fn start(topology: Topology) -> Result<Self> {
+        let deployment = Deployment::start(topology, Engine::Sqlite).await?;
+        let folder = deployment.folder().join("models");
+        fs::create_dir_all(&folder)?;
+        run_client("onnx_models.py", &[&folder.display().to_string()], &[])?;
+        for name in ["good", "better", "failing", "slow"] {
+            let file = folder.join(format!("{name}.onnx")).display().to_string();
+            modelyard(&deployment, &["models", "import", &file, "--name", "m"])?;
+        }
+        let scene = Self {
+            http: Client::builder().timeout(PATIENCE).build()?,
+            load: Load {
+                outcomes: Arc::default(),
+                stop: Arc::default(),
+                callers: JoinSet::new(),
+            },
+            deployment,
+        };
+        scene.point_at(1).await?;
+        let spec = json!({
+            "routes": [{"model": "m@champion"}],
+            "rollout": {"steps": [20, 60], "interval": "1s", "min_requests": 20, "guards": [
+                {"metric": "error_rate", "max": 0.1},
+                {"metric": "p50_latency", "max": MEDIAN},
+                {"alert": "watched"},
+            ]},
+        });
+        let url = scene.url("endpoints/e");
+        accepted(scene.http.put(url).json(&spec)).await?;
+        until("version 1 serves", PATIENCE, || async {
+            let endpoint = scene.get("endpoints/e").await.ok()?;
+            (endpoint.pointer("/status/ready") == Some(&json!(true))).then_some(())
+        })
+        .await;
+        let load = Load::start(scene.deployment.url(), &scene.http);
+        Ok(Self { load, ..scene })
+    }
+
+    fn url(&self, path: &str) -> String {
+        format!("{}/api/v1/projects/default/{path}", self.deployment.url())
+    }
+
+    async fn get(&self, path: &str) -> Result<Value> {
+        accepted(self.http.get(self.url(path))).await
+    }
+
+    /// Points the alias at a version: MLflow's client would do the same.
+    pub async fn point_at(&self, version: u32) -> Result<()> {
+        let alias = json!({"name": "m", "alias": "champion", "version": version.to_string()});
+        let url = format!("{}/api/2.0/mlflow/registered-models/alias", self.deployment.url());
+        accepted(self.http.post(url).json(&alias)).await?;
+        Ok(())
+    }
+
+    /// The newest rollout, once it is in a state.
+    pub async fn rollout_in(&self, state: &str, to: u32) -> Result<Value> {
+        let wanted = json!([format!("m/{to}")]);
+        let look = || async {
+            let rollouts = self.get("rollouts?endpoint=e&limit=1").await.ok()?;
+            let rollout = rollouts.pointer("/items/0")?.clone();
+            let is_it = rollout.get("to") == Some(&wanted) && rollout.get("state") == Some(&json!(state));
+            is_it.then_some(rollout)
+        };
+        Ok(until(&format!("the rollout of version {to} is {state}"), PATIENCE, look).await)
+    }
+
+    /// Waits until all who ask get this version, and gives what came of requests until then.
+    pub async fn all_get(&self, version: &str) -> Result<Outcomes> {
+        let mut sum = Outcomes::default();
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            let part = self.load.take();
+            let all =
+                !part.answered.is_empty() && part.failed.is_empty() && part.answered.keys().all(|key| key == version);
+            for (version, count) in part.answered {
+                *sum.answered.entry(version).or_default() += count;
+            }
+            sum.failed.extend(part.failed);
+            if all {
+                return Ok(sum);
+            }
+            if Instant::now() >= deadline {
+                bail!(
+                    "not all get version {version}: {:?}, {:?}",
+                    sum.answered,
+                    sum.failed.first()
+                );
+            }
+        }
+    }
+
+    pub async fn stop(self) -> Result<()> {
+        self.load.stop().await;
+        self.deployment.stop().await
+    }
+}
+
+fn modelyard(deployment: &Deployment, arguments: &[&str]) -> Result<String> {
+    let output = deployment.modelyard(arguments)?;
+    ensure!(
+        output.status.success(),
+        "{arguments:?}: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    Ok(String::from_utf8(output.stdout)?)
+}
+
+fn reason(rollout: &Value) -> &str {
+    rollout.get("reason").and_then(Value::as_str).unwrap_or_default()
+}
+
+async fn versions_come_and_are_refused(topology: Topology) -> Result<()> {
+    let scene = Scene::start(topology).await?;
+    // One that fails: a few requests pay for it, and what served before goes on serving.
+    scene.point_at(3).await?;
+    let refused = scene.rollout_in("rolled_back", 3).await?;
+    ensure!(reason(&refused).starts_with("error_rate is "), "{refused}");
+    let outcomes = scene.all_get("1").await?;
+    ensure!(!outcomes.failed.is_empty() && !outcomes.answered.contains_key("3"));
+    // One that is slow: nobody fails for it.
+    scene.point_at(4).await?;
+    let refused = scene.rollout_in("rolled_back", 4).await?;
+    ensure!(reason(&refused).starts_with("p50_latency is "), "{refused}");
+    let outcomes = scene.all_get("1").await?;
+    ensure!(outcomes.failed.is_empty(), "{:?}", outcomes.failed);
+    // One that is good comes to serve, and nobody fails for it.
+    scene.point_at(2).await?;
+    let promoted = scene.rollout_in("promoted", 2).await?;
+    ensure!(promoted.pointer("/from") == Some(&json!(["m/1"])), "{promoted}");
+    let outcomes = scene.all_get("2").await?;
+    ensure!(outcomes.failed.is_empty(), "{:?}", outcomes.failed);
+    ensure!(outcomes.answered.len() == 2, "{:?}", outcomes.answered);
+    // Back by hand, within a second once it is said.
+    let said = modelyard(&scene.deployment, &["rollback", "e", "--wait"])?;
+    ensure!(said.contains("endpoint/e is back at m/1"), "{said}");
+    let outcomes = scene.all_get("1").await?;
+    ensure!(outcomes.failed.is_empty(), "{:?}", outcomes.failed);
+    let endpoint = scene.get("endpoints/e").await?;
+    ensure!(
+        endpoint.pointer("/traffic/candidate/rejected") == Some(&json!(true)),
+        "{endpoint}"
+    );
+    scene.stop().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn good_versions_come_to_serve_and_bad_ones_are_refused() -> Result<()> {
+    versions_come_and_are_refused(Topology::AllInOne).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn good_versions_come_to_serve_and_bad_ones_are_refused_in_separate_processes() -> Result<()> {
+    versions_come_and_are_refused(Topology::Split).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rollout_is_paused_promoted_and_aborted_by_hand() -> Result<()> {
+    let scene = Scene::start(Topology::AllInOne).await?;
+    scene.point_at(2).await?;
+    scene.rollout_in("running", 2).await?;
+    let said = modelyard(&scene.deployment, &["rollout", "pause", "e"])?;
+    ensure!(said.contains("the rollout is paused"), "{said}");
+    let paused = scene.rollout_in("paused", 2).await?;
+    ensure!(reason(&paused) == "paused by user:local", "{paused}");
+    let said = modelyard(&scene.deployment, &["rollout", "resume", "e"])?;
+    ensure!(said.contains("the rollout is running"), "{said}");
+    let said = modelyard(&scene.deployment, &["rollout", "abort", "e"])?;
+    ensure!(said.contains("the rollout is rolled_back, its share 0 %"), "{said}");
+    scene.all_get("1").await?;
+    let over = scene.deployment.modelyard(&["rollout", "promote", "e"])?;
+    let said = String::from_utf8_lossy(&over.stderr);
+    ensure!(!over.status.success() && said.contains("is in no rollout"), "{said}");
+    // Something else, and the same again, are rollouts of their own.
+    scene.point_at(1).await?;
+    scene.point_at(2).await?;
+    scene.rollout_in("running", 2).await?;
+    modelyard(&scene.deployment, &["rollout", "promote", "e"])?;
+    let outcomes = scene.all_get("2").await?;
+    ensure!(outcomes.failed.is_empty(), "{:?}", outcomes.failed);
+    // Who deploys and waits is told at the end of it.
+    modelyard(&scene.deployment, &["deploy", "e", "--model", "m/1", "--wait"])?;
+    scene.all_get("1").await?;
+    let refused = scene
+        .deployment
+        .modelyard(&["deploy", "e", "--model", "m/3", "--wait"])?;
+    let said = String::from_utf8_lossy(&refused.stderr);
+    ensure!(!refused.status.success() && said.contains("it was refused"), "{said}");
+    modelyard(&scene.deployment, &["deploy", "e", "--model", "m@champion", "--wait"])?;
+    scene.all_get("2").await?;
+    let listed = modelyard(&scene.deployment, &["get", "rollouts"])?;
+    ensure!(
+        listed.contains("promoted") && listed.contains("rolled_back"),
+        "{listed}"
+    );
+    // Going back by hand ends one that is under way.
+    scene.point_at(1).await?;
+    scene.rollout_in("running", 1).await?;
+    modelyard(&scene.deployment, &["rollback", "e"])?;
+    let ended = scene.rollout_in("superseded", 1).await?;
+    ensure!(reason(&ended).contains("ended by hand"), "{ended}");
+    scene.all_get("2").await?;
+    scene.stop().await
+}
