@@ -55,6 +55,9 @@ pub struct Config {
     /// Requests that would wait for a model longer than this are refused at once, by what the runs before them took.
     #[serde(with = "duration")]
     pub max_queue_time: Duration,
+    /// The servers of the Open Inference Protocol whose models versions may stand for, as `HOST:PORT`; `*`: any that this
+    /// machine reaches. Whoever may register models has them called.
+    pub upstreams: Vec<String>,
 }
 
 impl Default for Config {
@@ -71,6 +74,7 @@ impl Default for Config {
             max_batch_rows: batcher.max_batch_rows,
             max_queued_requests: batcher.max_queued_requests,
             max_queue_time: batcher.max_queue_time,
+            upstreams: Vec::new(),
         }
     }
 }

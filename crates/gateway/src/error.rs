@@ -86,6 +86,24 @@ pub enum Error {
         #[from]
         source: modelyard_artifacts::Error,
     },
+    /// An artifact says in a way that is not understood how it is run.
+    #[error("the artifact is neither an ONNX file nor a description of how it is run: {detail}")]
+    Description {
+        /// Why it is none.
+        detail: String,
+    },
+    /// A model of another server cannot be used.
+    #[error("{detail}")]
+    Upstream {
+        /// Which, and what is wrong with it.
+        detail: String,
+    },
+    /// A version stands for a model of a server that this gateway may not call.
+    #[error("the server `{server}` may not be called: add it to `gateway.upstreams` in the configuration")]
+    UpstreamNotAllowed {
+        /// `HOST:PORT`.
+        server: String,
+    },
     /// A file or folder of the gateway's.
     #[error("cannot use {}", path.display())]
     Io {
@@ -138,7 +156,10 @@ impl Fault for Error {
             Self::BodyTooLarge { .. } => ErrorKind::TooLarge,
             Self::EndpointNotFound { .. } | Self::VersionNotServed { .. } => ErrorKind::NotFound,
             Self::NotReady { .. } | Self::Starting => ErrorKind::Unavailable,
-            Self::InvalidEndpoint { .. } => ErrorKind::FailedPrecondition,
+            Self::InvalidEndpoint { .. }
+            | Self::Description { .. }
+            | Self::Upstream { .. }
+            | Self::UpstreamNotAllowed { .. } => ErrorKind::FailedPrecondition,
             Self::Access(error) => error.kind(),
             Self::Inference(error) => error.kind(),
             Self::Artifact { source } => source.kind(),
@@ -162,6 +183,9 @@ impl Fault for Error {
             Self::Inference(error) => error.reason(),
             Self::Artifact { source } => source.reason(),
             Self::Shared(error) => error.reason(),
+            Self::Description { .. } => "ARTIFACT_NOT_UNDERSTOOD",
+            Self::Upstream { .. } => "UPSTREAM_UNUSABLE",
+            Self::UpstreamNotAllowed { .. } => "UPSTREAM_NOT_ALLOWED",
             Self::Io { .. } => "GATEWAY_IO",
             Self::Reflection(_) => "REFLECTION",
             Self::Interrupted { .. } => "INTERRUPTED",

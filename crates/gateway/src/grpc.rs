@@ -229,7 +229,7 @@ impl InferenceService {
         }
         let wanted = request.outputs.into_iter().map(requested).collect::<Result<Vec<_>>>()?;
         let outputs: Vec<String> = wanted.iter().map(|output| output.name.clone()).collect();
-        let inputs = read_inputs(request.inputs, request.raw_input_contents)?;
+        let inputs = read_tensors(request.inputs, request.raw_input_contents)?;
         let given = request.parameters;
         let answer = self
             .gateway
@@ -375,7 +375,8 @@ fn grpc_timeout(metadata: &MetadataMap) -> Option<Duration> {
     })
 }
 
-fn read_inputs(inputs: Vec<InferInputTensor>, raw: Vec<Bytes>) -> Result<Vec<Tensor>> {
+/// Tensors, typed or raw.
+pub(crate) fn read_tensors(inputs: Vec<InferInputTensor>, raw: Vec<Bytes>) -> Result<Vec<Tensor>> {
     if inputs.len() > MAX_TENSORS {
         return Err(Error::invalid(format!("at most {MAX_TENSORS} inputs are possible")));
     }

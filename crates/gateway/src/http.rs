@@ -4,7 +4,7 @@
 
 mod extensions;
 
-use std::{borrow::Cow, io::Read as _, sync::Arc, time::Instant};
+use std::{borrow::Cow, sync::Arc, time::Instant};
 
 use axum::{
     Router,
@@ -15,7 +15,6 @@ use axum::{
     routing::{get, post},
 };
 use bytes::Bytes;
-use flate2::read::{GzDecoder, ZlibDecoder};
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use modelyard_auth::{Access, Action, http::authenticate};
 use modelyard_common::error::{Fault as _, Problem};
@@ -28,7 +27,7 @@ use crate::{
     meters,
     oip::{
         self, Body, EXTENSIONS, Encoding, MAX_BODY_BYTES, MAX_TENSORS, PLATFORM, RequestInputs, SERVER_NAME,
-        SERVER_VERSION, compress,
+        SERVER_VERSION, compress, decompress,
     },
     options::Attribute,
     predict::{Gateway, Inputs, Request},
@@ -132,43 +131,14 @@ fn or_refuse(result: Result<Value>) -> Response {
 pub(crate) fn received(headers: &HeaderMap, body: Received) -> Result<Bytes> {
     let body = body.map_err(|rejection| {
         if rejection.status() == StatusCode::PAYLOAD_TOO_LARGE {
-            TOO_LARGE
+            Error::BodyTooLarge {
+                limit_bytes: MAX_BODY_BYTES,
+            }
         } else {
             Error::invalid(rejection.body_text())
         }
     })?;
-    inflate(headers, body)
-}
-
-const TOO_LARGE: Error = Error::BodyTooLarge {
-    limit_bytes: MAX_BODY_BYTES,
-};
-
-fn inflate(headers: &HeaderMap, body: Bytes) -> Result<Bytes> {
-    let Some(encoding) = headers.get(header::CONTENT_ENCODING) else {
-        return Ok(body);
-    };
-    // One byte more than may be tells that there is more.
-    let limit = MAX_BODY_BYTES as u64 + 1;
-    let mut plain = Vec::new();
-    let read = match encoding.as_bytes() {
-        b"identity" | b"" => return Ok(body),
-        b"gzip" => GzDecoder::new(body.as_ref()).take(limit).read_to_end(&mut plain),
-        b"deflate" => ZlibDecoder::new(body.as_ref()).take(limit).read_to_end(&mut plain),
-        other => {
-            return Err(Error::UnsupportedMedia {
-                detail: format!(
-                    "content encoding `{}` is not read: use gzip, deflate or none",
-                    other.escape_ascii()
-                ),
-            });
-        }
-    };
-    read.map_err(|error| Error::invalid(format!("the compressed body is broken: {error}")))?;
-    if plain.len() > MAX_BODY_BYTES {
-        return Err(TOO_LARGE);
-    }
-    Ok(plain.into())
+    decompress(headers.get(header::CONTENT_ENCODING), body)
 }
 
 async fn wrong_method() -> Response {

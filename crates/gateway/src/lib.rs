@@ -39,6 +39,7 @@ mod shadow;
 mod spool;
 mod status;
 mod traffic;
+mod upstream;
 mod watch;
 
 pub use config::Config;

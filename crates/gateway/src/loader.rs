@@ -2,8 +2,8 @@
 
 use std::{
     collections::{HashMap, HashSet},
-    fs::{self, DirEntry},
-    io,
+    fs::{self, DirEntry, File},
+    io::{self, Read as _},
     path::{Path, PathBuf},
     sync::{Arc, Weak},
     time::{Duration, SystemTime},
@@ -17,19 +17,25 @@ use modelyard_inference::{
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use tokio::{
+    runtime::Handle,
     sync::{Mutex as AsyncMutex, Semaphore, SemaphorePermit},
     task::spawn_blocking,
 };
 
 use crate::{
+    config::Config,
     desired::EndpointKey,
     error::{Error, Result},
     meters::{self, Unloaded},
     model::{Facts, Model, Shapes},
+    upstream::Upstream,
 };
 
 /// What lies beside a model's file and tells what was found out by loading it.
 const FACTS_EXTENSION: &str = "json";
+
+/// The longest description of how an artifact is run, in bytes.
+const MAX_DESCRIPTION_BYTES: u64 = 64 << 10;
 
 /// A blob as an endpoint serves it. The same content for two endpoints is loaded twice: one's load is not the other's, and
 /// what one project has says nothing about another's.
@@ -64,6 +70,8 @@ pub(crate) struct Loader {
     batcher: BatcherOptions,
     cache_bytes: u64,
     memory_bytes: u64,
+    /// The servers that may be called.
+    upstreams: Arc<[String]>,
     models: Mutex<HashMap<ModelKey, Arc<Slot>>>,
     /// Loading keeps a processor busy: no more at once than there are.
     loads: Semaphore,
@@ -73,22 +81,16 @@ pub(crate) struct Loader {
 type Slot = AsyncMutex<Weak<Model>>;
 
 impl Loader {
-    pub(crate) fn new(
-        artifacts: Artifacts,
-        runtime: Runtime,
-        folder: PathBuf,
-        batcher: BatcherOptions,
-        cache_bytes: u64,
-        memory_bytes: u64,
-    ) -> Self {
+    pub(crate) fn new(artifacts: Artifacts, runtime: Runtime, folder: PathBuf, config: &Config) -> Self {
         Self {
             artifacts,
             loads: Semaphore::new(runtime.processors()),
             runtime,
             folder,
-            batcher,
-            cache_bytes,
-            memory_bytes,
+            batcher: config.batcher(),
+            cache_bytes: config.model_cache_bytes,
+            memory_bytes: config.model_memory_bytes(),
+            upstreams: config.upstreams.as_slice().into(),
             models: Mutex::default(),
         }
     }
@@ -162,7 +164,15 @@ impl Loader {
     ) -> Result<Predictor> {
         let (runtime, path) = (self.runtime.clone(), path.to_owned());
         let (wanted, counters) = (wanted.clone(), Arc::clone(counters));
-        let opened = spawn_blocking(move || open(&runtime, &path, wanted, counters)).await;
+        let (upstreams, handle) = (Arc::clone(&self.upstreams), Handle::current());
+        let opened = spawn_blocking(move || {
+            let model = match read_description(&path)? {
+                None => open_session(&runtime, &path)?,
+                Some(Description::Upstream(upstream)) => upstream.open(&upstreams, &handle)?,
+            };
+            start(model, wanted, counters)
+        });
+        let opened = opened.await;
         let predictor = opened.map_err(|_| interrupted())??;
         meters::model_loaded();
         Ok(predictor)
@@ -259,11 +269,41 @@ const fn interrupted() -> Error {
     }
 }
 
-fn open(runtime: &Runtime, path: &Path, wanted: Wanted, counters: Arc<Counters>) -> Result<Predictor> {
+/// What an artifact that is no model itself says of how it is run.
+#[derive(Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum Description {
+    /// By another server.
+    Upstream(Upstream),
+}
+
+/// The description that an artifact is; none: it is an ONNX file, which never begins as JSON's objects do.
+fn read_description(path: &Path) -> Result<Option<Description>> {
+    let mut file = File::open(path).map_err(Error::io(path))?;
+    let mut first = [0];
+    let read = file.read(&mut first).map_err(Error::io(path))?;
+    if read == 0 || first != *b"{" {
+        return Ok(None);
+    }
+    let mut text = first.to_vec();
+    file.take(MAX_DESCRIPTION_BYTES)
+        .read_to_end(&mut text)
+        .map_err(Error::io(path))?;
+    serde_json::from_slice(&text)
+        .map(Some)
+        .map_err(|error| Error::Description {
+            detail: error.to_string(),
+        })
+}
+
+fn open_session(runtime: &Runtime, path: &Path) -> Result<InferenceModel> {
     let bytes = fs::metadata(path).map_err(Error::io(path))?.len();
     let size = usize::try_from(bytes).unwrap_or(usize::MAX);
     let options = ModelOptions::for_size(size, runtime.processors());
-    let mut model = InferenceModel::from_file(runtime, path, options)?;
+    Ok(InferenceModel::from_file(runtime, path, options)?)
+}
+
+fn start(mut model: InferenceModel, wanted: Wanted, counters: Arc<Counters>) -> Result<Predictor> {
     if let Err(error) = model.warm_up(wanted.shapes.seen()) {
         // Zeros may be no valid input; real ones will tell.
         tracing::info!(%error, "the model did not take the warm-up's zeros");

@@ -93,9 +93,7 @@ pub async fn start(
         Artifacts::new(storage.clone()),
         runtime,
         folder.join(MODELS_FOLDER),
-        config.batcher(),
-        config.model_cache_bytes,
-        config.model_memory_bytes(),
+        &config,
     ));
     let shipping = Arc::new(Shipping {
         spool: Spool::open(folder.join(SPOOL_FOLDER), limits)?,

@@ -276,7 +276,7 @@ impl Shared {
     /// What runs the model, where the request is so little work that it is done here and now.
     fn borrow(&self, rows: Option<usize>, deadline: Option<Instant>) -> Option<Box<dyn Backend>> {
         // Of other models the work is not known by the rows.
-        let rows = rows.filter(|rows| *rows > 0 && self.facts.rows_are_fixed)?;
+        let rows = rows.filter(|rows| *rows > 0 && self.facts.rows_are_fixed && !self.source.waits())?;
         if deadline.is_some_and(|deadline| deadline <= Instant::now()) {
             return None;
         }
@@ -285,7 +285,7 @@ impl Shared {
 
     fn run_at_once(&self, mut backend: Box<dyn Backend>, inputs: &[Tensor], rows: Option<usize>) -> Result<Prediction> {
         let started = Instant::now();
-        let result = backend.run(&self.facts.signature, &[inputs]);
+        let result = backend.run(&self.facts.signature, &[inputs], None);
         let rows = rows.unwrap_or(1);
         let ran = result.is_ok().then(|| Ran {
             work: rows,
@@ -395,6 +395,11 @@ impl Worker {
                         took: started.elapsed(),
                     });
                 }
+                Err(error) if error.is_of_backend() => {
+                    for job in jobs.into_iter().chain(batches.drain(..).flatten()) {
+                        fail(shared, job, error.again());
+                    }
+                }
                 Err(error) if jobs.len() > 1 => {
                     if matches!(error, Error::NotSplittable { .. }) {
                         tracing::warn!(%error, "requests to this model run one by one from now on");
@@ -405,11 +410,8 @@ impl Worker {
                     batches.push(jobs);
                 }
                 Err(error) => {
-                    shared.counters.failed.add(1);
                     if let Some(job) = jobs.pop() {
-                        shared.counters.failed_time.add_time(job.enqueued.elapsed());
-                        // A caller that is gone needs no answer.
-                        let _ = job.reply.send(Err(error));
+                        fail(shared, job, error);
                     }
                 }
             }
@@ -423,10 +425,16 @@ impl Worker {
         let Some(backend) = &mut self.backend else {
             return Err(worker_gone());
         };
+        // The last of them to be of no use any more.
+        let deadline = jobs
+            .iter()
+            .map(|job| job.terms.deadline)
+            .max_by_key(|deadline| (deadline.is_none(), *deadline));
+        let deadline = deadline.flatten();
         let longest = jobs.iter().filter_map(|job| job.length).max();
         let Some(longest) = longest.filter(|longest| jobs.iter().any(|job| job.length != Some(*longest))) else {
             let requests: Vec<&[Tensor]> = jobs.iter().map(|job| job.inputs.as_slice()).collect();
-            return backend.run(signature, &requests);
+            return backend.run(signature, &requests, deadline);
         };
         let ragged = shared.queue.ragged();
         let started = Instant::now();
@@ -436,7 +444,7 @@ impl Worker {
             .collect::<Result<Vec<_>>>()?;
         let filling = started.elapsed();
         let requests: Vec<&[Tensor]> = filled.iter().map(Vec::as_slice).collect();
-        let mut run = backend.run(signature, &requests)?;
+        let mut run = backend.run(signature, &requests, deadline)?;
         let ended = Instant::now();
         for (outputs, job) in run.outputs.iter_mut().zip(jobs) {
             ragged.cut(outputs, longest, job.length.unwrap_or(longest))?;
@@ -475,6 +483,13 @@ fn deliver(shared: &Shared, jobs: Vec<Job>, run: Run, started: Instant) -> usize
         }));
     }
     work
+}
+
+fn fail(shared: &Shared, job: Job, error: Error) {
+    shared.counters.failed.add(1);
+    shared.counters.failed_time.add_time(job.enqueued.elapsed());
+    // A caller that is gone needs no answer.
+    let _ = job.reply.send(Err(error));
 }
 
 fn worker_gone() -> Error {

@@ -156,6 +156,12 @@ pub enum Error {
         /// Why.
         source: io::Error,
     },
+    /// What runs the model is not there.
+    #[error("{detail}")]
+    BackendAway {
+        /// What is away, and why.
+        detail: String,
+    },
     /// A fault inside the runtime's binding.
     #[error("inference broke: {detail}")]
     Broken {
@@ -189,6 +195,37 @@ impl Error {
         }
     }
 
+    /// Outputs of a merged run whose first dimension is not the row.
+    pub(crate) fn not_splittable(output: &str, shape: &[i64], expected: usize) -> Self {
+        Self::NotSplittable {
+            output: output.to_owned(),
+            found: shape
+                .first()
+                .map_or_else(|| "no dimension".to_owned(), |rows| format!("{rows} rows")),
+            expected,
+        }
+    }
+
+    /// Whether it is about what runs the model, and would be the same for each request alone.
+    pub(crate) const fn is_of_backend(&self) -> bool {
+        matches!(
+            self,
+            Self::BackendAway { .. } | Self::QueueFull { .. } | Self::DeadlineExceeded
+        )
+    }
+
+    /// The same once more, for another request of the run.
+    pub(crate) fn again(&self) -> Self {
+        match self {
+            Self::BackendAway { detail } => Self::BackendAway { detail: detail.clone() },
+            Self::QueueFull { limit } => Self::QueueFull { limit: limit.clone() },
+            Self::DeadlineExceeded => Self::DeadlineExceeded,
+            other => Self::Broken {
+                detail: other.to_string(),
+            },
+        }
+    }
+
     /// A failed run, as ONNX Runtime reports it.
     pub(crate) fn run(error: &ort::Error) -> Self {
         Self::RunFailed {
@@ -217,7 +254,7 @@ impl Fault for Error {
             } => ErrorKind::InvalidArgument,
             Self::QueueFull { .. } | Self::Overloaded { .. } => ErrorKind::ResourceExhausted,
             Self::DeadlineExceeded => ErrorKind::DeadlineExceeded,
-            Self::Closed => ErrorKind::Unavailable,
+            Self::Closed | Self::BackendAway { .. } => ErrorKind::Unavailable,
             Self::ModelUnreadable { .. }
             | Self::RunFailed { .. }
             | Self::InvalidOutput { .. }
@@ -248,6 +285,7 @@ impl Fault for Error {
             Self::DeadlineExceeded => "DEADLINE_EXCEEDED",
             Self::Closed => "MODEL_UNLOADING",
             Self::Thread { .. } => "THREAD_START_FAILED",
+            Self::BackendAway { .. } => "BACKEND_AWAY",
             Self::Broken { .. } => "INFERENCE_BROKEN",
         }
     }

@@ -68,7 +68,8 @@ impl Instance {
 }
 
 impl Backend for Instance {
-    fn run(&mut self, signature: &Signature, requests: &[&[Tensor]]) -> Result<Run> {
+    // A run of ONNX Runtime cannot be given a time.
+    fn run(&mut self, signature: &Signature, requests: &[&[Tensor]], _: Option<Instant>) -> Result<Run> {
         // A panic in the binding must answer the callers instead of ending the thread that serves them.
         catch_unwind(AssertUnwindSafe(|| self.run_unguarded(signature, requests))).unwrap_or_else(|panic| {
             let detail = panic
@@ -249,13 +250,7 @@ fn split<V>(
         return Ok(vec![Tensor::new(name, shape.to_vec(), store(values))?]);
     };
     let total: usize = rows.iter().sum();
-    let not_splittable = || Error::NotSplittable {
-        output: name.to_owned(),
-        found: shape
-            .first()
-            .map_or_else(|| "no dimension".to_owned(), |rows| format!("{rows} rows")),
-        expected: total,
-    };
+    let not_splittable = || Error::not_splittable(name, shape, total);
     if shape.first().copied() != i64::try_from(total).ok() {
         return Err(not_splittable());
     }

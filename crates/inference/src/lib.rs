@@ -28,7 +28,7 @@ mod signature;
 mod statistics;
 mod tensor;
 
-pub use backend::{Backend, Run, RunTimes, Source};
+pub use backend::{Backend, Run, RunTimes, Source, run_merged};
 pub use batcher::{Prediction, Predictor};
 pub use columns::{Probabilities, probabilities, tensors_from_batch, to_f32, to_f64};
 pub use datatype::DataType;

@@ -8,7 +8,7 @@ use crate::{
     backend::{Backend, Source},
     error::{Error, Result},
     instance::check_strings,
-    probe::Batching,
+    probe::{Batching, probe},
     signature::Signature,
     tensor::Tensor,
 };
@@ -78,35 +78,37 @@ pub(crate) struct Parts {
 }
 
 impl Model {
-    /// A model that something else than a session in this process runs.
+    /// A model that something else than a session in this process runs. By a trial is found out whether its requests may
+    /// be merged.
     ///
     /// # Errors
     /// `InvalidOptions` if `most`, the most backends that there may be, is out of range; or why there is none.
-    pub fn new(signature: Signature, batching: Batching, source: Arc<dyn Source>, most: usize) -> Result<Self> {
+    pub fn new(signature: Signature, source: Arc<dyn Source>, most: usize) -> Result<Self> {
         if !(1..=MAX_BACKENDS).contains(&most) {
             return Err(Error::InvalidOptions {
                 detail: format!("{most} backends: choose 1 to {MAX_BACKENDS}"),
             });
         }
         let first = source.open()?;
-        Ok(Self::with_first(signature, batching, first, source, most))
+        Ok(Self::with_first(signature, first, source, most))
     }
 
     pub(crate) fn with_first(
-        signature: Signature,
-        batching: Batching,
-        first: Box<dyn Backend>,
+        mut signature: Signature,
+        mut first: Box<dyn Backend>,
         source: Arc<dyn Source>,
         most: usize,
     ) -> Self {
-        if let Batching::Never(reason) = &batching {
+        let finding = probe(&mut *first, &signature);
+        finding.complete(&mut signature.outputs);
+        if let Batching::Never(reason) = &finding.batching {
             tracing::info!(reason, "requests to this model run one by one");
         }
         Self {
             facts: Arc::new(ModelFacts {
                 rows_are_fixed: signature.rows_are_fixed(),
                 signature,
-                batching,
+                batching: finding.batching,
             }),
             idle: Mutex::new(vec![first]),
             returned: Condvar::new(),
@@ -139,7 +141,7 @@ impl Model {
     pub fn run(&self, inputs: Vec<Tensor>) -> Result<Vec<Tensor>> {
         let (inputs, _) = self.facts.accept(inputs)?;
         let mut lease = self.lease();
-        let run = lease.backend()?.run(&self.facts.signature, &[&inputs])?;
+        let run = lease.backend()?.run(&self.facts.signature, &[&inputs], None)?;
         Ok(run.outputs.into_iter().next().unwrap_or_default())
     }
 
@@ -187,12 +189,12 @@ pub(crate) fn warm(backend: &mut dyn Backend, facts: &ModelFacts, recorded: &[In
     let signature = &facts.signature;
     for rows in 1..=if facts.batching == Batching::Rows { 2 } else { 1 } {
         let inputs = signature.zeros(rows)?;
-        backend.run(signature, &[&inputs])?;
+        backend.run(signature, &[&inputs], None)?;
     }
     for shapes in recorded {
         // What was recorded of another version may not fit this one.
         if let Some(inputs) = signature.zeros_of(shapes) {
-            backend.run(signature, &[&inputs])?;
+            backend.run(signature, &[&inputs], None)?;
         }
     }
     Ok(())

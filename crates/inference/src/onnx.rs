@@ -20,7 +20,6 @@ use crate::{
     error::{Error, Result},
     instance::Instance,
     model::{MAX_BACKENDS, Model},
-    probe::probe,
     runtime::Runtime,
     signature::{Signature, TensorSpec},
 };
@@ -151,10 +150,8 @@ fn load(runtime: &Runtime, bytes: &[u8], origin: Origin, options: ModelOptions) 
     options.validate()?;
     check_file(bytes)?;
     let session = open_session(runtime, bytes, options)?;
-    let mut signature = read_signature(&session)?;
-    let mut instance = Instance::new(session).map_err(|error| refused(&error))?;
-    let finding = probe(&mut instance, &signature);
-    finding.complete(&mut signature.outputs);
+    let signature = read_signature(&session)?;
+    let instance = Instance::new(session).map_err(|error| refused(&error))?;
     let sessions = Sessions {
         runtime: runtime.clone(),
         origin,
@@ -163,7 +160,6 @@ fn load(runtime: &Runtime, bytes: &[u8], origin: Origin, options: ModelOptions) 
     };
     Ok(Model::with_first(
         signature,
-        finding.batching,
         Box::new(instance),
         Arc::new(sessions),
         options.instances,

@@ -97,7 +97,7 @@ fn compare(instance: &mut dyn Backend, signature: &Signature, kinds: [u8; 2]) ->
         .map(|(first, second)| Tensor::concat_rows(&[first, second]))
         .collect::<Result<Vec<_>>>()?;
     let mut run = |inputs: &[Tensor]| -> Result<Vec<Tensor>> {
-        let run = instance.run(signature, &[inputs])?;
+        let run = instance.run(signature, &[inputs], None)?;
         Ok(run.outputs.into_iter().next().unwrap_or_default())
     };
     let (first, second, both) = (run(&first)?, run(&second)?, run(&both)?);

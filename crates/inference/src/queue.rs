@@ -276,8 +276,8 @@ impl Queue {
     }
 
     /// The next batch: the request whose turn it is, and those that can be merged with it. Waits for one. `ran` is what
-    /// the worker did before.
-    /// `backend` is the worker's, which others may use while it waits; it has one whenever it gets a batch.
+    /// the worker did before. `backend` is the worker's, which others may use while it waits; it has one whenever it
+    /// gets a batch.
     pub(crate) fn next_batch(
         &self,
         facts: &ModelFacts,

@@ -5,4 +5,5 @@ pub mod mlmodel;
 pub mod onnx;
 mod records;
 pub mod table;
+pub mod upstream;
 mod wire;

@@ -1,14 +1,18 @@
-//! Compression of answers to predictions, for clients that ask for it. Nothing else is compressed: some clients read errors and
-//! metadata as they come.
+//! Compression of requests, and of answers to predictions for clients that ask for it. Nothing else is compressed: some
+//! clients read errors and metadata as they come.
 
-use std::io::Write as _;
+use std::io::{self, Read, Write as _};
 
 use bytes::Bytes;
 use flate2::{
     Compression,
+    read::{GzDecoder, ZlibDecoder},
     write::{GzEncoder, ZlibEncoder},
 };
 use http::HeaderValue;
+
+use super::MAX_BODY_BYTES;
+use crate::error::{Error, Result};
 
 /// Smaller answers are sent as they are: there is nothing to gain.
 const MIN_BYTES: usize = 1024;
@@ -81,12 +85,65 @@ pub(crate) fn compress(body: &[u8], encoding: Encoding) -> Option<Bytes> {
         .map(Bytes::from)
 }
 
+/// A request's body as it was before its client compressed it.
+///
+/// # Errors
+/// `UnsupportedMedia`, `InvalidRequest` if it is broken, `BodyTooLarge`.
+pub(crate) fn decompress(encoding: Option<&HeaderValue>, body: Bytes) -> Result<Bytes> {
+    let Some(encoding) = encoding else {
+        return Ok(body);
+    };
+    let read = match encoding.as_bytes() {
+        b"identity" | b"" => return Ok(body),
+        b"gzip" => unpack(GzDecoder::new(body.as_ref()), gzip_length(&body)),
+        b"deflate" => unpack(ZlibDecoder::new(body.as_ref()), body.len().saturating_mul(4)),
+        other => {
+            return Err(Error::UnsupportedMedia {
+                detail: format!(
+                    "content encoding `{}` is not read: use gzip, deflate or none",
+                    other.escape_ascii()
+                ),
+            });
+        }
+    };
+    let plain = read.map_err(|error| Error::invalid(format!("the compressed body is broken: {error}")))?;
+    if plain.len() > MAX_BODY_BYTES {
+        return Err(Error::BodyTooLarge {
+            limit_bytes: MAX_BODY_BYTES,
+        });
+    }
+    Ok(plain.into())
+}
+
+/// How long a gzip body says that it is without its compression (RFC 1952, section 2.3.1), where that can be.
+fn gzip_length(body: &[u8]) -> usize {
+    const DEFLATE_FACTOR_MAX: usize = 1032;
+    let said = body
+        .last_chunk()
+        .map_or(0, |length| u32::from_le_bytes(*length) as usize);
+    said.min(body.len().saturating_mul(DEFLATE_FACTOR_MAX))
+}
+
+/// What `packed` holds, of which about `expected` bytes are made room for: at most one byte more than may be, which
+/// tells that there is more.
+///
+/// A vector that grows by itself would have copied up to twice the limit before that is known.
+fn unpack(mut packed: impl Read, expected: usize) -> io::Result<Vec<u8>> {
+    const LIMIT: usize = MAX_BODY_BYTES + 1;
+    let mut plain = Vec::new();
+    let mut room = expected.saturating_add(1).min(LIMIT);
+    loop {
+        plain.reserve_exact(room);
+        let read = packed.by_ref().take(room as u64).read_to_end(&mut plain)?;
+        if read < room || plain.len() == LIMIT {
+            return Ok(plain);
+        }
+        room = plain.len().min(LIMIT - plain.len());
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use std::io::Read as _;
-
-    use flate2::read::{GzDecoder, ZlibDecoder};
-
     use super::*;
 
     #[test]
@@ -110,12 +167,32 @@ mod tests {
     #[test]
     fn what_is_compressed_comes_back() {
         let body: Vec<u8> = (0..20_000_u32).flat_map(|number| (number % 7).to_le_bytes()).collect();
-        let (mut gzip, mut deflate) = (Vec::new(), Vec::new());
-        let compressed = compress(&body, Encoding::Gzip).unwrap();
-        GzDecoder::new(compressed.as_ref()).read_to_end(&mut gzip).unwrap();
-        let compressed = compress(&body, Encoding::Deflate).unwrap();
-        ZlibDecoder::new(compressed.as_ref()).read_to_end(&mut deflate).unwrap();
-        assert!(gzip == body && deflate == body);
+        for encoding in [Encoding::Gzip, Encoding::Deflate] {
+            let compressed = compress(&body, encoding).unwrap();
+            assert_eq!(decompress(Some(&encoding.header()), compressed).unwrap(), body);
+        }
         assert_eq!(compress(b"short", Encoding::Gzip), None);
+        assert_eq!(decompress(None, body.clone().into()).unwrap(), body);
+    }
+
+    #[test]
+    fn what_is_said_of_the_length_does_not_change_what_is_unpacked() {
+        let body = vec![7; 100_000];
+        for expected in [0, 1, body.len() - 1, body.len(), body.len() + 1, usize::MAX] {
+            let plain = unpack(body.as_slice(), expected).unwrap();
+            assert_eq!(plain, body, "{expected}");
+        }
+    }
+
+    #[test]
+    fn more_than_may_be_is_read_by_one_byte() {
+        for expected in [0, MAX_BODY_BYTES, usize::MAX] {
+            let plain = unpack(io::repeat(0), expected).unwrap();
+            assert_eq!(plain.len(), MAX_BODY_BYTES + 1);
+            assert_eq!(plain.capacity(), plain.len(), "grown by itself");
+        }
+        let bomb = compress(&vec![0; MAX_BODY_BYTES + 1], Encoding::Gzip).unwrap();
+        let refused = decompress(Some(&Encoding::Gzip.header()), bomb);
+        assert!(matches!(refused, Err(Error::BodyTooLarge { .. })));
     }
 }

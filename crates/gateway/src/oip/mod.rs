@@ -9,7 +9,7 @@ mod statistics;
 mod write;
 
 pub(crate) use classification::classify;
-pub(crate) use compress::{Encoding, compress};
+pub(crate) use compress::{Encoding, compress, decompress};
 pub(crate) use elements::DataSeed;
 pub(crate) use model_config::{model_config, model_config_json};
 pub(crate) use read::{RequestInputs, RequestedOutput, priority, read, refuse_sequence, whole_body};

@@ -14,3 +14,4 @@ mod protocol;
 mod scoring;
 mod serving;
 mod traffic;
+mod upstream;

@@ -17,7 +17,9 @@ use super::{
     context::Reporter,
     dataset::DatasetReference,
     held_out::{self, Truth},
-    keys, outputs, read, table,
+    keys, outputs, read,
+    register::ONNX,
+    table,
     train::Trained,
 };
 
@@ -86,6 +88,12 @@ impl Op for Evaluate {
         let champion = find_champion(step, &with.model, &with.alias).await?;
         let candidate_graph = download(step, "the candidate", &candidate.model).await?;
         let champion_graph = match &champion {
+            Some(version) if version.format != ONNX => {
+                return Err(StepError::Fail(format!(
+                    "the champion {}/{} is of format `{}`, and only ONNX files can be measured here",
+                    version.name, version.version, version.format
+                )));
+            }
             Some(version) => Some(download(step, "the champion", &version.artifact_digest).await?),
             None => None,
         };

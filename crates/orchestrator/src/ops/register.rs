@@ -9,6 +9,9 @@ use serde_json::{Map, Value};
 
 use super::{Literals, Op, OpShape, StepContext, StepError, evaluate::Evaluation, keys, outputs, read, train::Trained};
 
+/// The format of the files that are trained here.
+pub(super) const ONNX: &str = "onnx";
+
 /// Takes `candidate` (the outputs of a step of op `train`), `model`, and where wanted `evaluation` (the outputs of a step of
 /// op `evaluate`, whose metrics of the candidate the version carries), `description` and `tags`.
 pub(crate) struct Register;
@@ -49,7 +52,7 @@ impl With {
             project: step.project.clone(),
             name: self.model,
             description: self.description,
-            format: "onnx".to_owned(),
+            format: ONNX.to_owned(),
             artifact_digest: self.candidate.model,
             signature_json: self.candidate.signature.to_string(),
             reference_profile_digest: self.candidate.reference_profile,

@@ -81,7 +81,7 @@ pub async fn list_model_versions(
     ))
 }
 
-/// Registers an uploaded ONNX file as the next version.
+/// Registers an uploaded file as the next version: an ONNX model, or the description of a model of another server.
 ///
 /// A repeated idempotency key finds the version of the first call, with status 200.
 #[utoipa::path(post, path = "/models/{model}/versions", tag = "models",

@@ -12,8 +12,10 @@ use crate::{
     model::{alias::Alias, run::MAX_KEY_BYTES, storage::NamedBlob},
 };
 
-/// The only format of model files.
+/// The format of ONNX files.
 pub const ONNX: &str = "onnx";
+/// The format of descriptions (JSON) of models that another server runs.
+pub const UPSTREAM: &str = "upstream";
 /// The format of versions without a file that can be served, which clients of MLflow register.
 pub const NO_FILE: &str = "";
 /// The longest value of a tag of a version, in bytes.
@@ -57,7 +59,8 @@ pub struct ModelVersion {
     pub version: u32,
     /// What its maker said about it.
     pub description: String,
-    /// The format of its file: `onnx`; empty: it has no file that can be served.
+    /// The format of its file: `onnx`, or `upstream`, which says where another server runs it; empty: it has no file that can
+    /// be served.
     pub format: String,
     /// Its file: `sha256:` and 64 hexadecimal digits; empty: it has none.
     pub artifact_digest: String,
@@ -96,6 +99,8 @@ pub struct NewModelVersion {
     pub model: String,
     /// What its maker says about it.
     pub description: String,
+    /// The format of its file; empty: it has none.
+    pub format: String,
     /// Its file.
     pub artifact_digest: String,
     /// The size of its file in bytes.
@@ -146,6 +151,12 @@ impl NewModelVersion {
         });
         file.into_iter().chain(profile).collect()
     }
+}
+
+/// The signature of a model of which nobody said what it takes and gives.
+#[must_use]
+pub fn no_signature() -> serde_json::Value {
+    serde_json::json!({"inputs": [], "outputs": []})
 }
 
 /// Checks metrics: finite numbers.

@@ -6,7 +6,7 @@ use modelyard_auth::{
     Action, Caller, Kind, Resource,
     audit::{NewEvent, Operation},
 };
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use super::Registry;
 use crate::{
@@ -25,7 +25,7 @@ use crate::{
             is_prompt, no_version, read_version, shown,
         },
         model_source::{MAX_SOURCE_BYTES, ModelUri, Uri, check_source, read_run_uri, unproven, unproven_path},
-        registered_model::NewModelVersion,
+        registered_model::{NewModelVersion, ONNX, no_signature},
         run::{check_text, request_digest},
     },
 };
@@ -84,6 +84,7 @@ struct Origin {
 /// What of a version is served.
 #[derive(Debug, Default)]
 struct Served {
+    format: String,
     digest: String,
     size_bytes: u64,
     signature: Option<Value>,
@@ -185,12 +186,13 @@ impl Registry {
             Some(run_id) => self.stores.runs.find_run(project, run_id).await?,
             None => None,
         };
-        let signature = served.signature.unwrap_or_else(|| json!({"inputs": [], "outputs": []}));
+        let signature = served.signature.unwrap_or_else(no_signature);
         Ok(NewVersionEntry {
             version: NewModelVersion {
                 project: project.to_owned(),
                 model: name.to_owned(),
                 description: order.description.clone(),
+                format: served.format,
                 artifact_digest: served.digest,
                 artifact_size_bytes: served.size_bytes,
                 signature: signature.to_string(),
@@ -404,6 +406,7 @@ impl Registry {
             let profile = copied.reference_profile_digest.as_deref();
             return Ok(Served {
                 reference_profile_size_bytes: self.profile_size(project, profile).await?,
+                format: copied.format,
                 digest: copied.artifact_digest,
                 size_bytes: copied.artifact_size_bytes,
                 signature: Some(copied.signature),
@@ -506,6 +509,7 @@ impl Registry {
                 ..Served::default()
             }),
             Ok(graph) => Ok(Served {
+                format: ONNX.to_owned(),
                 digest: digest.to_string(),
                 size_bytes: file.size_bytes,
                 signature: Some(choose_signature(saved.signature, graph.signature)),
@@ -545,6 +549,8 @@ fn prompt_origin(order: &VersionOrder) -> Result<Origin> {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
 
     #[test]

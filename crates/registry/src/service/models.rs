@@ -11,7 +11,7 @@ use utoipa::ToSchema;
 use super::Registry;
 use crate::{
     error::{Error, Result},
-    files::onnx::read_signature,
+    files::{onnx::read_signature, upstream::check_upstream},
     metrics,
     model::{
         alias::{Alias, AliasAt, AliasChange, Selector, check_alias},
@@ -19,7 +19,7 @@ use crate::{
         page::{Page, PageRequest},
         registered_model::{
             MAX_SIGNATURE_BYTES, MAX_TAG_BYTES, MAX_TAGS, ModelVersion, NewModelVersion, ONNX, RegisteredModel,
-            check_metrics, check_signature, idempotency_key,
+            UPSTREAM, check_metrics, check_signature, idempotency_key, no_signature,
         },
         run::{check_key, check_text, request_digest},
     },
@@ -35,7 +35,8 @@ const MAX_NEW_ALIASES: usize = 16;
 pub struct ModelVersionRequest {
     /// Its file, uploaded before: `sha256:` and 64 hexadecimal digits.
     pub artifact_digest: String,
-    /// The format of the file: `onnx`.
+    /// The format of the file: `onnx`, or `upstream`: it describes (JSON) a model that another server runs, as
+    /// `{"upstream": {"url": "grpc://HOST:PORT", "model": "NAME", "version": "VERSION"}}`.
     #[serde(default = "onnx")]
     pub format: String,
     /// What it is.
@@ -80,9 +81,9 @@ fn onnx() -> String {
 impl ModelVersionRequest {
     fn check(&self, model: &str) -> Result<()> {
         check_name("a model", model)?;
-        if self.format != ONNX {
+        if ![ONNX, UPSTREAM].contains(&self.format.as_str()) {
             return Err(Error::request(format!(
-                "format `{}` cannot be served: export the model to ONNX",
+                "format `{}` cannot be served: export the model to ONNX, or name a model of another server (`{UPSTREAM}`)",
                 self.format
             )));
         }
@@ -135,9 +136,16 @@ impl Registry {
         let (dataset, reference_profile_size_bytes) = self.check_lineage(project, &request).await?;
         let (artifact, size_bytes) = self.blob_size(project, "artifact", &request.artifact_digest).await?;
         // Read in any case: what is registered can be served.
+        let is_onnx = request.format == ONNX;
         let read = self
             .import("model", project, artifact, move |file| {
-                read_signature(file, &artifact.to_string())
+                let digest = artifact.to_string();
+                if is_onnx {
+                    read_signature(file, &digest)
+                } else {
+                    // What it takes is the other server's to say.
+                    check_upstream(file, &digest).map(|()| no_signature())
+                }
             })
             .await?;
         let aliases: BTreeSet<String> = request.aliases.into_iter().collect();
@@ -145,6 +153,7 @@ impl Registry {
             project: project.to_owned(),
             model: model.to_owned(),
             description: request.description,
+            format: request.format,
             artifact_digest: artifact.to_string(),
             artifact_size_bytes: size_bytes,
             signature: request.signature.unwrap_or(read).to_string(),

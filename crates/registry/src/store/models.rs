@@ -22,7 +22,7 @@ use crate::{
         alias::{Alias, Selector},
         event::EventKind,
         page::{Page, PageRequest},
-        registered_model::{ModelVersion, NO_FILE, NewModelVersion, ONNX, RegisteredModel},
+        registered_model::{ModelVersion, NewModelVersion, RegisteredModel},
     },
 };
 
@@ -179,7 +179,6 @@ impl SqlStore<P> {
             Self::check_run_stays(tx, &new.project, run_id).await?;
         }
         let dataset = new.dataset.as_ref();
-        let format = if new.artifact_digest.is_empty() { NO_FILE } else { ONNX };
         sqlx::query(
             "INSERT INTO model_version (project, model, version, description, format, artifact_digest,
                                         artifact_size_bytes, signature, reference_profile_digest, metrics, run_id,
@@ -191,7 +190,7 @@ impl SqlStore<P> {
         .bind(&new.model)
         .bind(version)
         .bind(&new.description)
-        .bind(format)
+        .bind(&new.format)
         .bind(&new.artifact_digest)
         .bind(stored("size", new.artifact_size_bytes)?)
         .bind(&new.signature)

@@ -13,7 +13,7 @@ use sqlx::AssertSqlSafe;
 use uuid::Uuid;
 
 use super::{MIGRATIONS, Stores};
-use crate::model::registered_model::NewModelVersion;
+use crate::model::registered_model::{NO_FILE, NewModelVersion};
 
 /// The project of the tests.
 pub const PROJECT: &str = "default";
@@ -135,6 +135,7 @@ pub fn model_version(event: NewEvent) -> NewModelVersion {
         project: PROJECT.to_owned(),
         model: "m".to_owned(),
         description: String::new(),
+        format: NO_FILE.to_owned(),
         artifact_digest: String::new(),
         artifact_size_bytes: 0,
         signature: "{}".to_owned(),

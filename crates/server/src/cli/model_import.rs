@@ -1,4 +1,4 @@
-//! `models import`: an ONNX file, or a folder with a model.
+//! `models import`: an ONNX file, a folder with a model, or a model of another server.
 
 use std::{
     collections::BTreeMap,
@@ -24,13 +24,16 @@ const MLMODEL: &str = "MLmodel";
 const MAX_FILES: usize = 10_000;
 /// The experiment of what is imported: `Default` of the project.
 const EXPERIMENT: &str = "0";
+/// The schemes of addresses of other servers.
+const UPSTREAM_SCHEMES: [&str; 2] = ["grpc", "grpcs"];
 /// What a logged model's name must not have in it.
 const REFUSED_IN_NAMES: [char; 6] = ['/', ':', '.', '%', '"', '\''];
 
 /// What `models import` takes.
 #[derive(Args)]
 pub struct ImportArguments {
-    /// ONNX file, folder that MLflow saved a model in, or folder with one ONNX file and what belongs to it
+    /// ONNX file, folder that MLflow saved a model in, folder with one ONNX file and what belongs to it, or the model of
+    /// another server: grpc://HOST:PORT/MODEL[/VERSION], with TLS grpcs://
     path: PathBuf,
     /// Registered model; made when it does not exist
     #[arg(long)]
@@ -59,10 +62,12 @@ fn tag(text: &str) -> Result<(String, String), String> {
 /// Runs the command.
 pub async fn import(arguments: &ImportArguments) -> anyhow::Result<()> {
     let client = arguments.connection.client()?;
-    let version = if arguments.path.is_dir() {
+    let version = if let Some(description) = upstream(&arguments.path)? {
+        import_upstream(arguments, &client, &description).await?
+    } else if arguments.path.is_dir() {
         import_folder(arguments, &client).await?
     } else {
-        import_file(arguments, &client).await?
+        import_file(arguments, &client, &arguments.path, "onnx").await?
     };
     if arguments.connection.server.output == Format::Json {
         return output::print_json(&version);
@@ -72,11 +77,42 @@ pub async fn import(arguments: &ImportArguments) -> anyhow::Result<()> {
     output::print_line(&format!("{}/{number}", arguments.name))
 }
 
-async fn import_file(arguments: &ImportArguments, client: &Client) -> anyhow::Result<Value> {
-    let digest = client.upload(&arguments.path).await?;
+/// The description of the model of another server that an address names; none: it is no such address.
+fn upstream(path: &Path) -> Result<Option<Value>, UsageError> {
+    let Some((scheme, rest)) = path.to_str().and_then(|text| text.split_once("://")) else {
+        return Ok(None);
+    };
+    let wrong = || {
+        UsageError(format!(
+            "`{}` names no model of another server: write grpc://HOST:PORT/MODEL[/VERSION], with TLS grpcs://",
+            path.display()
+        ))
+    };
+    if !UPSTREAM_SCHEMES.contains(&scheme) {
+        return Err(wrong());
+    }
+    let mut parts = rest.split('/');
+    let (place, model) = (parts.next(), parts.next().filter(|model| !model.is_empty()));
+    let (Some(place), Some(model), version, None) = (place, model, parts.next(), parts.next()) else {
+        return Err(wrong());
+    };
+    let url = format!("{scheme}://{place}");
+    Ok(Some(json!({
+        "upstream": { "url": url, "model": model, "version": version.unwrap_or_default() }
+    })))
+}
+
+async fn import_upstream(arguments: &ImportArguments, client: &Client, description: &Value) -> anyhow::Result<Value> {
+    let file = tempfile::NamedTempFile::new().context("a temporary file cannot be made")?;
+    serde_json::to_writer(&file, description)?;
+    import_file(arguments, client, file.path(), "upstream").await
+}
+
+async fn import_file(arguments: &ImportArguments, client: &Client, path: &Path, format: &str) -> anyhow::Result<Value> {
+    let digest = client.upload(path).await?;
     let aliases: Vec<_> = arguments.alias.iter().collect();
     let tags: BTreeMap<_, _> = arguments.tags.iter().cloned().collect();
-    let mut body = json!({ "artifact_digest": digest, "aliases": aliases, "tags": tags });
+    let mut body = json!({ "artifact_digest": digest, "format": format, "aliases": aliases, "tags": tags });
     if let Some(description) = &arguments.description {
         body["description"] = json!(description);
     }
@@ -301,6 +337,22 @@ mod tests {
         std::os::unix::fs::symlink("/etc/hosts", folder.path().join("link")).unwrap();
         let error = files_below(folder.path()).unwrap_err().to_string();
         assert!(error.contains("link"), "{error}");
+    }
+
+    #[test]
+    fn models_of_other_servers_are_named_by_an_address() {
+        let read = |text: &str| upstream(Path::new(text)).map_err(|error| error.0);
+        assert_eq!(read("model.onnx"), Ok(None));
+        let expected = |url: &str, version: &str| {
+            Ok(Some(
+                json!({"upstream": {"url": url, "model": "resnet", "version": version}}),
+            ))
+        };
+        assert_eq!(read("grpc://t:8001/resnet"), expected("grpc://t:8001", ""));
+        assert_eq!(read("grpcs://t:8001/resnet/3"), expected("grpcs://t:8001", "3"));
+        for bad in ["grpc://t:8001", "grpc://t:8001/", "grpc://t/a/b/c", "https://t/m"] {
+            assert!(read(bad).unwrap_err().contains("grpc://HOST:PORT/MODEL"), "{bad}");
+        }
     }
 
     #[test]

@@ -6,7 +6,7 @@ use crate::{
     model::{
         import::{GOING_ON, ReadyVersion},
         mlflow_registry::{NewVersionEntry, Stage, VersionStatus},
-        registered_model::NewModelVersion,
+        registered_model::{NewModelVersion, ONNX},
     },
     store::testing::{PROJECT, TestStores, at, event, model_version, test_stores},
 };
@@ -49,6 +49,7 @@ fn version(number: u128, digest: &str) -> ReadyVersion {
     ReadyVersion {
         entry: NewVersionEntry {
             version: NewModelVersion {
+                format: ONNX.to_owned(),
                 artifact_digest: digest.to_owned(),
                 artifact_size_bytes: 1,
                 // When it was made there.
