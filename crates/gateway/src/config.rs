@@ -1,6 +1,6 @@
 //! The gateway's configuration.
 
-use std::{fs, time::Duration};
+use std::{fs, path::PathBuf, time::Duration};
 
 use modelyard_common::config::{duration, maybe_size, size};
 use modelyard_inference::BatcherOptions;
@@ -20,6 +20,10 @@ const MAX_REQUEST_TIMEOUT: Duration = Duration::from_hours(1);
 
 /// The smallest spool: room for two segments.
 const MIN_SPOOL_BYTES: u64 = 64 << 20;
+
+/// The most worker processes of a model of Python, and the least memory of one.
+const MAX_WORKERS: usize = 64;
+const MIN_WORKER_BYTES: u64 = 64 << 20;
 
 /// How the gateway serves.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -58,6 +62,59 @@ pub struct Config {
     /// The servers of the Open Inference Protocol whose models versions may stand for, as `HOST:PORT`; `*`: any that this
     /// machine reaches. Whoever may register models has them called.
     pub upstreams: Vec<String>,
+    /// How models run that MLflow saved in other flavours than ONNX.
+    pub python: PythonConfig,
+}
+
+/// How models run that MLflow saved in other flavours than ONNX: in worker processes of Python.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct PythonConfig {
+    /// The Python that runs them, such as `python3`. None: they are not served. Their code may do whatever this process may:
+    /// whoever may register models can run programs here.
+    pub interpreter: Option<PathBuf>,
+    /// Whether each gets an environment with what it asks for (its `requirements.txt`), made by pip and kept for all that
+    /// ask for the same. Else what `interpreter` has must do.
+    pub environments: bool,
+    /// The most worker processes of a model. One is started at first, more while it has more work than it gets done.
+    pub max_workers: usize,
+    /// The most memory that a worker may have for its data. None: as much as there is.
+    #[serde(with = "maybe_size")]
+    pub worker_memory_bytes: Option<u64>,
+    /// The most processors that a worker may use. None: all.
+    pub worker_processors: Option<usize>,
+}
+
+impl Default for PythonConfig {
+    fn default() -> Self {
+        Self {
+            interpreter: None,
+            environments: true,
+            max_workers: 1,
+            worker_memory_bytes: None,
+            worker_processors: None,
+        }
+    }
+}
+
+impl PythonConfig {
+    fn validate(&self) -> Result<(), Error> {
+        if !(1..=MAX_WORKERS).contains(&self.max_workers) {
+            return Err(refused(&format!(
+                "python.max_workers is {}: choose 1 to {MAX_WORKERS}",
+                self.max_workers
+            )));
+        }
+        if self.worker_processors == Some(0) {
+            return Err(refused("python.worker_processors is 0: choose at least 1"));
+        }
+        if self.worker_memory_bytes.is_some_and(|bytes| bytes < MIN_WORKER_BYTES) {
+            return Err(refused(&format!(
+                "python.worker_memory_bytes is less than {MIN_WORKER_BYTES}, with which Python cannot load a model"
+            )));
+        }
+        Ok(())
+    }
 }
 
 impl Default for Config {
@@ -75,6 +132,7 @@ impl Default for Config {
             max_queued_requests: batcher.max_queued_requests,
             max_queue_time: batcher.max_queue_time,
             upstreams: Vec::new(),
+            python: PythonConfig::default(),
         }
     }
 }
@@ -103,6 +161,7 @@ impl Config {
                 self.spool_max_bytes
             )));
         }
+        self.python.validate()?;
         self.batcher().validate().map_err(|error| refused(&error.to_string()))
     }
 
@@ -156,7 +215,12 @@ mod tests {
 
     #[test]
     fn what_cannot_work_is_named() {
-        let cases: [(&str, Spoil); 4] = [
+        let cases: [(&str, Spoil); 7] = [
+            ("python.max_workers", |config| config.python.max_workers = 0),
+            ("worker_processors", |config| config.python.worker_processors = Some(0)),
+            ("worker_memory_bytes", |config| {
+                config.python.worker_memory_bytes = Some(1)
+            }),
             ("flush_interval", |config| config.flush_interval = Duration::ZERO),
             ("request_timeout", |config| config.request_timeout = Duration::ZERO),
             ("spool_max_bytes", |config| config.spool_max_bytes = 1),

@@ -104,6 +104,12 @@ pub enum Error {
         /// `HOST:PORT`.
         server: String,
     },
+    /// A model of Python cannot be run.
+    #[error("{detail}")]
+    Python {
+        /// Why.
+        detail: String,
+    },
     /// A file or folder of the gateway's.
     #[error("cannot use {}", path.display())]
     Io {
@@ -155,11 +161,14 @@ impl Fault for Error {
             }
             Self::BodyTooLarge { .. } => ErrorKind::TooLarge,
             Self::EndpointNotFound { .. } | Self::VersionNotServed { .. } => ErrorKind::NotFound,
-            Self::NotReady { .. } | Self::Starting => ErrorKind::Unavailable,
-            Self::InvalidEndpoint { .. }
+            // Of a model, when it is loaded: none of them is the fault of who asks for a prediction.
+            Self::NotReady { .. }
+            | Self::Starting
             | Self::Description { .. }
             | Self::Upstream { .. }
-            | Self::UpstreamNotAllowed { .. } => ErrorKind::FailedPrecondition,
+            | Self::UpstreamNotAllowed { .. }
+            | Self::Python { .. } => ErrorKind::Unavailable,
+            Self::InvalidEndpoint { .. } => ErrorKind::FailedPrecondition,
             Self::Access(error) => error.kind(),
             Self::Inference(error) => error.kind(),
             Self::Artifact { source } => source.kind(),
@@ -186,6 +195,7 @@ impl Fault for Error {
             Self::Description { .. } => "ARTIFACT_NOT_UNDERSTOOD",
             Self::Upstream { .. } => "UPSTREAM_UNUSABLE",
             Self::UpstreamNotAllowed { .. } => "UPSTREAM_NOT_ALLOWED",
+            Self::Python { .. } => "PYTHON_MODEL_UNUSABLE",
             Self::Io { .. } => "GATEWAY_IO",
             Self::Reflection(_) => "REFLECTION",
             Self::Interrupted { .. } => "INTERRUPTED",

@@ -29,6 +29,7 @@ mod oip;
 mod options;
 mod persist;
 mod predict;
+mod python;
 mod queues;
 mod reconcile;
 mod repository;
@@ -42,6 +43,6 @@ mod traffic;
 mod upstream;
 mod watch;
 
-pub use config::Config;
+pub use config::{Config, PythonConfig};
 pub use error::Error;
 pub use service::{Service, start};

@@ -28,14 +28,21 @@ use crate::{
     error::{Error, Result},
     meters::{self, Unloaded},
     model::{Facts, Model, Shapes},
+    python::{Saved, Workers, assemble},
     upstream::Upstream,
 };
 
 /// What lies beside a model's file and tells what was found out by loading it.
 const FACTS_EXTENSION: &str = "json";
 
+/// The ending of the folder beside a description that names the files of a folder.
+const FOLDER_EXTENSION: &str = "folder";
+
 /// The longest description of how an artifact is run, in bytes.
-const MAX_DESCRIPTION_BYTES: u64 = 64 << 10;
+const MAX_DESCRIPTION_BYTES: u64 = 8 << 20;
+
+/// The folder of models below the gateway's.
+const MODELS_FOLDER: &str = "models";
 
 /// A blob as an endpoint serves it. The same content for two endpoints is loaded twice: one's load is not the other's, and
 /// what one project has says nothing about another's.
@@ -70,8 +77,10 @@ pub(crate) struct Loader {
     batcher: BatcherOptions,
     cache_bytes: u64,
     memory_bytes: u64,
-    /// The servers that may be called.
+    /// The other servers that may be called.
     upstreams: Arc<[String]>,
+    /// What runs models of Python, where that is wanted.
+    workers: Option<Arc<Workers>>,
     models: Mutex<HashMap<ModelKey, Arc<Slot>>>,
     /// Loading keeps a processor busy: no more at once than there are.
     loads: Semaphore,
@@ -81,16 +90,17 @@ pub(crate) struct Loader {
 type Slot = AsyncMutex<Weak<Model>>;
 
 impl Loader {
-    pub(crate) fn new(artifacts: Artifacts, runtime: Runtime, folder: PathBuf, config: &Config) -> Self {
+    pub(crate) fn new(artifacts: Artifacts, runtime: Runtime, folder: &Path, config: &Config) -> Self {
         Self {
             artifacts,
             loads: Semaphore::new(runtime.processors()),
             runtime,
-            folder,
+            folder: folder.join(MODELS_FOLDER),
             batcher: config.batcher(),
             cache_bytes: config.model_cache_bytes,
             memory_bytes: config.model_memory_bytes(),
             upstreams: config.upstreams.as_slice().into(),
+            workers: Workers::new(&config.python, folder).map(Arc::new),
             models: Mutex::default(),
         }
     }
@@ -130,7 +140,7 @@ impl Loader {
             Arc::new(Model::new(key, wanted, facts, Arc::clone(self)))
         } else {
             let counters = Arc::default();
-            let predictor = self.open_file(&path, &wanted, &counters, permit).await?;
+            let predictor = self.open_file(&key, &path, &wanted, &counters, permit).await?;
             let facts = Facts {
                 signature: predictor.signature().clone(),
                 batching: predictor.batching(),
@@ -148,7 +158,7 @@ impl Loader {
     pub(crate) async fn open(&self, key: &ModelKey, wanted: &Wanted, counters: &Arc<Counters>) -> Result<Predictor> {
         let path = self.fetch(key).await?;
         let permit = self.permit().await?;
-        self.open_file(&path, wanted, counters, permit).await
+        self.open_file(key, &path, wanted, counters, permit).await
     }
 
     async fn permit(&self) -> Result<SemaphorePermit<'_>> {
@@ -157,25 +167,61 @@ impl Loader {
 
     async fn open_file(
         &self,
+        key: &ModelKey,
         path: &Path,
         wanted: &Wanted,
         counters: &Arc<Counters>,
         _permit: SemaphorePermit<'_>,
     ) -> Result<Predictor> {
-        let (runtime, path) = (self.runtime.clone(), path.to_owned());
+        let open = self.opening(key, path).await?;
         let (wanted, counters) = (wanted.clone(), Arc::clone(counters));
-        let (upstreams, handle) = (Arc::clone(&self.upstreams), Handle::current());
-        let opened = spawn_blocking(move || {
-            let model = match read_description(&path)? {
-                None => open_session(&runtime, &path)?,
-                Some(Description::Upstream(upstream)) => upstream.open(&upstreams, &handle)?,
-            };
-            start(model, wanted, counters)
-        });
-        let opened = opened.await;
+        let opened = spawn_blocking(move || start(open()?, wanted, counters)).await;
         let predictor = opened.map_err(|_| interrupted())??;
         meters::model_loaded();
         Ok(predictor)
+    }
+
+    /// How what is in a file is opened, with all that it needs beside the file.
+    async fn opening(&self, key: &ModelKey, path: &Path) -> Result<Opening> {
+        let path = path.to_owned();
+        Ok(match read_description(&path)? {
+            None => {
+                let runtime = self.runtime.clone();
+                Box::new(move || open_session(&runtime, &path))
+            }
+            Some(Description::Upstream(upstream)) => {
+                let (upstreams, handle) = (Arc::clone(&self.upstreams), Handle::current());
+                Box::new(move || upstream.open(&upstreams, &handle))
+            }
+            Some(Description::Mlflow(saved)) => {
+                let workers = self.workers.clone().ok_or_else(|| Error::Python {
+                    detail:
+                        "it is a model of Python, and this gateway runs none: set `gateway.python.interpreter`, or \
+                             export the model to ONNX"
+                            .to_owned(),
+                })?;
+                let folder = self.fetch_folder(key, &path, &saved).await?;
+                Box::new(move || workers.open(&folder))
+            }
+        })
+    }
+
+    /// The folder with a model's files, each of them verified.
+    async fn fetch_folder(&self, key: &ModelKey, path: &Path, saved: &Saved) -> Result<PathBuf> {
+        let folder = path.with_extension(FOLDER_EXTENSION);
+        if folder.is_dir() {
+            return Ok(folder);
+        }
+        let artifacts = self.artifacts.project(&key.endpoint.project)?;
+        let mut files = Vec::new();
+        for (digest, place) in saved.places()? {
+            files.push((artifacts.open_local(digest, &self.folder).await?, place));
+        }
+        let assembled = folder.clone();
+        spawn_blocking(move || assemble(&assembled, &files))
+            .await
+            .map_err(|_| interrupted())??;
+        Ok(folder)
     }
 
     /// Whether one more model fits beside those that are loaded.
@@ -275,7 +321,12 @@ const fn interrupted() -> Error {
 enum Description {
     /// By another server.
     Upstream(Upstream),
+    /// By Python, from a folder that MLflow saved it in.
+    Mlflow(Saved),
 }
+
+/// What opens a model, and may take its time.
+type Opening = Box<dyn FnOnce() -> Result<InferenceModel> + Send>;
 
 /// The description that an artifact is; none: it is an ONNX file, which never begins as JSON's objects do.
 fn read_description(path: &Path) -> Result<Option<Description>> {
@@ -363,7 +414,11 @@ fn sweep_files(folder: &Path, used: &HashSet<ModelKey>, limit: u64) -> io::Resul
         if total <= limit {
             break;
         }
-        fs::remove_file(&path)?;
+        if path.is_dir() {
+            fs::remove_dir_all(&path)?;
+        } else {
+            fs::remove_file(&path)?;
+        }
         total -= bytes;
     }
     Ok(())
@@ -387,9 +442,18 @@ fn find_unused(entry: &DirEntry, used: &HashSet<PathBuf>, unused: &mut Vec<Unuse
     // What is known of a model stays as long as its file.
     if !unfinished && !used.contains(&path.with_extension("")) {
         let metadata = entry.metadata()?;
-        unused.push((metadata.modified()?, metadata.len(), path));
+        unused.push((metadata.modified()?, size_of(&path)?, path));
     }
     Ok(())
+}
+
+/// The bytes of a file, or of all files below a folder.
+fn size_of(path: &Path) -> io::Result<u64> {
+    let metadata = fs::symlink_metadata(path)?;
+    if !metadata.is_dir() {
+        return Ok(metadata.len());
+    }
+    entries(path)?.iter().map(|entry| size_of(&entry.path())).sum()
 }
 
 #[cfg(test)]

@@ -44,7 +44,6 @@ use crate::{
 
 /// The gateway's folder below the data folder, and what is in it.
 const FOLDER: &str = "gateway";
-const MODELS_FOLDER: &str = "models";
 const SPOOL_FOLDER: &str = "spool";
 
 /// The faces of a started gateway.
@@ -89,12 +88,7 @@ pub async fn start(
         config.spool_min_free_bytes,
     );
     let requests = TaskTracker::new();
-    let loader = Arc::new(Loader::new(
-        Artifacts::new(storage.clone()),
-        runtime,
-        folder.join(MODELS_FOLDER),
-        &config,
-    ));
+    let loader = Arc::new(Loader::new(Artifacts::new(storage.clone()), runtime, &folder, &config));
     let shipping = Arc::new(Shipping {
         spool: Spool::open(folder.join(SPOOL_FOLDER), limits)?,
         storage,

@@ -271,18 +271,11 @@ fn read_answer(signature: &Signature, answer: ModelInferResponse) -> Result<Vec<
             parameters: output.parameters,
             contents: output.contents,
         });
-    let invalid = |output: &str, detail: String| InferenceError::InvalidOutput {
-        output: output.to_owned(),
-        detail,
-    };
-    let mut outputs = read_tensors(tensors.collect(), answer.raw_output_contents)
-        .map_err(|error| invalid("of the other server", error.to_string()))?;
-    let in_order = signature.outputs.iter().map(|spec| {
-        let place = outputs.iter().position(|output| output.name() == spec.name);
-        let place = place.ok_or_else(|| invalid(&spec.name, "the other server did not send it".to_owned()))?;
-        Ok(outputs.swap_remove(place))
-    });
-    in_order.collect()
+    let outputs = read_tensors(tensors.collect(), answer.raw_output_contents);
+    signature.arrange_outputs(outputs.map_err(|error| InferenceError::InvalidOutput {
+        output: "of the other server".to_owned(),
+        detail: error.to_string(),
+    })?)
 }
 
 /// Ways to a server: all share its connection, which carries many calls at once.
@@ -380,7 +373,7 @@ mod tests {
         let names: Vec<&str> = outputs.iter().map(Tensor::name).collect();
         assert_eq!(names, ["a", "b"]);
         let error = read_answer(&signature, answer(&["a"])).unwrap_err().to_string();
-        assert!(error.contains("`b`: the other server did not send it"), "{error}");
+        assert!(error.contains("`b`"), "{error}");
         let mut torn = answer(&["a", "b"]);
         torn.raw_output_contents[1] = vec![1].into();
         assert!(read_answer(&signature, torn).is_err());

@@ -93,6 +93,19 @@ impl Signature {
         Ok(inputs)
     }
 
+    /// The outputs in the signature's order; what it does not name is left out.
+    ///
+    /// # Errors
+    /// `InvalidOutput` if one is missing.
+    pub fn arrange_outputs(&self, mut outputs: Vec<Tensor>) -> Result<Vec<Tensor>> {
+        let each = self.outputs.iter().map(|spec| {
+            let place = outputs.iter().position(|tensor| tensor.name() == spec.name);
+            let place = place.ok_or_else(|| Error::output(&spec.name, "what runs the model did not send it"))?;
+            Ok(outputs.swap_remove(place))
+        });
+        each.collect()
+    }
+
     /// Whether every dimension of every input but the first is fixed, so that rows of any two requests can be merged.
     pub(crate) fn rows_are_fixed(&self) -> bool {
         self.inputs.iter().all(|spec| {

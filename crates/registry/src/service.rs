@@ -30,6 +30,7 @@ mod projects;
 mod retention;
 mod rollouts;
 mod runs;
+mod saved_models;
 mod scorers;
 mod secrets;
 mod tokens;

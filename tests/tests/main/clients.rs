@@ -144,7 +144,8 @@ pub fn run_old_client(name: &str, arguments: &[&str], variables: &[(&str, &str)]
     run_python_with(PYTHON_OLD_CLIENT, &client(name), arguments, variables)
 }
 
-fn client(name: &str) -> PathBuf {
+/// A script beside those of the other clients.
+pub fn client(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("clients").join(name)
 }
 
@@ -152,7 +153,8 @@ fn run_python(script: &Path, arguments: &[&str]) -> Result<String> {
     run_python_with(PYTHON, script, arguments, &[])
 }
 
-fn python(variable: &str) -> Result<OsString> {
+/// The Python that a variable names.
+pub fn python(variable: &str) -> Result<OsString> {
     env::var_os(variable)
         .with_context(|| format!("{variable} is not set: run the tests by `cargo xtask test`, which makes that Python"))
 }

@@ -99,7 +99,7 @@ impl Deployment {
                 for role in roles {
                     writeln!(
                         text,
-                        "[peers.{role}]\ninternal = '{}'\npublic = '{}'",
+                        "peers.{role} = {{ internal = '{}', public = '{}' }}",
                         peer.internal, peer.public
                     )?;
                 }

@@ -14,4 +14,5 @@ mod openid;
 mod outages;
 mod permissions;
 mod rollouts;
+mod runtimes;
 mod tls;

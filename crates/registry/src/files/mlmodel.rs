@@ -20,6 +20,10 @@ const ONNX_FILE: &str = "model.onnx";
 pub struct SavedModel {
     /// The ONNX file, relative to the folder.
     pub onnx_file: Option<String>,
+    /// Whether MLflow can run it by Python, whatever it is.
+    pub is_python: bool,
+    /// Whether it says what it takes, in full or not.
+    pub has_inputs: bool,
     /// What the model takes and gives, where that is said in full.
     pub signature: Option<Value>,
 }
@@ -47,13 +51,20 @@ pub fn read_mlmodel(content: &[u8]) -> Option<SavedModel> {
         let file = flavor.get("data").and_then(Yaml::as_str).unwrap_or(ONNX_FILE);
         file.to_owned()
     });
+    let is_python = content.flavors.contains_key("python_function");
+    let has_inputs = content.signature.as_ref().is_some_and(|texts| texts.inputs.is_some());
     let signature = content.signature.and_then(|texts| {
         let part = |text: Option<String>| serde_json::from_str::<Value>(&text?).ok();
         let signature = json!({"inputs": part(texts.inputs)?, "outputs": part(texts.outputs)?});
         let is_short = signature.to_string().len() <= MAX_SIGNATURE_BYTES;
         (is_short && check_signature(&signature).is_ok()).then_some(signature)
     });
-    Some(SavedModel { onnx_file, signature })
+    Some(SavedModel {
+        onnx_file,
+        is_python,
+        has_inputs,
+        signature,
+    })
 }
 
 #[cfg(test)]
@@ -92,9 +103,15 @@ signature:
             saved,
             SavedModel {
                 onnx_file: None,
+                is_python: false,
+                has_inputs: false,
                 signature: None
             }
         );
+        let python =
+            read_mlmodel(b"{flavors: {sklearn: {}, python_function: {}}, signature: {inputs: '[]', outputs: null}}");
+        let python = python.unwrap();
+        assert!(python.is_python && python.has_inputs);
         // Tensors without names say less than the graph.
         let unnamed = br#"{flavors: {onnx: {}}, signature: {inputs: '[{"type": "tensor"}]', outputs: null}}"#;
         let saved = read_mlmodel(unnamed).unwrap();

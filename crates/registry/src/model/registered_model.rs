@@ -16,6 +16,8 @@ use crate::{
 pub const ONNX: &str = "onnx";
 /// The format of descriptions (JSON) of models that another server runs.
 pub const UPSTREAM: &str = "upstream";
+/// The format of descriptions (JSON) of folders that MLflow saved models in, which Python runs.
+pub const MLFLOW: &str = "mlflow";
 /// The format of versions without a file that can be served, which clients of MLflow register.
 pub const NO_FILE: &str = "";
 /// The longest value of a tag of a version, in bytes.
@@ -59,8 +61,8 @@ pub struct ModelVersion {
     pub version: u32,
     /// What its maker said about it.
     pub description: String,
-    /// The format of its file: `onnx`, or `upstream`, which says where another server runs it; empty: it has no file that can
-    /// be served.
+    /// The format of its file: `onnx`; `upstream`, which says where another server runs it; `mlflow`, which lists the files
+    /// of a folder that MLflow saved it in; empty: it has no file that can be served.
     pub format: String,
     /// Its file: `sha256:` and 64 hexadecimal digits; empty: it has none.
     pub artifact_digest: String,
@@ -105,6 +107,8 @@ pub struct NewModelVersion {
     pub artifact_digest: String,
     /// The size of its file in bytes.
     pub artifact_size_bytes: u64,
+    /// The files that its file lists.
+    pub files: Vec<NamedBlob>,
     /// What it takes and gives (JSON).
     pub signature: String,
     /// The profile of its training data.
@@ -149,7 +153,10 @@ impl NewModelVersion {
             digest: digest.clone(),
             size_bytes: self.reference_profile_size_bytes,
         });
-        file.into_iter().chain(profile).collect()
+        file.into_iter()
+            .chain(profile)
+            .chain(self.files.iter().cloned())
+            .collect()
     }
 }
 

@@ -1,31 +1,26 @@
 //! Model versions as MLflow's clients make and change them: from a source, which is a folder of files.
 
-use std::collections::BTreeMap;
-
 use modelyard_auth::{
     Action, Caller, Kind, Resource,
     audit::{NewEvent, Operation},
 };
-use serde_json::Value;
 
-use super::Registry;
+use super::{
+    Registry,
+    saved_models::{Served, below},
+};
 use crate::{
     error::{Error, Result},
-    files::{
-        mlmodel::{MAX_MLMODEL_BYTES, MLMODEL, read_mlmodel},
-        onnx::read_description,
-    },
     metrics,
     model::{
         alias::Selector,
-        artifact_file::ArtifactPath,
         dataset::MAX_DESCRIPTION_BYTES,
         mlflow_registry::{
             LoggedSource, NewVersionEntry, PROMPT_SOURCES, Stage, VersionEntry, check_model_name, collect_tags,
             is_prompt, no_version, read_version, shown,
         },
         model_source::{MAX_SOURCE_BYTES, ModelUri, Uri, check_source, read_run_uri, unproven, unproven_path},
-        registered_model::{NewModelVersion, ONNX, no_signature},
+        registered_model::{NewModelVersion, no_signature},
         run::{check_text, request_digest},
     },
 };
@@ -81,63 +76,9 @@ struct Origin {
     copied: Option<(String, u32)>,
 }
 
-/// What of a version is served.
-#[derive(Debug, Default)]
-struct Served {
-    format: String,
-    digest: String,
-    size_bytes: u64,
-    signature: Option<Value>,
-    reference_profile_digest: Option<String>,
-    reference_profile_size_bytes: u64,
-    metrics: BTreeMap<String, f64>,
-    dataset: Option<(String, u32)>,
-    training_rows: u64,
-    /// Why it cannot be served, though there is an ONNX model.
-    problem: String,
-}
-
-impl Served {
-    fn refused(problem: String) -> Self {
-        Self {
-            problem,
-            ..Self::default()
-        }
-    }
-}
-
 /// A text that says something.
 fn filled(text: Option<&str>) -> Option<&str> {
     text.filter(|text| !text.is_empty())
-}
-
-/// The names of a signature's inputs, in their order.
-fn inputs(signature: &Value) -> Vec<&str> {
-    let entries = signature.get("inputs").and_then(Value::as_array);
-    let names = entries
-        .into_iter()
-        .flatten()
-        .filter_map(|entry| entry.get("name")?.as_str());
-    let mut names: Vec<&str> = names.collect();
-    names.sort_unstable();
-    names
-}
-
-/// The signature to go by: what was written down if it is about the inputs that the graph has, else the graph's.
-fn choose_signature(saved: Option<Value>, graph: Value) -> Value {
-    match saved {
-        Some(saved) if inputs(&saved) == inputs(&graph) => saved,
-        _ => graph,
-    }
-}
-
-/// A file of a folder, whose path may be written with `./`.
-fn below(folder: &str, file: &str) -> String {
-    let file = file.trim_start_matches("./");
-    if folder.is_empty() {
-        return file.to_owned();
-    }
-    format!("{}/{file}", folder.trim_end_matches('/'))
 }
 
 impl Registry {
@@ -193,6 +134,7 @@ impl Registry {
                 model: name.to_owned(),
                 description: order.description.clone(),
                 format: served.format,
+                files: served.files,
                 artifact_digest: served.digest,
                 artifact_size_bytes: served.size_bytes,
                 signature: signature.to_string(),
@@ -403,10 +345,12 @@ impl Registry {
             let selector = Selector::Version(*version);
             let copied = self.stores.models.find_model_version(project, model, &selector).await?;
             let copied = copied.ok_or_else(|| no_version(model, version))?;
+            let files = self.stores.models.list_version_files(project, model, *version).await?;
             let profile = copied.reference_profile_digest.as_deref();
             return Ok(Served {
                 reference_profile_size_bytes: self.profile_size(project, profile).await?,
                 format: copied.format,
+                files,
                 digest: copied.artifact_digest,
                 size_bytes: copied.artifact_size_bytes,
                 signature: Some(copied.signature),
@@ -466,61 +410,6 @@ impl Registry {
         })
     }
 
-    /// Looks for an ONNX model in a folder that MLflow saved.
-    async fn read_folder(&self, project: &str, folder: &str) -> Result<Served> {
-        let files = &self.stores.artifact_files;
-        let blobs = self.blobs.project(project)?;
-        let path = ArtifactPath::parse(&below(folder, MLMODEL))?;
-        let description = files.find_artifact_file(project, &path).await?;
-        let Some(description) = description.filter(|file| file.size_bytes <= MAX_MLMODEL_BYTES) else {
-            return Ok(Served::default());
-        };
-        let content = blobs.get_bytes(description.digest, MAX_MLMODEL_BYTES).await?;
-        let Some(saved) = read_mlmodel(&content) else {
-            return Ok(Served::default());
-        };
-        let Some(onnx_file) = saved.onnx_file else {
-            return Ok(Served {
-                signature: saved.signature,
-                ..Served::default()
-            });
-        };
-        let path = ArtifactPath::parse(&below(folder, &onnx_file))?;
-        let Some(file) = files.find_artifact_file(project, &path).await? else {
-            return Ok(Served::refused(format!(
-                "cannot be served: its ONNX file `{}` is missing, log the model again",
-                shown(&onnx_file)
-            )));
-        };
-        let digest = file.digest;
-        let read = self
-            .import("model", project, digest, move |path| {
-                read_description(path, &digest.to_string())
-            })
-            .await;
-        match read {
-            // Its signature is told in any case.
-            Ok(graph) if graph.is_external => Ok(Served {
-                signature: Some(choose_signature(saved.signature, graph.signature)),
-                problem:
-                    "cannot be served: the weights of its ONNX file are in other files (external data), save it as one \
-                     file (`save_as_external_data=False` of mlflow.onnx)"
-                        .to_owned(),
-                ..Served::default()
-            }),
-            Ok(graph) => Ok(Served {
-                format: ONNX.to_owned(),
-                digest: digest.to_string(),
-                size_bytes: file.size_bytes,
-                signature: Some(choose_signature(saved.signature, graph.signature)),
-                ..Served::default()
-            }),
-            // Registering what cannot be served is allowed; why it cannot is said.
-            Err(error @ Error::NotOnnx { .. }) => Ok(Served::refused(format!("cannot be served: {error}"))),
-            Err(error) => Err(error),
-        }
-    }
-
     /// A version, for whoever may do what needs it.
     pub(super) async fn find_entry(&self, project: &str, name: &str, version: u32) -> Result<VersionEntry> {
         let found = self
@@ -545,30 +434,4 @@ fn prompt_origin(order: &VersionOrder) -> Result<Origin> {
         run_id: filled(order.run_id.as_deref()).map(str::to_owned),
         ..Origin::default()
     })
-}
-
-#[cfg(test)]
-mod tests {
-    use serde_json::json;
-
-    use super::*;
-
-    #[test]
-    fn the_signature_is_about_the_graph() {
-        let entry = |name: &str, kind: &str| json!({"inputs": [{"name": name, "type": kind}], "outputs": []});
-        let graph = entry("x", "double");
-        assert_eq!(
-            choose_signature(Some(entry("x", "float")), graph.clone()),
-            entry("x", "float")
-        );
-        assert_eq!(choose_signature(Some(entry("y", "float")), graph.clone()), graph);
-        assert_eq!(choose_signature(None, graph.clone()), graph);
-    }
-
-    #[test]
-    fn files_are_below_their_folder() {
-        assert_eq!(below("0/run/artifacts", "model"), "0/run/artifacts/model");
-        assert_eq!(below("0/run/artifacts/", "./model.onnx"), "0/run/artifacts/model.onnx");
-        assert_eq!(below("", "MLmodel"), "MLmodel");
-    }
 }

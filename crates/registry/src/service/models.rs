@@ -156,6 +156,7 @@ impl Registry {
             format: request.format,
             artifact_digest: artifact.to_string(),
             artifact_size_bytes: size_bytes,
+            files: Vec::new(),
             signature: request.signature.unwrap_or(read).to_string(),
             reference_profile_digest: request.reference_profile_digest,
             reference_profile_size_bytes,

@@ -133,7 +133,9 @@ impl RouteRow {
         match (self.found_version, &self.alias, self.wanted_version) {
             (Some(version), ..) if self.artifact_digest.as_deref() == Some(NO_FILE) => {
                 let why = self.status_message.as_deref().filter(|why| !why.is_empty());
-                let why = why.unwrap_or("has no ONNX file and cannot be served: log the model as ONNX");
+                let why = why.unwrap_or(
+                    "has nothing that can be served: log the model as ONNX, or with a flavor that Python runs",
+                );
                 Some(format!("version {version} of model {model} {why}"))
             }
             (Some(_), ..) => None,

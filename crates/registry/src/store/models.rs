@@ -23,8 +23,12 @@ use crate::{
         event::EventKind,
         page::{Page, PageRequest},
         registered_model::{ModelVersion, NewModelVersion, RegisteredModel},
+        storage::NamedBlob,
     },
 };
+
+/// How many files of a version are written with one statement.
+const FILES_AT_ONCE: usize = 200;
 
 /// Models and their versions.
 #[async_trait]
@@ -34,6 +38,8 @@ pub trait ModelStore: Send + Sync {
     /// A version.
     async fn find_model_version(&self, project: &str, model: &str, selector: &Selector)
     -> Result<Option<ModelVersion>>;
+    /// The files that a version's file lists, each content once.
+    async fn list_version_files(&self, project: &str, model: &str, version: u32) -> Result<Vec<NamedBlob>>;
     /// The versions of a model, newest first; None: no such model.
     async fn list_model_versions(
         &self,
@@ -205,6 +211,7 @@ impl SqlStore<P> {
         .bind(new.now.as_micros())
         .execute(&mut **tx)
         .await?;
+        Self::insert_version_files(tx, new, version).await?;
         if new.tags.is_empty() {
             return Ok(());
         }
@@ -217,6 +224,31 @@ impl SqlStore<P> {
                 .push_bind(value.clone());
         });
         query.build().execute(&mut **tx).await?;
+        Ok(())
+    }
+
+    async fn insert_version_files(
+        tx: &mut Transaction<<P as Pools>::Db>,
+        new: &NewModelVersion,
+        version: i64,
+    ) -> Result<()> {
+        for chunk in new.files.chunks(FILES_AT_ONCE) {
+            let mut rows = Vec::with_capacity(chunk.len());
+            for file in chunk {
+                rows.push((file.digest.clone(), stored("size of a file", file.size_bytes)?));
+            }
+            let mut query =
+                QueryBuilder::new("INSERT INTO model_version_file (project, model, version, digest, size_bytes) ");
+            query.push_values(rows, |mut row, (digest, size_bytes)| {
+                row.push_bind(new.project.clone())
+                    .push_bind(new.model.clone())
+                    .push_bind(version)
+                    .push_bind(digest)
+                    .push_bind(size_bytes);
+            });
+            query.push(" ON CONFLICT DO NOTHING");
+            query.build().execute(&mut **tx).await?;
+        }
         Ok(())
     }
 
@@ -292,6 +324,25 @@ impl ModelStore for SqlStore<P> {
         Self::tell_of_version(&mut tx, new, version, is_first).await?;
         tx.commit().await?;
         Ok((created, true))
+    }
+
+    async fn list_version_files(&self, project: &str, model: &str, version: u32) -> Result<Vec<NamedBlob>> {
+        let rows: Vec<(String, i64)> = sqlx::query_as(
+            "SELECT digest, size_bytes FROM model_version_file WHERE project = $1 AND model = $2 AND version = $3
+             ORDER BY digest",
+        )
+        .bind(project)
+        .bind(model)
+        .bind(i64::from(version))
+        .fetch_all(self.pools.reader())
+        .await?;
+        let each = rows.into_iter().map(|(digest, size_bytes)| {
+            Ok(NamedBlob {
+                digest,
+                size_bytes: number("size of a file", size_bytes)?,
+            })
+        });
+        each.collect()
     }
 
     async fn find_model_version(

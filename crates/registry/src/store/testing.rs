@@ -138,6 +138,7 @@ pub fn model_version(event: NewEvent) -> NewModelVersion {
         format: NO_FILE.to_owned(),
         artifact_digest: String::new(),
         artifact_size_bytes: 0,
+        files: Vec::new(),
         signature: "{}".to_owned(),
         reference_profile_digest: None,
         reference_profile_size_bytes: 0,

@@ -1,0 +1,217 @@
+//! Models that something else than the gateway runs: workers of Python, another server.
+
+use std::{
+    fs,
+    path::PathBuf,
+    process::{Child, Command, Stdio},
+};
+
+use anyhow::{Context, Result, ensure};
+use modelyard_testkit::wait::until;
+use reqwest::StatusCode;
+use serde_json::{Value, json};
+
+use crate::{
+    clients::{client, python, run_client},
+    deployment::{Deployment, Engine, Topology, free_port},
+    permissions::installation::PATIENCE,
+};
+
+const PYTHON: &str = "TEST_PYTHON";
+const PYTHON_KSERVE: &str = "TEST_PYTHON_KSERVE";
+
+fn succeed(deployment: &Deployment, arguments: &[&str]) -> Result<String> {
+    let output = deployment.modelyard(arguments)?;
+    ensure!(
+        output.status.success(),
+        "{arguments:?}: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    Ok(String::from_utf8(output.stdout)?)
+}
+
+/// A server that runs models of Python, with the endpoints `orders` and `forest` of what the client has logged.
+async fn with_python_models(topology: Topology, environments: bool) -> Result<Deployment> {
+    let interpreter = PathBuf::from(python(PYTHON)?);
+    let extra = format!(
+        "gateway.python = {{ interpreter = '{}', environments = {environments} }}\n",
+        interpreter.display()
+    );
+    let deployment = Deployment::start_with(topology, Engine::Sqlite, &extra).await?;
+    said(&deployment, "log").await?;
+    for name in ["orders", "forest"] {
+        let model = format!("{name}@champion");
+        if environments && name == "forest" {
+            // What it asks for takes minutes to install.
+            continue;
+        }
+        succeed(&deployment, &["deploy", name, "--model", &model, "--wait"])?;
+    }
+    Ok(deployment)
+}
+
+async fn said(deployment: &Deployment, what: &'static str) -> Result<String> {
+    let url = deployment.url().to_owned();
+    let run = move || run_client("mlflow_pyfunc.py", &[what], &[("MLFLOW_TRACKING_URI", &url)]);
+    tokio::task::spawn_blocking(run).await?
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn models_of_python_are_served_and_their_crashes_are_theirs() -> Result<()> {
+    let deployment = with_python_models(Topology::AllInOne, false).await?;
+    let said = said(&deployment, "check").await?;
+    ensure!(said.contains("ok and it is back"), "{said}");
+    deployment.stop().await
+}
+
+/// The workers of a server, by their ids.
+fn workers(deployment: &Deployment) -> Result<Vec<i32>> {
+    let folder = deployment.folder().display().to_string();
+    let mut found = Vec::new();
+    for entry in fs::read_dir("/proc")?.filter_map(Result::ok) {
+        let Ok(id) = entry.file_name().to_string_lossy().parse() else {
+            continue;
+        };
+        let arguments = fs::read(entry.path().join("cmdline")).unwrap_or_default();
+        let arguments = String::from_utf8_lossy(&arguments).into_owned();
+        if arguments.contains("Runs one model that MLflow saved") && arguments.contains(&folder) {
+            found.push(id);
+        }
+    }
+    Ok(found)
+}
+
+/// The answer to an order of one piece at this price.
+async fn order(deployment: &Deployment, price: f64) -> Result<(StatusCode, Value)> {
+    let url = format!("{}/endpoints/orders/invocations", deployment.url());
+    let body = json!({"dataframe_split": {"columns": ["price", "quantity", "name"], "data": [[price, 1, "tea"]]}});
+    let http = reqwest::Client::builder().timeout(PATIENCE).build()?;
+    let answer = http.post(url).json(&body).send().await?;
+    Ok((answer.status(), answer.json().await?))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn workers_that_are_killed_come_back_and_end_with_their_gateway() -> Result<()> {
+    let mut deployment = with_python_models(Topology::Split, false).await?;
+    for price in [1.0, 2.0] {
+        let killed = workers(&deployment)?;
+        ensure!(killed.len() == 2, "{killed:?}");
+        for &id in &killed {
+            let id = rustix::process::Pid::from_raw(id).context("no id of a process")?;
+            rustix::process::kill_process(id, rustix::process::Signal::KILL)?;
+        }
+        until("the workers are gone", PATIENCE, || async {
+            let left = workers(&deployment).ok()?;
+            left.iter().all(|id| !killed.contains(id)).then_some(())
+        })
+        .await;
+        // Nobody was asked for anything meanwhile: the next request finds a new one.
+        let (status, answer) = order(&deployment, price).await?;
+        ensure!(status == StatusCode::OK, "{status} {answer}");
+        let total = answer.pointer("/predictions/0/total").and_then(Value::as_f64);
+        ensure!(total == Some(price), "{answer}");
+        let (status, _) = forest(&deployment).await?;
+        ensure!(status == StatusCode::OK, "{status}");
+    }
+    let gateway = deployment.len() - 1;
+    deployment.kill(gateway)?;
+    until("the workers end with the gateway", PATIENCE, || async {
+        workers(&deployment).ok()?.is_empty().then_some(())
+    })
+    .await;
+    deployment.restart(gateway).await?;
+    let (status, answer) = until("the gateway serves again", PATIENCE, || async {
+        let answered = order(&deployment, 3.0).await.ok()?;
+        (answered.0 == StatusCode::OK).then_some(answered)
+    })
+    .await;
+    ensure!(status == StatusCode::OK, "{answer}");
+    deployment.stop().await
+}
+
+async fn forest(deployment: &Deployment) -> Result<(StatusCode, Value)> {
+    let url = format!("{}/endpoints/forest/invocations", deployment.url());
+    let http = reqwest::Client::builder().timeout(PATIENCE).build()?;
+    let answer = http.post(url).json(&json!({"inputs": [vec![1.0; 30]]})).send().await?;
+    Ok((answer.status(), answer.json().await?))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_model_of_python_gets_an_environment_with_what_it_asks_for() -> Result<()> {
+    let deployment = with_python_models(Topology::AllInOne, true).await?;
+    let (status, answer) = order(&deployment, 2.5).await?;
+    ensure!(status == StatusCode::OK, "{status} {answer}");
+    let listed = fs::read_to_string(format!("/proc/{}/maps", workers(&deployment)?.first().context("no worker")?))?;
+    ensure!(
+        listed.contains("gateway/python/") && !listed.contains("sklearn"),
+        "the worker runs in an environment of its own"
+    );
+    deployment.stop().await
+}
+
+/// KServe's own server with the model `halves`; it ends with this value.
+struct KserveServer {
+    child: Child,
+    port: u16,
+}
+
+impl KserveServer {
+    fn start(port: u16) -> Result<Self> {
+        let child = Command::new(python(PYTHON_KSERVE)?)
+            .arg(client("kserve_server.py"))
+            .args([free_port()?.to_string(), port.to_string()])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()?;
+        Ok(Self { child, port })
+    }
+}
+
+impl Drop for KserveServer {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+async fn halve(deployment: &Deployment, value: f64) -> Result<(StatusCode, Value)> {
+    let url = format!("{}/v2/models/halves/infer", deployment.url());
+    let body = json!({"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 2], "data": [value, 1.0]}]});
+    let http = reqwest::Client::builder().timeout(PATIENCE).build()?;
+    let answer = http.post(url).json(&body).send().await?;
+    Ok((answer.status(), answer.json().await?))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_version_stands_for_a_model_of_kserve() -> Result<()> {
+    let server = KserveServer::start(free_port()?)?;
+    let place = format!("127.0.0.1:{}", server.port);
+    let extra = format!("gateway.upstreams = ['{place}']\n");
+    let deployment = Deployment::start_with(Topology::AllInOne, Engine::Sqlite, &extra).await?;
+    let address = format!("grpc://{place}/halves");
+    let printed = succeed(
+        &deployment,
+        &["models", "import", &address, "--name", "halves", "--alias", "champion"],
+    )?;
+    ensure!(printed.trim() == "halves/1", "{printed}");
+    // It is waited for while the other server starts.
+    succeed(&deployment, &["deploy", "halves", "--model", "halves@champion"])?;
+    let answer = until("the other server answers", PATIENCE, || async {
+        let (status, answer) = halve(&deployment, 7.0).await.ok()?;
+        (status == StatusCode::OK).then_some(answer)
+    })
+    .await;
+    ensure!(answer.pointer("/outputs/0/data") == Some(&json!([3.5, 0.5])), "{answer}");
+    let KserveServer { port, .. } = server;
+    drop(server);
+    let (status, answer) = halve(&deployment, 7.0).await?;
+    ensure!(status == StatusCode::SERVICE_UNAVAILABLE, "{status} {answer}");
+    let _again = KserveServer::start(port)?;
+    until("the other server is found again", PATIENCE, || async {
+        let (status, _) = halve(&deployment, 7.0).await.ok()?;
+        (status == StatusCode::OK).then_some(())
+    })
+    .await;
+    deployment.stop().await
+}
