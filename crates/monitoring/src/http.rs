@@ -1,6 +1,7 @@
 //! The HTTP face, below `/api/v1/projects/{project}`.
 
 mod alerts;
+mod comparisons;
 mod labels;
 mod monitors;
 mod predictions;
@@ -38,6 +39,7 @@ pub fn router(monitoring: Arc<Monitoring>, access: Access) -> OpenApiRouter {
         .routes(routes!(alerts::list_alerts))
         .routes(routes!(alerts::get_alert))
         .routes(routes!(predictions::get_prediction))
+        .routes(routes!(comparisons::compare))
         .layer(DefaultBodyLimit::max(MAX_RESOURCE_BYTES))
         .merge(labels)
         .layer(from_fn_with_state(access, authenticate))

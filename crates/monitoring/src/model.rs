@@ -2,6 +2,7 @@
 //! time of its own.
 
 pub mod alert;
+pub mod comparison;
 pub mod fields;
 pub mod judge;
 pub mod label;

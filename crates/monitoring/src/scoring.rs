@@ -1,5 +1,6 @@
 //! Scoring a window: one pass over its answers, one group after the other.
 
+mod comparison;
 mod group;
 mod outcome;
 
@@ -16,6 +17,7 @@ use crate::{
     },
     tables::{GroupColumns, GroupKey, INPUT},
 };
+pub use comparison::{CONFIDENCE, Comparer};
 use group::Group;
 
 /// The most rows of one window.

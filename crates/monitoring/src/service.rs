@@ -1,6 +1,7 @@
 //! The operations of monitoring, which its faces and its jobs call.
 
 mod alerts;
+mod comparisons;
 mod jobs;
 mod predictions;
 mod resources;
@@ -9,15 +10,19 @@ mod segments;
 
 use std::{convert::Infallible, sync::Arc, time::Duration};
 
-use modelyard_analytics::Analytics;
+use arrow::array::RecordBatch;
+use futures::TryStreamExt as _;
+use modelyard_analytics::{Analytics, SendableRecordBatchStream};
 use modelyard_common::{Timestamp, clock::SharedClock};
 use modelyard_jobs::JobStore;
+use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
+pub use comparisons::ComparisonRequest;
 pub use jobs::JobHandler;
 
 use crate::{
-    error::Result,
+    error::{Error, Result},
     measure,
     peers::{Orchestrator, Registry},
     store::Store,
@@ -32,6 +37,32 @@ const KEEP_SEGMENTS: Duration = Duration::from_hours(7 * 24);
 const FORGET_BATCH: u32 = 500;
 /// The most endpoints that are looked at: for a request id without an endpoint, and for metrics.
 const MAX_ENDPOINTS: u32 = 1000;
+
+/// How many batches of a query wait for the thread that computes.
+const BATCHES_AHEAD: usize = 2;
+
+/// Computes something of what a query gives, on a thread of its own and one batch behind the query.
+async fn compute_over<T: Send + 'static>(
+    mut answers: SendableRecordBatchStream,
+    work: impl FnOnce(&mut dyn Iterator<Item = RecordBatch>) -> Result<T> + Send + 'static,
+) -> Result<T> {
+    let (sender, mut receiver) = mpsc::channel(BATCHES_AHEAD);
+    let numbers = tokio::task::spawn_blocking(move || work(&mut std::iter::from_fn(|| receiver.blocking_recv())));
+    let read = async {
+        while let Some(batch) = answers.try_next().await.map_err(|error| Error::Query(error.into()))? {
+            // The thread has stopped at an error, which it answers with.
+            if sender.send(batch).await.is_err() {
+                break;
+            }
+        }
+        Ok::<_, Error>(())
+    }
+    .await;
+    drop(sender);
+    let computed = numbers.await.map_err(|error| Error::Thread(error.to_string()))?;
+    read?;
+    computed
+}
 
 /// How long is kept what would grow for ever.
 #[derive(Debug, Clone, Copy)]

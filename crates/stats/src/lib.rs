@@ -6,6 +6,7 @@
 //! input: no I/O, no async, no clock, no randomness. Where a number is not defined the result says so with `None`; no
 //! result is NaN.
 
+pub mod difference;
 pub mod distance;
 mod distinct;
 pub mod drift;

@@ -141,7 +141,10 @@ async fn a_model_of_python_gets_an_environment_with_what_it_asks_for() -> Result
     let deployment = with_python_models(Topology::AllInOne, true).await?;
     let (status, answer) = order(&deployment, 2.5).await?;
     ensure!(status == StatusCode::OK, "{status} {answer}");
-    let listed = fs::read_to_string(format!("/proc/{}/maps", workers(&deployment)?.first().context("no worker")?))?;
+    let listed = fs::read_to_string(format!(
+        "/proc/{}/maps",
+        workers(&deployment)?.first().context("no worker")?
+    ))?;
     ensure!(
         listed.contains("gateway/python/") && !listed.contains("sklearn"),
         "the worker runs in an environment of its own"
@@ -202,7 +205,10 @@ async fn a_version_stands_for_a_model_of_kserve() -> Result<()> {
         (status == StatusCode::OK).then_some(answer)
     })
     .await;
-    ensure!(answer.pointer("/outputs/0/data") == Some(&json!([3.5, 0.5])), "{answer}");
+    ensure!(
+        answer.pointer("/outputs/0/data") == Some(&json!([3.5, 0.5])),
+        "{answer}"
+    );
     let KserveServer { port, .. } = server;
     drop(server);
     let (status, answer) = halve(&deployment, 7.0).await?;

@@ -70,6 +70,39 @@ impl Outputs {
     }
 }
 
+/// How far a prediction was from what turned out.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Loss {
+    /// Of a class.
+    Class {
+        /// Whether it was the right one.
+        is_right: bool,
+    },
+    /// Of a number.
+    Number {
+        /// The distance.
+        distance: f64,
+    },
+}
+
+impl Outputs {
+    /// How far a row's prediction was from its label; `None` where they cannot be compared.
+    pub fn loss(&self, row: usize, label: &LabelValue) -> Option<Loss> {
+        if let Some(guess) = self.labels.as_ref().and_then(|labels| text_at(labels, row)) {
+            let is_right = guess == class_name(label);
+            return Some(Loss::Class { is_right });
+        }
+        let prediction = self.prediction.as_ref().filter(|column| column.is_valid(row))?;
+        let prediction = prediction.as_primitive::<Float64Type>().value(row);
+        match label {
+            LabelValue::Number(truth) if prediction.is_finite() && truth.is_finite() => Some(Loss::Number {
+                distance: (prediction - truth).abs(),
+            }),
+            _ => None,
+        }
+    }
+}
+
 /// Predictions with their labels.
 #[derive(Default)]
 pub struct Outcomes {

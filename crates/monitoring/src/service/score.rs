@@ -6,13 +6,11 @@ use std::{
     time::Instant,
 };
 
-use futures::TryStreamExt as _;
 use modelyard_common::{Timestamp, error::Chain};
 use modelyard_jobs::Claim;
-use tokio::sync::mpsc;
 use tracing::Instrument as _;
 
-use super::Monitoring;
+use super::{Monitoring, compute_over};
 use crate::{
     error::{Error, Result},
     measure,
@@ -20,9 +18,6 @@ use crate::{
     scoring::{Plan, Reference, Scorer},
     store::{MonitorJob, ScoreJob, ScoreTask, Scored},
 };
-
-/// How many batches wait for the thread that computes.
-const BATCHES_AHEAD: usize = 2;
 
 /// Whether a window cannot be scored before something about it changes.
 const fn is_hopeless(error: &Error) -> bool {
@@ -81,30 +76,15 @@ impl Monitoring {
         }
         let plan = Plan::new(&monitor.spec, references);
         let columns = plan.columns(&tables.log_columns().await?);
-        let mut answers = tables.answers(task.span, &columns).await?;
-        // The numbers are computed on a thread of their own, one batch behind the query.
-        let (sender, mut receiver) = mpsc::channel(BATCHES_AHEAD);
-        let numbers = tokio::task::spawn_blocking(move || {
+        let answers = tables.answers(task.span, &columns).await?;
+        compute_over(answers, move |batches| {
             let mut scorer = Scorer::new(plan);
-            while let Some(batch) = receiver.blocking_recv() {
+            for batch in batches {
                 scorer.update(&batch)?;
             }
             scorer.finish()
-        });
-        let read = async {
-            while let Some(batch) = answers.try_next().await.map_err(|error| Error::Query(error.into()))? {
-                // The thread has stopped at an error, which it answers with.
-                if sender.send(batch).await.is_err() {
-                    break;
-                }
-            }
-            Ok::<_, Error>(())
-        }
-        .await;
-        drop(sender);
-        let score = numbers.await.map_err(|error| Error::Thread(error.to_string()))?;
-        read?;
-        score
+        })
+        .await
     }
 
     /// Finds the windows of a monitor that have predictions already.

@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "tests")]
 
 mod alerts;
+mod comparisons;
 mod faces;
 mod peers;
 mod retention;

@@ -79,7 +79,9 @@ pub fn owner(path: &str) -> Option<Role> {
     match parts.next()? {
         "projects" => match parts.nth(1) {
             Some("pipelines" | "pipeline-runs" | "rollouts" | "triggers") => Some(Role::Orchestrator),
-            Some("monitors" | "alert-rules" | "alerts" | "labels" | "predictions") => Some(Role::Monitoring),
+            Some("monitors" | "alert-rules" | "alerts" | "labels" | "predictions" | "comparisons") => {
+                Some(Role::Monitoring)
+            }
             // Projects themselves, and everything else that is in one.
             _ => Some(Role::Registry),
         },
