@@ -3,7 +3,7 @@
 use std::{fs, path::PathBuf, time::Duration};
 
 use modelyard_common::config::{duration, maybe_size, size};
-use modelyard_inference::BatcherOptions;
+use modelyard_inference::{Accelerator, BatcherOptions, Provider};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -64,6 +64,41 @@ pub struct Config {
     pub upstreams: Vec<String>,
     /// How models run that MLflow saved in other flavours than ONNX.
     pub python: PythonConfig,
+    /// What runs ONNX models. None: the processors.
+    pub accelerator: Option<AcceleratorConfig>,
+}
+
+/// A device that runs ONNX models, where ONNX Runtime's library is built for it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct AcceleratorConfig {
+    /// By what it is used.
+    pub provider: ProviderConfig,
+    /// Which of the machine's devices, from 0.
+    #[serde(default)]
+    pub device: u8,
+}
+
+/// What uses a device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum ProviderConfig {
+    /// NVIDIA's CUDA.
+    Cuda,
+    /// NVIDIA's TensorRT, and CUDA for what it does not take.
+    TensorRt,
+}
+
+impl From<AcceleratorConfig> for Accelerator {
+    fn from(config: AcceleratorConfig) -> Self {
+        Self {
+            provider: match config.provider {
+                ProviderConfig::Cuda => Provider::Cuda,
+                ProviderConfig::TensorRt => Provider::TensorRt,
+            },
+            device: config.device,
+        }
+    }
 }
 
 /// How models run that MLflow saved in other flavours than ONNX: in worker processes of Python.
@@ -133,6 +168,7 @@ impl Default for Config {
             max_queue_time: batcher.max_queue_time,
             upstreams: Vec::new(),
             python: PythonConfig::default(),
+            accelerator: None,
         }
     }
 }

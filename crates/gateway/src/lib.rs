@@ -43,6 +43,6 @@ mod traffic;
 mod upstream;
 mod watch;
 
-pub use config::{Config, PythonConfig};
+pub use config::{AcceleratorConfig, Config, ProviderConfig, PythonConfig};
 pub use error::Error;
 pub use service::{Service, start};

@@ -11,8 +11,8 @@ use std::{
 
 use modelyard_artifacts::{Artifacts, Digest};
 use modelyard_inference::{
-    BatcherOptions, Batching, Counters, Model as InferenceModel, ModelOptions, Predictor, Runtime, Signature,
-    session_bytes,
+    Accelerator, BatcherOptions, Batching, Counters, Model as InferenceModel, ModelOptions, Predictor, Runtime,
+    Signature, session_bytes,
 };
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
@@ -77,6 +77,8 @@ pub(crate) struct Loader {
     batcher: BatcherOptions,
     cache_bytes: u64,
     memory_bytes: u64,
+    /// What runs ONNX models beside the processors.
+    accelerator: Option<Accelerator>,
     /// The other servers that may be called.
     upstreams: Arc<[String]>,
     /// What runs models of Python, where that is wanted.
@@ -99,6 +101,7 @@ impl Loader {
             batcher: config.batcher(),
             cache_bytes: config.model_cache_bytes,
             memory_bytes: config.model_memory_bytes(),
+            accelerator: config.accelerator.map(Accelerator::from),
             upstreams: config.upstreams.as_slice().into(),
             workers: Workers::new(&config.python, folder).map(Arc::new),
             models: Mutex::default(),
@@ -186,8 +189,8 @@ impl Loader {
         let path = path.to_owned();
         Ok(match read_description(&path)? {
             None => {
-                let runtime = self.runtime.clone();
-                Box::new(move || open_session(&runtime, &path))
+                let (runtime, accelerator) = (self.runtime.clone(), self.accelerator);
+                Box::new(move || open_session(&runtime, &path, accelerator))
             }
             Some(Description::Upstream(upstream)) => {
                 let (upstreams, handle) = (Arc::clone(&self.upstreams), Handle::current());
@@ -347,10 +350,10 @@ fn read_description(path: &Path) -> Result<Option<Description>> {
         })
 }
 
-fn open_session(runtime: &Runtime, path: &Path) -> Result<InferenceModel> {
+fn open_session(runtime: &Runtime, path: &Path, accelerator: Option<Accelerator>) -> Result<InferenceModel> {
     let bytes = fs::metadata(path).map_err(Error::io(path))?.len();
     let size = usize::try_from(bytes).unwrap_or(usize::MAX);
-    let options = ModelOptions::for_size(size, runtime.processors());
+    let options = ModelOptions::for_size(size, runtime.processors()).on(accelerator);
     Ok(InferenceModel::from_file(runtime, path, options)?)
 }
 

@@ -11,7 +11,7 @@ use axum::{Router, middleware::from_fn_with_state};
 use modelyard_artifacts::{Artifacts, Storage};
 use modelyard_auth::Access;
 use modelyard_common::{Context, rpc::Channel};
-use modelyard_inference::Runtime;
+use modelyard_inference::{Accelerator, Runtime};
 use modelyard_proto::inference::{FILE_DESCRIPTOR_SET, grpc_inference_service_server::GrpcInferenceServiceServer};
 use tokio::{
     sync::watch,
@@ -74,6 +74,9 @@ pub async fn start(
     let runtime = spawn_blocking(Runtime::load)
         .await
         .map_err(|_| interrupted("loading ONNX Runtime"))??;
+    if let Some(accelerator) = config.accelerator {
+        Accelerator::from(accelerator).check(&runtime)?;
+    }
     let folder = context.data_dir.join(FOLDER);
     fs::create_dir_all(&folder).map_err(Error::io(&folder))?;
     let (state, kept) = StateFile::open(&folder);

@@ -9,6 +9,7 @@
 //! tensors against the graph's [`Signature`] and runs them on one of its sessions; [`Predictor`] puts a bounded queue
 //! and worker threads before a model and answers each caller with the rows that are its own.
 
+mod accelerator;
 mod backend;
 mod batcher;
 mod columns;
@@ -28,6 +29,7 @@ mod signature;
 mod statistics;
 mod tensor;
 
+pub use accelerator::{Accelerator, Provider};
 pub use backend::{Backend, Run, RunTimes, Source, run_merged};
 pub use batcher::{Prediction, Predictor};
 pub use columns::{Probabilities, probabilities, tensors_from_batch, to_f32, to_f64};

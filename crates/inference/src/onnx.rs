@@ -15,6 +15,7 @@ use ort::{
 };
 
 use crate::{
+    accelerator::Accelerator,
     backend::{Backend, Source},
     datatype::DataType,
     error::{Error, Result},
@@ -45,6 +46,8 @@ pub struct ModelOptions {
     pub instances: usize,
     /// Threads within one run.
     pub intra_threads: usize,
+    /// What runs it; none: the processors.
+    pub accelerator: Option<Accelerator>,
 }
 
 impl ModelOptions {
@@ -56,12 +59,24 @@ impl ModelOptions {
             Self {
                 instances: processors,
                 intra_threads: 1,
+                accelerator: None,
             }
         } else {
             Self {
                 instances: 1,
                 intra_threads: processors,
+                accelerator: None,
             }
+        }
+    }
+
+    /// The same on an accelerator: one session, because each would hold the weights in the device's memory.
+    #[must_use]
+    pub fn on(self, accelerator: Option<Accelerator>) -> Self {
+        Self {
+            instances: if accelerator.is_some() { 1 } else { self.instances },
+            accelerator,
+            ..self
         }
     }
 
@@ -70,6 +85,7 @@ impl ModelOptions {
         Self {
             instances: 1,
             intra_threads: 1,
+            accelerator: None,
         }
     }
 
@@ -207,6 +223,7 @@ fn open_session(runtime: &Runtime, bytes: &[u8], options: ModelOptions) -> Resul
 
 fn session_builder(runtime: &Runtime, options: ModelOptions) -> Result<SessionBuilder, ort::Error> {
     Ok(Session::builder(runtime.environment())?
+        .with_execution_providers(options.accelerator.map(Accelerator::providers).unwrap_or_default())?
         .with_intra_threads(options.intra_threads)?
         .with_inter_threads(1)?
         .with_parallel_execution(false)?

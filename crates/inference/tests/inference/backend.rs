@@ -6,8 +6,8 @@ use std::{
 };
 
 use modelyard_inference::{
-    Backend, BatcherOptions, DataType, Error, Model, Predictor, Result, Run, RunTimes, Signature, Source, Tensor,
-    TensorSpec,
+    Accelerator, Backend, BatcherOptions, DataType, Error, Model, ModelOptions, Predictor, Provider, Result, Run,
+    RunTimes, Runtime, Signature, Source, Tensor, TensorSpec,
 };
 
 use crate::batcher::runtime;
@@ -115,4 +115,22 @@ fn why_nothing_runs_it_is_told() {
     };
     let error = Model::new(signature(), Arc::new(source), 0).unwrap_err();
     assert!(error.to_string().contains("0 backends"), "{error}");
+}
+
+#[test]
+fn an_accelerator_that_the_library_lacks_is_told_of() {
+    // The library of the tests is built for processors alone.
+    let runtime = Runtime::load().unwrap();
+    for (provider, name) in [
+        (Provider::Cuda, "CUDAExecutionProvider"),
+        (Provider::TensorRt, "TensorrtExecutionProvider"),
+    ] {
+        let accelerator = Accelerator { provider, device: 0 };
+        let error = accelerator.check(&runtime).unwrap_err().to_string();
+        assert!(error.contains(name) && error.contains("onnxruntime-gpu"), "{error}");
+        // A model is not run by the processors instead, as if nothing were.
+        let options = ModelOptions::single().on(Some(accelerator));
+        let error = Model::from_bytes(&runtime, &crate::graphs::add(), options).unwrap_err();
+        assert!(matches!(error, Error::ModelRefused { .. }), "{error}");
+    }
 }

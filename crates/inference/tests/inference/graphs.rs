@@ -14,7 +14,7 @@ pub fn load(bytes: &[u8]) -> Result<Model> {
 pub fn load_with(bytes: &[u8], instances: usize) -> Result<Model> {
     let options = ModelOptions {
         instances,
-        intra_threads: 1,
+        ..ModelOptions::single()
     };
     Model::from_bytes(&Runtime::load()?, bytes, options)
 }

@@ -179,7 +179,7 @@ fn models_that_cannot_be_served_are_refused_with_the_remedy() {
     assert!(error.to_string().contains("NoSuchOperator"), "{error}");
     let options = ModelOptions {
         instances: 0,
-        intra_threads: 1,
+        ..ModelOptions::single()
     };
     let error = Model::from_bytes(&Runtime::load().unwrap(), &graphs::add(), options).unwrap_err();
     assert!(error.to_string().contains("instances is 0"), "{error}");

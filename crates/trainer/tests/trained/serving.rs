@@ -8,11 +8,7 @@ use modelyard_trainer::{Labels, Predictions, TrainedModel, largest_difference};
 pub(crate) const MAX_DIFFERENCE: f64 = 1e-5;
 
 pub(crate) fn load(model: &TrainedModel) -> Model {
-    let options = ModelOptions {
-        instances: 1,
-        intra_threads: 1,
-    };
-    let loaded = Model::from_bytes(&Runtime::load().unwrap(), model.onnx(), options).unwrap();
+    let loaded = Model::from_bytes(&Runtime::load().unwrap(), model.onnx(), ModelOptions::single()).unwrap();
     assert_eq!(*loaded.batching(), Batching::Rows, "concurrent requests can be merged");
     loaded
 }
