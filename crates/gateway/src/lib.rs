@@ -20,6 +20,8 @@ mod client;
 mod config;
 mod desired;
 mod error;
+#[cfg(fuzzing)]
+pub mod fuzz;
 mod grpc;
 mod http;
 mod loader;

@@ -321,7 +321,7 @@ const fn interrupted() -> Error {
 /// What an artifact that is no model itself says of how it is run.
 #[derive(Deserialize)]
 #[serde(rename_all = "snake_case")]
-enum Description {
+pub(crate) enum Description {
     /// By another server.
     Upstream(Upstream),
     /// By Python, from a folder that MLflow saved it in.

@@ -34,7 +34,7 @@ use crate::{
 const REQUEST_ID: &str = "x-request-id";
 
 /// The media type of Parquet files.
-const PARQUET: &str = "application/vnd.apache.parquet";
+pub(crate) const PARQUET: &str = "application/vnd.apache.parquet";
 
 /// What ends the path of a prediction in TensorFlow Serving's protocol.
 const PREDICT: &str = ":predict";
@@ -195,7 +195,17 @@ fn read_invocation(headers: &HeaderMap, body: Bytes) -> Result<Rows> {
         .and_then(|value| value.to_str().ok())
         .unwrap_or_default();
     let media = given.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
-    match media.as_str() {
+    read_body(&media, body)
+}
+
+/// Reads the rows of a body and fits them to a model.
+#[cfg(fuzzing)]
+pub(crate) fn read_rows(media: &str, body: Bytes, signature: &Signature) -> Result<Vec<Tensor>> {
+    tensors(signature, read_body(media, body)?)
+}
+
+fn read_body(media: &str, body: Bytes) -> Result<Rows> {
+    match media {
         "application/json" => read_json(read_object(&body)?),
         "text/csv" => read_csv(&body),
         PARQUET => Ok(Rows::Table(read_parquet(body)?)),

@@ -259,7 +259,7 @@ fn read_spec(tensor: TensorMetadata) -> Result<TensorSpec> {
 }
 
 /// The outputs of an answer, in the order of the signature.
-fn read_answer(signature: &Signature, answer: ModelInferResponse) -> Result<Vec<Tensor>, InferenceError> {
+pub(crate) fn read_answer(signature: &Signature, answer: ModelInferResponse) -> Result<Vec<Tensor>, InferenceError> {
     // Outputs are carried as inputs are.
     let tensors = answer
         .outputs
