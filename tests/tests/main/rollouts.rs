@@ -303,3 +303,93 @@ async fn a_rollout_is_paused_promoted_and_aborted_by_hand() -> Result<()> {
     scene.all_get("2").await?;
     scene.stop().await
 }
+
+/// Trains a version of `numbers` on the numbers from `first` on, whether they are in the upper half.
+fn train(deployment: &Deployment, first: u32) -> Result<()> {
+    let rows = (0..400).map(|row| format!("{},{}\n", first + row % 100, u8::from(row % 100 >= 50)));
+    let file = deployment.folder().join("numbers.csv");
+    fs::write(&file, format!("x,y\n{}", rows.collect::<String>()))?;
+    modelyard(deployment, &["data", "push", "numbers", &file.display().to_string()])?;
+    modelyard(deployment, &["run", "numbers", "--wait"])?;
+    Ok(())
+}
+
+const NUMBERS: &str = r#"
+kind: Pipeline
+name: numbers
+spec:
+  steps:
+    - { name: data, op: dataset, with: { dataset: numbers@latest } }
+    - { name: train, op: train, with: { dataset: "{{ steps.data.outputs }}", target: y, trees: 5 } }
+    - { name: register, op: register, with: { candidate: "{{ steps.train.outputs }}", model: numbers } }
+---
+kind: Endpoint
+name: numbers
+spec:
+  routes: [{ model: numbers@champion }]
+  rollout: { steps: [50], interval: 10m, guards: [{ alert: drifted }] }
+---
+kind: Monitor
+name: numbers
+spec: { endpoint: numbers, window: hour, min_rows: 20 }
+---
+kind: AlertRule
+name: drifted
+spec:
+  monitor: numbers
+  labels: { share: 1, within: 1s }
+  any: [{ metric: drift_share, above: 0.5 }]
+"#;
+
+/// Asks about a number a minute of event time, and gives the version that answered.
+async fn ask_about(deployment: &Deployment, http: &Client, minute: u32) -> Result<String> {
+    let (day, hour) = (1 + minute / 1440, minute / 60 % 24);
+    let body = json!({
+        "id": format!("at-{minute}"),
+        "parameters": {"event_time": format!("2026-01-{day:02}T{hour:02}:{:02}:00Z", minute % 60)},
+        "inputs": [{"name": "x", "datatype": "INT64", "shape": [1, 1], "data": [minute * 37 % 100]}],
+    });
+    ask(http, &format!("{}/v2/models/numbers/infer", deployment.url()), &body).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_version_that_sees_other_inputs_than_in_training_is_refused_by_its_monitor() -> Result<()> {
+    const DAYS: u32 = 28;
+    let deployment = Deployment::start(Topology::AllInOne, Engine::Sqlite).await?;
+    let http = Client::builder().timeout(PATIENCE).build()?;
+    let resources = deployment.folder().join("numbers.yaml");
+    fs::write(&resources, NUMBERS)?;
+    modelyard(&deployment, &["apply", "-f", &resources.display().to_string()])?;
+    train(&deployment, 0)?;
+    modelyard(&deployment, &["deploy", "numbers", "--model", "numbers/1", "--wait"])?;
+    train(&deployment, 1000)?;
+    modelyard(&deployment, &["deploy", "numbers", "--model", "numbers/2"])?;
+    let mut minutes = 0..DAYS * 1440;
+    let mut answered = BTreeMap::<String, usize>::new();
+    let deadline = Instant::now() + PATIENCE;
+    let refused = loop {
+        // Hours of event time pass as fast as they are asked for; windows are scored as they close.
+        for minute in minutes.by_ref().take(60) {
+            *answered
+                .entry(ask_about(&deployment, &http, minute).await?)
+                .or_default() += 1;
+        }
+        let url = format!(
+            "{}/api/v1/projects/default/rollouts?endpoint=numbers&limit=1",
+            deployment.url()
+        );
+        let rollouts: Value = accepted(http.get(url)).await?;
+        let newest = rollouts.pointer("/items/0").cloned().unwrap_or_default();
+        if newest.get("state") == Some(&json!("rolled_back")) {
+            break newest;
+        }
+        ensure!(Instant::now() < deadline, "{rollouts} {answered:?}");
+    };
+    ensure!(reason(&refused).contains("drifted"), "{refused}");
+    ensure!(answered.len() == 2, "both answered until then: {answered:?}");
+    for minute in minutes.by_ref().take(60) {
+        let version = ask_about(&deployment, &http, minute).await?;
+        ensure!(version == "1", "version {version} answers after it was refused");
+    }
+    deployment.stop().await
+}
