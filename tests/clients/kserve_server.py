@@ -1,16 +1,24 @@
-"""A server of the Open Inference Protocol: KServe's own, whose model `halves` halves its inputs. It says READY, and ends with its
-standard input.
+"""A server of the Open Inference Protocol over gRPC: KServe's own, on the loopback address, whose model `halves` halves its inputs. It
+ends with its standard input.
 
-usage: kserve_server.py HTTP_PORT GRPC_PORT
+usage: kserve_server.py PORT
 """
 
+import asyncio
 import os
 import sys
 import threading
 
-GRPC_PORT, HTTP_PORT = int(sys.argv.pop()), int(sys.argv.pop())
+PORT = sys.argv.pop()
 # The server reads the arguments of whoever imports it.
-from kserve import InferOutput, InferResponse, Model, ModelServer
+import grpc
+from kserve import InferOutput, InferResponse, Model
+from kserve.model_repository import ModelRepository
+from kserve.protocol.dataplane import DataPlane
+from kserve.protocol.grpc import grpc_predict_v2_pb2_grpc
+from kserve.protocol.grpc.interceptors import ExceptionToStatusInterceptor
+from kserve.protocol.grpc.servicer import InferenceServicer
+from kserve.protocol.model_repository_extension import ModelRepositoryExtension
 
 
 class Halves(Model):
@@ -36,5 +44,17 @@ def end_with_input():
     os._exit(0)
 
 
+async def main():
+    models = ModelRepository()
+    models.update(Halves())
+    # What KServe's ModelServer starts, too, which would listen on all addresses.
+    server = grpc.aio.server(interceptors=[ExceptionToStatusInterceptor()])
+    servicer = InferenceServicer(DataPlane(model_registry=models), ModelRepositoryExtension(models))
+    grpc_predict_v2_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(servicer, server)
+    server.add_insecure_port(f"127.0.0.1:{PORT}")
+    await server.start()
+    await server.wait_for_termination()
+
+
 threading.Thread(target=end_with_input, daemon=True).start()
-ModelServer(http_port=HTTP_PORT, grpc_port=GRPC_PORT, workers=1).start([Halves()])
+asyncio.run(main())

@@ -31,15 +31,19 @@ def check(what, found, expected):
 
 
 class Orders(mlflow.pyfunc.PythonModel):
-    """Columns of several types; a quantity below zero ends the process, one of 1,000 or more fails."""
+    """Columns of several types; a quantity below zero ends the process, one of 1,000 or more fails, and the name `huge` takes 8 GiB."""
 
     def predict(self, context, model_input, params=None):
         import os
+
+        import numpy
 
         if (model_input["quantity"] < 0).any():
             os._exit(7)
         if (model_input["quantity"] >= 1000).any():
             raise ValueError("nobody orders so many")
+        if (model_input["name"] == "huge").any():
+            numpy.ones(1 << 30)
         print("what a model prints is no answer")
         total = model_input["price"] * model_input["quantity"]
         return pandas.DataFrame({"total": total, "label": model_input["name"] + "!"})
@@ -64,8 +68,9 @@ def log():
             pip_requirements=needs,
             registered_model_name="orders",
         )
-        mlflow.sklearn.log_model(forest(), name="forest", input_example=ROWS[:2], registered_model_name="forest")
-        mlflow.sklearn.log_model(forest(), name="bare", registered_model_name="bare")
+        pickled = {"serialization_format": "cloudpickle"}
+        mlflow.sklearn.log_model(forest(), name="forest", input_example=ROWS[:2], registered_model_name="forest", **pickled)
+        mlflow.sklearn.log_model(forest(), name="bare", registered_model_name="bare", **pickled)
     for name in ["orders", "forest"]:
         client.set_registered_model_alias(name, "champion", "1")
     bare = client.get_model_version("bare", "1")
@@ -96,6 +101,8 @@ def check_orders():
     check("a text for a number is the client's fault", (status, "price" in json.dumps(answer)), (400, True))
     status, answer = invoke("orders", frame([[1.0, 1000, "tea"]]))
     check("a failure of the model is none of the client's", (status, "nobody orders so many" in json.dumps(answer)), (500, True))
+    status, answer = invoke("orders", frame([[1.0, 1, "huge"]]))
+    check("more memory than a worker may have", (status, "MemoryError" in json.dumps(answer)), (500, True))
     status, answer = invoke("orders", frame([[1.0, -1, "tea"]]))
     check("a worker that ends is told of", (status, "exit code 7" in json.dumps(answer)), (503, True))
     status, answer = invoke("forest", json.dumps({"inputs": ROWS[:1].tolist()}))

@@ -25,7 +25,7 @@ use serde::Deserialize;
 
 use self::{
     environment::Environments,
-    process::{Failure, Launch, Process},
+    process::{Failure, Findings, Launch, Process},
 };
 use crate::{
     config::PythonConfig,
@@ -146,7 +146,7 @@ impl Workers {
         } else {
             self.interpreter.clone()
         };
-        let launcher = Launcher {
+        let mut launcher = Launcher {
             launch: Launch {
                 interpreter,
                 folder: folder.to_owned(),
@@ -155,14 +155,15 @@ impl Workers {
             },
             first: Mutex::default(),
             memory_bytes: AtomicU64::new(0),
+            example: Vec::new(),
         };
-        let first = launcher.start().map_err(|detail| Error::Python {
+        let (first, findings) = launcher.start().map_err(|detail| Error::Python {
             detail: format!("the model cannot be run: {detail}"),
         })?;
-        let signature = first.signature.clone();
-        *launcher.first.lock() = Some(first);
+        launcher.example = findings.example;
+        launcher.first = Mutex::new(Some(first));
         Ok(InferenceModel::new(
-            signature,
+            findings.signature,
             Arc::new(Pool(Arc::new(launcher))),
             self.config.max_workers,
         )?)
@@ -176,14 +177,16 @@ struct Launcher {
     first: Mutex<Option<Process>>,
     /// How much the last one took that was started.
     memory_bytes: AtomicU64,
+    /// What the model takes for sure.
+    example: Vec<Tensor>,
 }
 
 impl Launcher {
-    fn start(&self) -> Result<Process, String> {
-        let process = Process::start(&self.launch)?;
+    fn start(&self) -> Result<(Process, Findings), String> {
+        let (process, findings) = Process::start(&self.launch)?;
         let memory_bytes = process.memory_bytes().unwrap_or_default();
         self.memory_bytes.store(memory_bytes, Ordering::Relaxed);
-        Ok(process)
+        Ok((process, findings))
     }
 }
 
@@ -192,7 +195,7 @@ struct Pool(Arc<Launcher>);
 impl Source for Pool {
     fn open(&self) -> Result<Box<dyn Backend>, InferenceError> {
         let first = self.0.first.lock().take();
-        let process = first.map_or_else(|| self.0.start(), Ok);
+        let process = first.map_or_else(|| self.0.start().map(|(process, _)| process), Ok);
         let process = process.map_err(|detail| InferenceError::BackendAway { detail })?;
         Ok(Box::new(Worker {
             state: State::Ready(process),
@@ -203,6 +206,10 @@ impl Source for Pool {
 
     fn memory_bytes(&self) -> u64 {
         self.0.memory_bytes.load(Ordering::Relaxed)
+    }
+
+    fn example(&self) -> Option<Vec<Tensor>> {
+        Some(self.0.example.clone())
     }
 
     fn waits(&self) -> bool {
@@ -246,7 +253,7 @@ impl Worker {
             thread::sleep(wait);
             // The model may have gone meanwhile.
             if let Some(launcher) = launcher.upgrade() {
-                let _ = done.send(launcher.start());
+                let _ = done.send(launcher.start().map(|(process, _)| process));
             }
         };
         // Without a thread nothing is sent, and the next run tries again.

@@ -35,6 +35,12 @@ pub trait Source: Send + Sync {
     /// About how much memory each takes, in bytes.
     fn memory_bytes(&self) -> u64;
 
+    /// Inputs, arranged by the signature, that the model is known to take: whether requests may be merged is tried with
+    /// its first rows, else with made-up ones.
+    fn example(&self) -> Option<Vec<Tensor>> {
+        None
+    }
+
     /// Whether a run waits for somebody else, so that it must never be done on a thread that others need.
     fn waits(&self) -> bool {
         false

@@ -99,7 +99,7 @@ impl Model {
         source: Arc<dyn Source>,
         most: usize,
     ) -> Self {
-        let finding = probe(&mut *first, &signature);
+        let finding = probe(&mut *first, &signature, source.example().as_deref());
         finding.complete(&mut signature.outputs);
         if let Batching::Never(reason) = &finding.batching {
             tracing::info!(reason, "requests to this model run one by one");

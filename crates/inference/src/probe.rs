@@ -58,13 +58,20 @@ impl Finding {
     }
 }
 
-/// Runs one row, another row, and both merged. They may be merged in service if that gave each its own outputs.
-pub(crate) fn probe(instance: &mut dyn Backend, signature: &Signature) -> Finding {
+/// Runs one row, another row, and both merged. They may be merged in service if that gave each its own outputs. The rows are
+/// those of an example that is known to be taken, else made up.
+pub(crate) fn probe(instance: &mut dyn Backend, signature: &Signature, example: Option<&[Tensor]>) -> Finding {
     if let Some(reason) = declared_obstacle(signature) {
         return Finding::never(reason);
     }
+    let mut compare = |rows: Result<[Vec<Tensor>; 2]>| compare(instance, signature, &rows?);
+    let made_up = |kind| sample(signature, kind);
+    let known = example.map(|example| compare(first_rows(example)));
     // Different rows show whether rows touch each other; a model that refuses made-up values gets zeros.
-    match compare(instance, signature, [0, 1]).or_else(|_| compare(instance, signature, [0, 0])) {
+    let found = known
+        .unwrap_or_else(|| compare(made_up(0).and_then(|first| Ok([first, made_up(1)?]))))
+        .or_else(|_| compare(made_up(0).map(|zeros| [zeros.clone(), zeros])));
+    match found {
         Ok(finding) => finding,
         Err(error) => Finding::never(format!(
             "the model did not take a trial of one and two rows, so merging could not be tried ({error})"
@@ -88,19 +95,30 @@ fn declared_obstacle(signature: &Signature) -> Option<String> {
         })
 }
 
-fn compare(instance: &mut dyn Backend, signature: &Signature, kinds: [u8; 2]) -> Result<Finding> {
-    let first = sample(signature, kinds[0])?;
-    let second = sample(signature, kinds[1])?;
+/// The first row of an example, and its second, or the first again.
+fn first_rows(example: &[Tensor]) -> Result<[Vec<Tensor>; 2]> {
+    let row = |index: usize| -> Result<Vec<Tensor>> {
+        let of = |input: &Tensor| {
+            let index = index.min(input.rows().unwrap_or(1).saturating_sub(1));
+            input.slice_rows(index..index + 1)
+        };
+        example.iter().map(of).collect()
+    };
+    Ok([row(0)?, row(1)?])
+}
+
+fn compare(instance: &mut dyn Backend, signature: &Signature, rows: &[Vec<Tensor>; 2]) -> Result<Finding> {
+    let [first, second] = rows;
     let both = first
         .iter()
-        .zip(&second)
+        .zip(second)
         .map(|(first, second)| Tensor::concat_rows(&[first, second]))
         .collect::<Result<Vec<_>>>()?;
     let mut run = |inputs: &[Tensor]| -> Result<Vec<Tensor>> {
         let run = instance.run(signature, &[inputs], None)?;
         Ok(run.outputs.into_iter().next().unwrap_or_default())
     };
-    let (first, second, both) = (run(&first)?, run(&second)?, run(&both)?);
+    let (first, second, both) = (run(first)?, run(second)?, run(&both)?);
     let obstacle = first
         .iter()
         .zip(&second)

@@ -34,7 +34,8 @@ fn succeed(deployment: &Deployment, arguments: &[&str]) -> Result<String> {
 async fn with_python_models(topology: Topology, environments: bool) -> Result<Deployment> {
     let interpreter = PathBuf::from(python(PYTHON)?);
     let extra = format!(
-        "gateway.python = {{ interpreter = '{}', environments = {environments} }}\n",
+        "gateway.python = {{ interpreter = '{}', environments = {environments}, worker_memory_bytes = '4GiB', \
+         worker_processors = 1 }}\n",
         interpreter.display()
     );
     let deployment = Deployment::start_with(topology, Engine::Sqlite, &extra).await?;
@@ -96,6 +97,15 @@ async fn workers_that_are_killed_come_back_and_end_with_their_gateway() -> Resul
     for price in [1.0, 2.0] {
         let killed = workers(&deployment)?;
         ensure!(killed.len() == 2, "{killed:?}");
+        for id in &killed {
+            let status = fs::read_to_string(format!("/proc/{id}/status"))?;
+            let allowed = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:"));
+            let allowed = allowed.context("no list of processors")?.trim();
+            ensure!(
+                allowed.parse::<u32>().is_ok(),
+                "a worker may use the processors {allowed}"
+            );
+        }
         for &id in &killed {
             let id = rustix::process::Pid::from_raw(id).context("no id of a process")?;
             rustix::process::kill_process(id, rustix::process::Signal::KILL)?;
@@ -162,7 +172,7 @@ impl KserveServer {
     fn start(port: u16) -> Result<Self> {
         let child = Command::new(python(PYTHON_KSERVE)?)
             .arg(client("kserve_server.py"))
-            .args([free_port()?.to_string(), port.to_string()])
+            .arg(port.to_string())
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
             .stderr(Stdio::null())

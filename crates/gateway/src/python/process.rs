@@ -14,7 +14,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use modelyard_inference::{Error as InferenceError, Signature, Tensor};
+use modelyard_inference::{Error as InferenceError, Signature, Tensor, TensorSpec};
 use serde::{Deserialize, Serialize};
 
 use super::environment::pass_on;
@@ -81,8 +81,15 @@ enum Answer {
 #[derive(Deserialize)]
 #[serde(untagged)]
 enum Greeting {
-    Failed { error: String },
-    Ready(Signature),
+    Failed {
+        error: String,
+    },
+    Ready {
+        inputs: Vec<TensorSpec>,
+        outputs: Vec<TensorSpec>,
+        /// The inputs that it was tried with.
+        tensors: Vec<TensorHead>,
+    },
 }
 
 /// Why a worker gave no answer.
@@ -99,7 +106,14 @@ pub(super) enum Failure {
 pub(super) struct Process {
     child: Child,
     connection: UnixStream,
+}
+
+/// What a worker found out about its model.
+#[derive(Debug)]
+pub(super) struct Findings {
     pub signature: Signature,
+    /// Inputs that the model takes.
+    pub example: Vec<Tensor>,
 }
 
 impl Process {
@@ -107,7 +121,7 @@ impl Process {
     ///
     /// # Errors
     /// Why there is none, in words.
-    pub(super) fn start(launch: &Launch) -> Result<Self, String> {
+    pub(super) fn start(launch: &Launch) -> Result<(Self, Findings), String> {
         let (ours, theirs) = UnixStream::pair().map_err(|error| format!("no socket can be made: {error}"))?;
         let mut command = Command::new(&launch.interpreter);
         pass_on(&mut command, &[]);
@@ -137,16 +151,19 @@ impl Process {
         let mut process = Self {
             child,
             connection: ours,
-            signature: Signature {
-                inputs: Vec::new(),
-                outputs: Vec::new(),
-            },
         };
-        let (head, _) = process.receive(START_TIMEOUT).map_err(|error| process.end_of(&error))?;
+        let (head, body) = process.receive(START_TIMEOUT).map_err(|error| process.end_of(&error))?;
         match serde_json::from_slice(&head) {
-            Ok(Greeting::Ready(signature)) => {
-                process.signature = signature;
-                Ok(process)
+            Ok(Greeting::Ready {
+                inputs,
+                outputs,
+                tensors,
+            }) => {
+                let findings = Findings {
+                    signature: Signature { inputs, outputs },
+                    example: take_tensors(tensors, body).map_err(|error| error.to_string())?,
+                };
+                Ok((process, findings))
             }
             Ok(Greeting::Failed { error }) => Err(error),
             Err(error) => Err(format!("its worker says what is not understood: {error}")),

@@ -76,7 +76,8 @@ def receive_exactly(connection, count):
     while count:
         received = connection.recv_into(view[-count:], count)
         if not received:
-            sys.exit(0)
+            # The gateway is gone, or does not want this worker any more.
+            os._exit(0)
         count -= received
     return content
 
@@ -230,21 +231,26 @@ class Model:
         return {"name": name, "datatype": datatype, "shape": list(values.shape), "bytes": len(content)}, content
 
     def describe(self):
-        """What the model takes and gives, found out by the example, else by zeros."""
+        """What the model takes and gives, found out by the example, else by zeros; and that."""
+        example = self.example or self.zeros()
         try:
-            outputs = self.predict(self.example or self.zeros())
+            outputs = self.predict(example)
         except Exception as error:
             traceback.print_exc()
             raise Refused(
                 f"a trial failed ({type(error).__name__}: {error}): log it with an `input_example` that it takes"
             ) from error
-        return {
+        # Each is written as what the input takes: an array of texts is one of objects.
+        given = [self.write(spec["name"], example[spec["name"]]) for spec in self.inputs]
+        description = {
             "inputs": [{key: spec[key] for key in ("name", "datatype", "shape")} for spec in self.inputs],
             "outputs": [
                 {"name": head["name"], "datatype": head["datatype"], "shape": [-1, *head["shape"][1:]]}
                 for head, _ in outputs
             ],
+            "tensors": [head for head, _ in given],
         }
+        return description, [content for _, content in given]
 
 
 def is_of_inputs(error):
@@ -272,7 +278,7 @@ def main():
     limit(memory_bytes, processors)
     try:
         model = Model(folder)
-        description = model.describe()
+        description, example = model.describe()
     except Refused as refused:
         send(connection, {"error": str(refused)})
         return
@@ -280,7 +286,7 @@ def main():
         traceback.print_exc()
         send(connection, {"error": f"it cannot be loaded ({type(error).__name__}: {error})"})
         return
-    send(connection, description)
+    send(connection, description, example)
     while True:
         send(connection, *answer(model, *receive(connection)))
 

@@ -2,13 +2,43 @@
 
 use std::{collections::BTreeMap, fs};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use serde::Serialize;
 
 /// What Linux counts CPU time in for programs, on every machine.
 const TICKS_PER_SECOND: f64 = 100.0;
 /// Written to `/proc/PID/clear_refs`: the peak of the resident memory is counted anew.
 const COUNT_ANEW: &str = "5";
+
+/// What `/proc/PID/stat` tells.
+struct Stat {
+    parent: u32,
+    /// CPU time, of the user and the system.
+    ticks: u64,
+}
+
+fn stat(pid: u32) -> Result<Stat> {
+    let text = fs::read_to_string(format!("/proc/{pid}/stat")).with_context(|| format!("process {pid} is gone"))?;
+    // The name before may have spaces and parentheses in it.
+    let fields: Vec<&str> = text
+        .rsplit_once(')')
+        .map_or("", |(_, rest)| rest)
+        .split_whitespace()
+        .collect();
+    let number = |index: usize| fields.get(index).and_then(|field| field.parse::<u64>().ok());
+    let (Some(parent), Some(user), Some(system)) = (number(1), number(11), number(12)) else {
+        bail!("/proc/{pid}/stat cannot be read");
+    };
+    Ok(Stat {
+        parent: u32::try_from(parent)?,
+        ticks: user + system,
+    })
+}
+
+/// CPU time of a process alone, in seconds.
+pub fn own_cpu_seconds(pid: u32) -> Result<f64> {
+    Ok(stat(pid)?.ticks as f64 / TICKS_PER_SECOND)
+}
 
 /// CPU time of a process and all below it, in seconds.
 pub fn cpu_seconds(root: u32) -> Result<f64> {
@@ -18,18 +48,8 @@ pub fn cpu_seconds(root: u32) -> Result<f64> {
             continue;
         };
         // A process that has ended meanwhile counts no more.
-        let Ok(stat) = fs::read_to_string(format!("/proc/{pid}/stat")) else {
-            continue;
-        };
-        let fields: Vec<u64> = stat
-            .rsplit_once(')')
-            .map_or("", |(_, rest)| rest)
-            .split_whitespace()
-            .skip(1)
-            .map(|field| field.parse().unwrap_or_default())
-            .collect();
-        if let (Some(parent), Some(user), Some(system)) = (fields.first(), fields.get(10), fields.get(11)) {
-            found.insert(pid, (*parent as u32, user + system));
+        if let Ok(stat) = stat(pid) {
+            found.insert(pid, stat);
         }
     }
     ensure!(found.contains_key(&root), "process {root} is gone");
@@ -39,14 +59,14 @@ pub fn cpu_seconds(root: u32) -> Result<f64> {
             if pid == root {
                 return true;
             }
-            at = found.get(&pid).map(|(parent, _)| *parent);
+            at = found.get(&pid).map(|stat| stat.parent);
         }
         false
     };
     let ticks: u64 = found
         .iter()
         .filter(|(pid, _)| is_below(**pid))
-        .map(|(_, (_, ticks))| ticks)
+        .map(|(_, stat)| stat.ticks)
         .sum();
     Ok(ticks as f64 / TICKS_PER_SECOND)
 }
