@@ -48,6 +48,29 @@ pub async fn authenticate(State(access): State<Access>, request: Request, next: 
     }
 }
 
+/// Who sends the messages of a stream, asked again for each: a stream can outlive what its caller may.
+#[derive(Clone)]
+pub struct Again {
+    access: Access,
+    parts: Parts,
+}
+
+impl Again {
+    /// Of the request that opened the stream.
+    #[must_use]
+    pub const fn new(access: Access, parts: Parts) -> Self {
+        Self { access, parts }
+    }
+
+    /// Who sends it, as of now.
+    ///
+    /// # Errors
+    /// As [`Access::authenticate`].
+    pub async fn caller(&self) -> Result<Caller> {
+        identify(&self.access, &self.parts).await
+    }
+}
+
 async fn identify(access: &Access, parts: &Parts) -> Result<Caller> {
     let headers = &parts.headers;
     let credentials = credentials(headers);

@@ -11,7 +11,10 @@ use axum::{
     response::{IntoResponse as _, Response},
 };
 use http::request::Parts;
-use modelyard_auth::{Access, Action, Caller, Kind, Resource, http::authenticate};
+use modelyard_auth::{
+    Access, Action, Caller, Kind, Resource,
+    http::{Again, authenticate},
+};
 use modelyard_common::error::Problem;
 use tonic::Request;
 
@@ -29,6 +32,9 @@ const PROBES: [&str; 3] = [
     "/inference.GRPCInferenceService/ServerReady",
     "/inference.GRPCInferenceService/ServerMetadata",
 ];
+
+/// The call that is a stream.
+const STREAM: &str = "/inference.GRPCInferenceService/ModelStreamInfer";
 
 /// Who asks, and in which project.
 pub(crate) struct Client {
@@ -66,6 +72,17 @@ impl Client {
         self.caller.may(Action::EndpointRead, resource)
     }
 
+    /// The same, by what the caller may by now.
+    ///
+    /// # Errors
+    /// The caller is not known any more.
+    pub(crate) async fn again(&self, again: &Again) -> Result<Self> {
+        Ok(Self {
+            caller: again.caller().await?,
+            project: self.project.clone(),
+        })
+    }
+
     /// Who sent a call over gRPC.
     ///
     /// # Errors
@@ -99,10 +116,18 @@ impl<S: Send + Sync> FromRequestParts<S> for Client {
     }
 }
 
-/// Middleware of the contract over gRPC: like [`authenticate`], but probes come in without credentials.
-pub(crate) async fn authenticate_calls(access: State<Access>, request: HttpRequest, next: Next) -> Response {
-    if PROBES.contains(&request.uri().path()) {
+/// Middleware of the contract over gRPC: like [`authenticate`], but probes come in without credentials, and who opens a
+/// stream can be asked for again.
+pub(crate) async fn authenticate_calls(access: State<Access>, mut request: HttpRequest, next: Next) -> Response {
+    let path = request.uri().path();
+    if PROBES.contains(&path) {
         return next.run(request).await;
+    }
+    if path == STREAM {
+        let (mut parts, body) = request.into_parts();
+        let again = Again::new(access.0.clone(), parts.clone());
+        parts.extensions.insert(again);
+        request = HttpRequest::from_parts(parts, body);
     }
     authenticate(access, request, next).await
 }

@@ -26,6 +26,7 @@ use modelyard_proto::inference::{
 };
 use tonic::{Request, Response, Status, Streaming, metadata::MetadataMap};
 
+use self::stream::Sender;
 use crate::{
     client::Client,
     error::{Error, Result},
@@ -148,8 +149,15 @@ impl GrpcInferenceService for InferenceService {
         request: Request<Streaming<ModelInferRequest>>,
     ) -> Result<Response<Self::ModelStreamInferStream>, Status> {
         let client = Client::of(&request).map_err(|error| to_status(&error))?;
-        let (metadata, _, requests) = request.into_parts();
-        Ok(Response::new(stream::infer(self.clone(), client, metadata, requests)))
+        let (metadata, mut extensions, requests) = request.into_parts();
+        let sender = Sender {
+            again: extensions
+                .remove()
+                .ok_or_else(|| to_status(&modelyard_auth::Error::Missing))?,
+            client,
+            metadata,
+        };
+        Ok(Response::new(stream::infer(self.clone(), sender, requests)))
     }
 
     async fn model_config(

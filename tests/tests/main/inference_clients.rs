@@ -11,6 +11,7 @@ use anyhow::{Context, Result, bail, ensure};
 use crate::{
     clients::{run_client, run_client_of},
     deployment::{Deployment, Engine, Topology},
+    permissions::installation::Installation,
 };
 
 /// The variable that names the Python with KServe's client.
@@ -61,6 +62,20 @@ async fn the_client_of_kserve_is_answered_over_all_its_protocols() -> Result<()>
     let said = run_client_of(PYTHON_KSERVE, "kserve_protocol.py", &[address(&deployment)])?;
     ensure!(said.contains("ok gRPC gives the same"), "{said}");
     deployment.stop().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_that_is_open_ends_with_the_token_of_its_caller() -> Result<()> {
+    for topology in [Topology::AllInOne, Topology::Split] {
+        let at = Installation::start(topology, "", "").await?;
+        let address = at.url.trim_start_matches("http://").to_owned();
+        let admin = at.admin.clone();
+        let run = move || run_client("triton_stream.py", &[&address, &admin], &[]);
+        let said = tokio::task::spawn_blocking(run).await??;
+        ensure!(said.contains("ok once it is revoked"), "{said}");
+        at.deployment.stop().await?;
+    }
+    Ok(())
 }
 
 /// The folder of a library that came with a Python package.

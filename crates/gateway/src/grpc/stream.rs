@@ -3,6 +3,7 @@
 use std::{sync::Arc, time::Instant};
 
 use futures::{StreamExt as _, future, stream::BoxStream};
+use modelyard_auth::http::Again;
 use modelyard_proto::inference::{
     InferParameter, ModelInferRequest, ModelInferResponse, ModelStreamInferResponse, infer_parameter::ParameterChoice,
 };
@@ -18,21 +19,25 @@ const MAX_AT_ONCE: usize = 32;
 const ASKS_FINAL: &str = "triton_enable_empty_final_response";
 const IS_FINAL: &str = "triton_final_response";
 
+/// Who sends what comes.
+pub(super) struct Sender {
+    /// As of the stream's beginning.
+    pub client: Client,
+    pub again: Again,
+    pub metadata: MetadataMap,
+}
+
 /// Answers what comes. A request that fails is answered with its error; the stream ends only with the client's, or when
 /// what comes is no request.
 pub(super) fn infer(
     service: InferenceService,
-    client: Client,
-    metadata: MetadataMap,
+    sender: Sender,
     requests: Streaming<ModelInferRequest>,
 ) -> BoxStream<'static, Result<ModelStreamInferResponse, Status>> {
-    let caller = Arc::new((client, metadata));
+    let sender = Arc::new(sender);
     let answers = requests.map(move |request| {
-        let (service, caller) = (service.clone(), Arc::clone(&caller));
-        async move {
-            let (client, metadata) = &*caller;
-            Ok(answer(&service, client, metadata, request?).await)
-        }
+        let (service, sender) = (service.clone(), Arc::clone(&sender));
+        async move { Ok(answer(&service, &sender, request?).await) }
     });
     let mut has_failed = false;
     answers
@@ -46,19 +51,18 @@ pub(super) fn infer(
         .boxed()
 }
 
-async fn answer(
-    service: &InferenceService,
-    client: &Client,
-    metadata: &MetadataMap,
-    request: ModelInferRequest,
-) -> ModelStreamInferResponse {
+async fn answer(service: &InferenceService, sender: &Sender, request: ModelInferRequest) -> ModelStreamInferResponse {
     let arrived = Instant::now();
     let id = request.id.clone();
     let asks_final = matches!(
         choice(&request.parameters, ASKS_FINAL),
         Some(ParameterChoice::BoolParam(true))
     );
-    match service.infer(client, request, metadata, None, arrived).await {
+    let answered = async {
+        let client = sender.client.again(&sender.again).await?;
+        service.infer(&client, request, &sender.metadata, None, arrived).await
+    };
+    match answered.await {
         Ok(mut response) => {
             if asks_final {
                 let last = InferParameter {

@@ -34,10 +34,10 @@ pub struct ComparisonParameters {
 /// significance of the difference.
 #[utoipa::path(
     get,
-    path = "/api/v1/projects/{project}/comparisons/{endpoint}",
+    path = "/api/v1/projects/{project}/comparisons/{name}",
     tag = "monitoring",
     params(
-        ("project" = String, Path, description = "The project"), ("endpoint" = String, Path, description = "The endpoint"),
+        ("project" = String, Path, description = "The project"), ("name" = String, Path, description = "The endpoint"),
         ComparisonParameters
     ),
     responses((status = 200, body = Comparison), (status = "default", description = "A refusal", body = Problem))

@@ -57,7 +57,7 @@ impl Installation {
     /// The same, on this database.
     pub async fn start_on(topology: Topology, engine: Engine, auth: &str, tables: &str) -> Result<Self> {
         let settings =
-            format!("[auth]\nsign_in = true\n{auth}\n[registry]\nadmin_password = '{ADMIN_PASSWORD}'\n{tables}");
+            format!("registry.admin_password = '{ADMIN_PASSWORD}'\n[auth]\nsign_in = true\n{auth}\n{tables}");
         let deployment = Deployment::start_with(topology, engine, &settings).await?;
         let mut installation = Self {
             url: deployment.url().to_owned(),

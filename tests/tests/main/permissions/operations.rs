@@ -538,6 +538,15 @@ pub const API: &[Operation] = &[
         "GET /api/v1/projects/{project}/predictions/{request_id}",
         Need::Project(&["prediction.read"]),
     ),
+    op(
+        "GET /api/v1/projects/{project}/comparisons/{name}",
+        Need::Project(&["endpoint.read"]),
+    ),
+    op(
+        "GET /api/v1/projects/{project}/comparisons/{name}",
+        Need::Endpoint("endpoint.read"),
+    )
+    .at("/api/v1/projects/{project}/comparisons/served"),
     // --- the last one: it ends the token that it is asked with
     op("POST /api/v1/auth/sign-out", Need::SignedIn),
 ];
