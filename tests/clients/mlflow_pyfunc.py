@@ -68,6 +68,13 @@ def log():
             pip_requirements=needs,
             registered_model_name="orders",
         )
+        mlflow.pyfunc.log_model(
+            name="impossible",
+            python_model=Orders(),
+            signature=infer_signature(example, answer),
+            pip_requirements=["modelyard-has-no-such-package==1"],
+            registered_model_name="impossible",
+        )
         pickled = {"serialization_format": "cloudpickle"}
         mlflow.sklearn.log_model(forest(), name="forest", input_example=ROWS[:2], registered_model_name="forest", **pickled)
         mlflow.sklearn.log_model(forest(), name="bare", registered_model_name="bare", **pickled)

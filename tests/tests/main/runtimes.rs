@@ -151,6 +151,14 @@ async fn a_model_of_python_gets_an_environment_with_what_it_asks_for() -> Result
     let deployment = with_python_models(Topology::AllInOne, true).await?;
     let (status, answer) = order(&deployment, 2.5).await?;
     ensure!(status == StatusCode::OK, "{status} {answer}");
+    succeed(&deployment, &["deploy", "impossible", "--model", "impossible/1"])?;
+    until("why another cannot be run is told", PATIENCE, || async {
+        let described = succeed(&deployment, &["describe", "endpoint", "impossible"]).ok()?;
+        let is_told = described.contains("what the model needs cannot be installed")
+            && described.contains("modelyard-has-no-such-package");
+        is_told.then_some(())
+    })
+    .await;
     let listed = fs::read_to_string(format!(
         "/proc/{}/maps",
         workers(&deployment)?.first().context("no worker")?
