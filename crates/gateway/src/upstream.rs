@@ -2,6 +2,7 @@
 
 use std::{
     borrow::Cow,
+    error::Error as StdError,
     future::Future,
     sync::{
         Arc,
@@ -152,7 +153,7 @@ impl Server {
         });
         match answered.recv() {
             Ok(Ok(Ok(value))) => Ok(value),
-            Ok(Ok(Err(status))) => Err(self.failure(&status)),
+            Ok(Ok(Err(status))) => Err(self.failure(&status, deadline)),
             Ok(Err(_)) => Err(InferenceError::DeadlineExceeded),
             // The runtime has ended.
             Err(_) => Err(InferenceError::Closed),
@@ -160,14 +161,17 @@ impl Server {
     }
 
     /// What a status means to whoever asked us.
-    fn failure(&self, status: &Status) -> InferenceError {
+    fn failure(&self, status: &Status, deadline: Instant) -> InferenceError {
         let detail = format!(
             "{} answered {:?}: {}",
             self.upstream.model(),
             status.code(),
             status.message()
         );
+        // What comes of the connection and not of the server has a cause.
+        let is_lost = StdError::source(status).is_some() && Instant::now() < deadline;
         match status.code() {
+            _ if is_lost => InferenceError::BackendAway { detail },
             Code::Unavailable
             | Code::NotFound
             | Code::Unimplemented

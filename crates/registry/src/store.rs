@@ -125,7 +125,8 @@ pub const MIGRATIONS: Migrations = migrations!(
         "0013_metric_series",
         "0014_artifact_blocks",
         "0015_endpoint_traffic",
-        "0016_retention"
+        "0016_retention",
+        "0017_model_version_file"
     ]
 );
 
