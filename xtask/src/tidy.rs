@@ -73,7 +73,7 @@ const MAY_USE: [(&str, &[&str]); 19] = [
         ],
     ),
     ("testkit", &["common", "db", "auth"]),
-    ("flights", &["auth", "common", "proto"]),
+    ("flights", &["auth", "common", "inference", "proto"]),
     ("tests", &[]),
     ("xtask", &[]),
 ];
