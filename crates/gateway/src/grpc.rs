@@ -31,8 +31,8 @@ use crate::{
     client::Client,
     error::{Error, Result},
     oip::{
-        EXTENSIONS, MAX_TENSORS, PLATFORM, RequestedOutput, SERVER_NAME, SERVER_VERSION, all_statistics_of,
-        model_config, priority, refuse_sequence, select, statistics_of,
+        EXTENSIONS, MAX_TENSORS, RequestedOutput, SERVER_NAME, SERVER_VERSION, all_statistics_of, model_config,
+        priority, refuse_sequence, select, statistics_of,
     },
     options::Attribute,
     predict::{Answer, Gateway, Inputs, Request as PredictRequest},
@@ -126,7 +126,7 @@ impl GrpcInferenceService for InferenceService {
         Ok(Response::new(proto::ModelMetadataResponse {
             name: request.name,
             versions: endpoint.versions(),
-            platform: PLATFORM.to_owned(),
+            platform: version.platform().name().to_owned(),
             inputs: tensors(&version.signature().inputs),
             outputs: tensors(&version.signature().outputs),
         }))

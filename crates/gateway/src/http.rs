@@ -26,8 +26,8 @@ use crate::{
     error::{Error, Result},
     meters,
     oip::{
-        self, Body, EXTENSIONS, Encoding, MAX_BODY_BYTES, MAX_TENSORS, PLATFORM, RequestInputs, SERVER_NAME,
-        SERVER_VERSION, compress, decompress,
+        self, Body, EXTENSIONS, Encoding, MAX_BODY_BYTES, MAX_TENSORS, RequestInputs, SERVER_NAME, SERVER_VERSION,
+        compress, decompress,
     },
     options::Attribute,
     predict::{Gateway, Inputs, Request},
@@ -210,7 +210,7 @@ fn describe(gateway: &Gateway, client: &Client, named: &Named) -> Result<Value> 
     Ok(json!({
         "name": named.model,
         "versions": endpoint.versions(),
-        "platform": PLATFORM,
+        "platform": described.platform().name(),
         "inputs": described.signature().inputs,
         "outputs": described.signature().outputs,
     }))

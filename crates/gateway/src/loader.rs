@@ -27,7 +27,7 @@ use crate::{
     desired::EndpointKey,
     error::{Error, Result},
     meters::{self, Unloaded},
-    model::{Facts, Model, Shapes},
+    model::{Facts, Model, Platform, Shapes},
     python::{Saved, Workers, assemble},
     upstream::Upstream,
 };
@@ -144,7 +144,9 @@ impl Loader {
         } else {
             let counters = Arc::default();
             let predictor = self.open_file(&key, &path, &wanted, &counters, permit).await?;
+            let description = read_description(&path)?;
             let facts = Facts {
+                platform: description.as_ref().map_or(Platform::Onnx, Description::platform),
                 signature: predictor.signature().clone(),
                 batching: predictor.batching(),
             };
@@ -328,6 +330,15 @@ pub(crate) enum Description {
     Mlflow(Saved),
 }
 
+impl Description {
+    const fn platform(&self) -> Platform {
+        match self {
+            Self::Upstream(_) => Platform::Upstream,
+            Self::Mlflow(_) => Platform::Python,
+        }
+    }
+}
+
 /// What opens a model, and may take its time.
 type Opening = Box<dyn FnOnce() -> Result<InferenceModel> + Send>;
 
@@ -371,6 +382,8 @@ struct KeptFacts {
     signature: Signature,
     /// Why requests are not merged; none: they are.
     alone: Option<String>,
+    #[serde(default)]
+    platform: Platform,
 }
 
 async fn read_facts(path: &Path) -> Option<Facts> {
@@ -378,6 +391,7 @@ async fn read_facts(path: &Path) -> Option<Facts> {
     let kept: KeptFacts = serde_json::from_slice(&text).ok()?;
     Some(Facts {
         signature: kept.signature,
+        platform: kept.platform,
         batching: kept.alone.map_or(Batching::Rows, Batching::Never),
     })
 }
@@ -386,6 +400,7 @@ async fn read_facts(path: &Path) -> Option<Facts> {
 async fn write_facts(path: &Path, facts: &Facts) {
     let kept = KeptFacts {
         signature: facts.signature.clone(),
+        platform: facts.platform,
         alone: match &facts.batching {
             Batching::Rows => None,
             Batching::Never(why) => Some(why.clone()),

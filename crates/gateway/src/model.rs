@@ -15,6 +15,7 @@ use futures::{
 };
 use modelyard_inference::{BatcherOptions, Batching, Counters, InputShapes, Predictor, Signature, Statistics, Tensor};
 use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
 
 use crate::{
     error::{Error, Result},
@@ -34,6 +35,37 @@ const LOOKED_AT: u64 = 32;
 pub(crate) struct Facts {
     pub signature: Signature,
     pub batching: Batching,
+    pub platform: Platform,
+}
+
+/// What runs a model.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Platform {
+    #[default]
+    Onnx,
+    Python,
+    Upstream,
+}
+
+impl Platform {
+    /// Its name in the Open Inference Protocol.
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Self::Onnx => "onnx_onnxv1",
+            Self::Python => "mlflow_pyfunc",
+            Self::Upstream => "open_inference",
+        }
+    }
+
+    /// Its name in Triton's model configuration.
+    pub(crate) const fn backend(self) -> &'static str {
+        match self {
+            Self::Onnx => "onnxruntime",
+            Self::Python => "python",
+            Self::Upstream => "upstream",
+        }
+    }
 }
 
 /// Shapes of inputs that were seen at an endpoint: with them its next versions are warmed.
@@ -133,6 +165,11 @@ impl Model {
     /// What it takes and gives.
     pub(crate) const fn signature(&self) -> &Signature {
         &self.facts.signature
+    }
+
+    /// What runs it.
+    pub(crate) const fn platform(&self) -> Platform {
+        self.facts.platform
     }
 
     /// Whether its requests are merged, and if not, why.

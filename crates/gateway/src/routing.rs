@@ -16,7 +16,7 @@ use crate::{
     desired::{EndpointKey, EndpointSpec, Role, RouteSpec, Target, VersionRef},
     error::{Error, Result},
     meters::{Load, RouteMeters},
-    model::Model,
+    model::{Model, Platform},
     options::{Attribute, Condition, Options},
     spool::{Definition, EndpointLog},
     traffic::VersionCounts,
@@ -82,6 +82,12 @@ impl Version {
         (count(&self.cache_hits), count(&self.cache_misses))
     }
 
+    /// What runs it.
+    pub(crate) fn platform(&self) -> Platform {
+        self.model.platform()
+    }
+
+    /// What it takes and gives.
     pub(crate) fn signature(&self) -> &Signature {
         self.model.signature()
     }

@@ -34,9 +34,6 @@ pub(crate) const EXTENSIONS: [&str; 8] = [
     "statistics",
 ];
 
-/// What the standard's own list calls the format of the models.
-pub(crate) const PLATFORM: &str = "onnx_onnxv1";
-
 /// The most bytes of a request, of a message and of a body that was compressed.
 pub(crate) const MAX_BODY_BYTES: usize = 64 << 20;
 

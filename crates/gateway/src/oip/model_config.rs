@@ -9,11 +9,7 @@ use modelyard_proto::inference::{
 };
 use serde_json::{Value, json};
 
-use super::PLATFORM;
 use crate::{client::Client, error::Result, predict::Gateway, routing::Version};
-
-/// What runs the models, by Triton's name.
-const BACKEND: &str = "onnxruntime";
 
 const fn wire_type(datatype: DataType) -> WireType {
     match datatype {
@@ -71,8 +67,8 @@ fn config_of(endpoint: &str, version: &Version) -> ModelConfig {
     });
     ModelConfig {
         name: endpoint.to_owned(),
-        platform: PLATFORM.to_owned(),
-        backend: BACKEND.to_owned(),
+        platform: model.platform().name().to_owned(),
+        backend: model.platform().backend().to_owned(),
         max_batch_size: if is_batched {
             i32::try_from(options.max_batch_rows).unwrap_or(i32::MAX)
         } else {
