@@ -122,6 +122,7 @@ def check_forest():
     expected = forest().predict(ROWS).tolist()
     metadata = tritonclient.http.InferenceServerClient(ADDRESS).get_model_metadata("forest")
     check("what it takes", [(entry["datatype"], entry["shape"]) for entry in metadata["inputs"]], [("FP64", [-1, 30])])
+    check("what runs it", metadata["platform"], "mlflow_pyfunc")
     name, output = metadata["inputs"][0]["name"], metadata["outputs"][0]["name"]
     for protocol in [tritonclient.http, tritonclient.grpc]:
         client = protocol.InferenceServerClient(ADDRESS)

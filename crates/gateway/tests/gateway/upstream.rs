@@ -126,6 +126,8 @@ async fn a_model_of_another_server_answers_like_one_of_its_own() {
     let running = world.start_ready().await;
     let config = running.get("/v2/models/here/config").await.json();
     assert_eq!(config["input"][0]["dims"], json!([2]), "{config}");
+    assert_eq!(config["platform"], "open_inference");
+    assert_eq!(config["backend"], "upstream");
     assert!(
         config["max_batch_size"].as_u64().unwrap() > 1,
         "its rows are merged: {config}"
