@@ -30,8 +30,9 @@ pub struct ComparisonParameters {
     end: Option<Timestamp>,
 }
 
-/// Compares the versions that answered live: latency, what came of their predictions, and how often they were right, each with the
-/// significance of the difference.
+/// Compares the versions of an endpoint that answered live.
+///
+/// By their latency, by what came of their predictions, and by how right they were, each with the significance of the difference.
 #[utoipa::path(
     get,
     path = "/api/v1/projects/{project}/comparisons/{name}",
