@@ -13,12 +13,12 @@ use tokio::{
     process::{Child, Command},
 };
 
+use crate::load::Subject;
+
 /// A bare handler in a process of its own, ended when this is dropped.
 pub struct BareServer {
-    /// Where it listens.
-    pub address: SocketAddr,
-    /// Its process.
-    pub pid: u32,
+    /// Where it listens, and its process.
+    pub subject: Subject,
     _process: Child,
 }
 
@@ -37,8 +37,10 @@ impl BareServer {
         let mut line = String::new();
         BufReader::new(output).read_line(&mut line).await?;
         Ok(Self {
-            address: line.trim().parse().context("the bare handler names no address")?,
-            pid: process.id().context("the bare handler has ended")?,
+            subject: Subject {
+                address: line.trim().parse().context("the bare handler names no address")?,
+                pid: process.id().context("the bare handler has ended")?,
+            },
             _process: process,
         })
     }

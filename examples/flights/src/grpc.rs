@@ -106,7 +106,8 @@ impl Connection {
                 kind::SETTINGS | kind::PING if head.flags & ACK == 0 => self.acknowledge(head.kind).await?,
                 _ => {}
             }
-            if matches!(head.kind, kind::DATA | kind::HEADERS) && head.stream == stream && head.flags & END_STREAM != 0 {
+            if matches!(head.kind, kind::DATA | kind::HEADERS) && head.stream == stream && head.flags & END_STREAM != 0
+            {
                 return Ok(answered > PREFIX_BYTES);
             }
         }
@@ -129,7 +130,11 @@ impl Connection {
     }
 
     async fn acknowledge(&mut self, kind: u8) -> Result<()> {
-        let content = if kind == kind::PING { self.content.as_slice() } else { &[] };
+        let content = if kind == kind::PING {
+            self.content.as_slice()
+        } else {
+            &[]
+        };
         let answer = frame(kind, ACK, content);
         Ok(self.stream.get_mut().write_all(&answer).await?)
     }

@@ -5,12 +5,7 @@ use std::{net::SocketAddr, process, sync::Arc, time::Duration};
 use anyhow::{Context, Result, ensure};
 use tokio::{task::JoinSet, time::Instant};
 
-use crate::{
-    figures::{median, quantile},
-    grpc,
-    process::own_cpu_seconds,
-    wire,
-};
+use crate::{figures::median, grpc, process::own_cpu_seconds, wire};
 
 /// The share of a turn after which its rate is taken: until then the connections come about.
 const SETTLED: f64 = 0.1;
@@ -51,7 +46,7 @@ impl Load {
     }
 
     /// The same from another number of connections.
-    pub fn from(&self, connections: usize) -> Self {
+    pub fn over(&self, connections: usize) -> Self {
         Self {
             connections,
             ..self.clone()
@@ -117,16 +112,8 @@ impl Turn {
 
     /// How long an answer took at p50, in microseconds.
     pub fn p50_us(&self) -> f64 {
-        median(&self.latencies())
-    }
-
-    /// How long an answer took at p99, in microseconds.
-    pub fn p99_us(&self) -> f64 {
-        quantile(&self.latencies(), 0.99)
-    }
-
-    fn latencies(&self) -> Vec<f64> {
-        self.answered.iter().map(|answered| answered.took).collect()
+        let took: Vec<f64> = self.answered.iter().map(|answered| answered.took).collect();
+        median(&took)
     }
 
     fn requests(&self) -> f64 {
@@ -141,7 +128,12 @@ pub async fn load(subject: Subject, load: &Load) -> Result<Turn> {
     let started = Instant::now();
     let mut connections = JoinSet::new();
     for _ in 0..load.connections {
-        connections.spawn(one_connection(subject.address, load.message.clone(), started, load.turn));
+        connections.spawn(one_connection(
+            subject.address,
+            load.message.clone(),
+            started,
+            load.turn,
+        ));
     }
     let (mut answered, mut failed) = (Vec::new(), 0);
     while let Some(ended) = connections.join_next().await {
@@ -220,6 +212,29 @@ impl Connection {
         match self {
             Self::Http(connection, request) => Ok(connection.ask(request).await? == 200),
             Self::Grpc(connection) => connection.ask().await,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_rate_is_that_of_the_batches_wherever_they_fall() {
+        // Ten answers at once, every half second, from some moment on.
+        for first in [0.05, 0.3, 0.45] {
+            let batches = (0..20).map(|batch| first + 0.5 * f64::from(batch));
+            let answered = batches.flat_map(|at| [Answered { at, took: 1.0 }; 10]).collect();
+            let turn = Turn {
+                answered,
+                end: 10.0,
+                failed: 0,
+                seconds: 10.5,
+                server_cpu: 1.0,
+                own_cpu: 1.0,
+            };
+            assert!((turn.rate() - 20.0).abs() < 0.2, "{}", turn.rate());
         }
     }
 }

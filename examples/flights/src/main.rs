@@ -1,11 +1,18 @@
 //! `flights`: the main job for people to watch, and the first benchmark.
 
+mod bare_server;
 mod bench;
 mod demo;
 mod evidence;
+mod figures;
+mod gateway_bench;
+mod grpc;
+mod load;
 mod measure;
+mod process;
 mod registry_bench;
 mod terminal;
+mod wire;
 
 use std::{
     io::{self, Write},
@@ -28,7 +35,7 @@ struct Arguments {
 enum Command {
     /// Run the main job on an empty server: train, serve, watch, retrain
     Demo(DemoArguments),
-    /// Compare the gateway with a bare handler that parses and answers the same bytes; or measure the registry
+    /// Compare the gateway with a bare handler that parses and answers the same bytes; or measure the gateway or the registry
     #[command(args_conflicts_with_subcommands = true)]
     Bench {
         #[command(subcommand)]
@@ -43,6 +50,9 @@ enum Command {
         /// The answer to every request, as JSON
         answer: String,
     },
+    /// A bare handler of the gateway's benchmark: prints its address and serves until it is ended
+    #[command(hide = true)]
+    BareModel(gateway_bench::BareModelArguments),
     /// The plain copy of the registry's benchmark: prints its address and serves until it is ended
     #[command(hide = true)]
     BareFiles {
@@ -53,6 +63,8 @@ enum Command {
 
 #[derive(Subcommand)]
 enum BenchSubject {
+    /// The gateway beside bare handlers and raw sessions; its memory; many models
+    Gateway(gateway_bench::GatewayArguments),
     /// Tracking by MLflow's protocol, beside MLflow's own server; artifacts, long histories, memory and the start
     Registry(registry_bench::RegistryArguments),
 }
@@ -112,12 +124,20 @@ fn run(command: Command) -> Result<ExitCode> {
         match command {
             Command::Demo(arguments) => demo::run(&arguments).await,
             Command::Bench {
+                subject: Some(BenchSubject::Gateway(arguments)),
+                ..
+            } => gateway_bench::run(&arguments).await,
+            Command::Bench {
                 subject: Some(BenchSubject::Registry(arguments)),
                 ..
             } => registry_bench::run(&arguments).await,
             Command::Bench { output, .. } => measure::run(output).await,
             Command::BareHandler { answer } => {
                 bench::serve_bare_handler(&answer, |address| print(&address.to_string())).await?;
+                Ok(ExitCode::SUCCESS)
+            }
+            Command::BareModel(arguments) => {
+                gateway_bench::serve_bare_model(arguments, |address| print(&address.to_string())).await?;
                 Ok(ExitCode::SUCCESS)
             }
             Command::BareFiles { folder } => {

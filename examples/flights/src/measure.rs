@@ -8,10 +8,12 @@ use serde_json::json;
 
 use crate::{
     Format,
-    bench::{Comparison, Subject, compare},
+    bench::{Comparison, compare},
     complain,
     evidence::{self, Evidence},
-    example_folder, modelyard, print,
+    example_folder,
+    load::Subject,
+    modelyard, print,
     terminal::Terminal,
 };
 
@@ -62,13 +64,11 @@ pub async fn run(format: Format) -> Result<ExitCode> {
     let api = Api::new(&addresses.public, CALLS_AWAY)?;
     api.put(&format!("endpoints/{ENDPOINT}"), &spec).await?;
     complain("loading the gateway and a bare handler in turns");
-    let comparison = compare(&Subject {
+    let gateway = Subject {
         address: addresses.public.trim_start_matches("http://").parse()?,
         pid: addresses.pid,
-        path: format!("/v2/models/{ENDPOINT}/infer"),
-        body: REQUEST.to_owned(),
-    })
-    .await?;
+    };
+    let comparison = compare(gateway, &format!("/v2/models/{ENDPOINT}/infer"), REQUEST).await?;
     complain("knowing callers, writing and verifying the audit chain");
     let evidence = evidence::measure(&addresses.public, &addresses.internal).await?;
     server.stop().await?;
@@ -91,12 +91,11 @@ fn show(comparison: &Comparison, evidence: &Evidence, format: Format) -> Result<
     ))?;
     print(&format!(
         "prediction over HTTP beside a bare handler: {:.2} of its requests per second (bar: {MIN_THROUGHPUT_RATIO}), {:.2} times its CPU time a request",
-        comparison.throughput_ratio, comparison.cpu_ratio
+        comparison.throughput.median, comparison.cpu_ratio
     ))?;
-    let rounds: Vec<String> = comparison.rounds.iter().map(|ratio| format!("{ratio:.2}")).collect();
     print(&format!(
         "rounds: {}; failed requests: {}",
-        rounds.join(" "),
+        comparison.throughput.shown(),
         comparison.failed_requests
     ))
 }

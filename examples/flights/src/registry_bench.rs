@@ -6,7 +6,6 @@ mod artifacts;
 mod bare_files;
 mod history;
 mod mlflow;
-mod process;
 mod report;
 mod requests;
 mod search;
@@ -25,11 +24,10 @@ use tokio::time::Instant;
 pub use self::bare_files::serve as serve_bare_files;
 use self::{
     mlflow::Theirs,
-    process::Peaks,
     report::{Report, show},
-    tracking::{Measured, Subject, measure_all},
+    tracking::{Measured, measure_all},
 };
-use crate::{Format, complain, modelyard};
+use crate::{Format, complain, figures::median, load::Subject, modelyard, process::Peaks};
 
 /// Connections that send one request after the other.
 const CONNECTIONS: usize = 8;
@@ -147,10 +145,4 @@ fn subject(server: &Server) -> Result<Subject> {
         address: server.addresses().public.trim_start_matches("http://").parse()?,
         pid: server.addresses().pid,
     })
-}
-
-fn median(values: &[f64]) -> f64 {
-    let mut sorted = values.to_vec();
-    sorted.sort_by(f64::total_cmp);
-    sorted.get(sorted.len() / 2).copied().unwrap_or(f64::NAN)
 }

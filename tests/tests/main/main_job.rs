@@ -30,6 +30,9 @@ const SEED: &str = "MODELYARD_KILL_SEED";
 /// How long a process lives, and how long it stays dead, in milliseconds.
 const LIFE_MS: std::ops::Range<u64> = 100..1_500;
 const DEATH_MS: std::ops::Range<u64> = 0..600;
+/// After so many kills one life is longer, so that a machine that is slow gets a step done now and then.
+const KILLS_IN_A_ROW: u32 = 5;
+const LONG_LIFE_MS: std::ops::Range<u64> = 4_000..8_000;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_main_job_comes_out_the_same_in_every_topology_and_on_every_database() -> Result<()> {
@@ -115,7 +118,9 @@ async fn disturbed_like_undisturbed(topology: Topology, seed: u64) -> Result<()>
 async fn kill_at_random(deployment: &mut Deployment, seed: u64, kills: &mut u32) -> Result<std::convert::Infallible> {
     let mut random = StdRng::seed_from_u64(seed);
     loop {
-        tokio::time::sleep(Duration::from_millis(random.random_range(LIFE_MS))).await;
+        let is_long = *kills % KILLS_IN_A_ROW == KILLS_IN_A_ROW - 1;
+        let life = if is_long { LONG_LIFE_MS } else { LIFE_MS };
+        tokio::time::sleep(Duration::from_millis(random.random_range(life))).await;
         // Half of the kills meet the last process, which takes the requests.
         let last = deployment.len() - 1;
         let index = if random.random_bool(0.5) {

@@ -5,13 +5,15 @@ use std::{fs, io::Write as _, net::SocketAddr, path::Path};
 use anyhow::{Context, Result, ensure};
 use serde::Serialize;
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt, BufReader},
-    net::TcpStream,
+    io::{AsyncReadExt, AsyncWriteExt},
     time::Instant,
 };
 
-use super::median;
-use crate::bench::{BareServer, connect, read_answer, read_head};
+use crate::{
+    bare_server::BareServer,
+    figures::Ratio,
+    wire::{Stream, connect, read_answer, read_head},
+};
 
 /// The size of each file.
 pub const FILE_BYTES: usize = 64 << 20;
@@ -22,25 +24,7 @@ const ARTIFACTS: &str = "/api/2.0/mlflow-artifacts/artifacts/bench";
 /// What is read of an answer at once.
 const READ_BYTES: usize = 256 << 10;
 
-/// The server's rate over that of the plain copy, by round and as the median of all.
-#[derive(Debug, Serialize)]
-pub struct Ratio {
-    /// The median.
-    pub median: f64,
-    /// Of each round.
-    pub rounds: Vec<f64>,
-}
-
-impl Ratio {
-    fn of(rounds: Vec<f64>) -> Self {
-        Self {
-            median: median(&rounds),
-            rounds,
-        }
-    }
-}
-
-/// Both directions.
+/// The server's rate over that of the plain copy, in both directions.
 #[derive(Debug, Serialize)]
 pub struct Copies {
     /// To the server, until it says that it has the file.
@@ -75,9 +59,12 @@ pub async fn compare(address: SocketAddr, folder: &Path) -> Result<Copies> {
         // Who comes second may find the disk in another state: they change places.
         let (ours, theirs) = if round % 2 == 0 {
             let ours = there_and_back(address, &ours, &content, &folder).await?;
-            (ours, there_and_back(bare.address, &theirs, &content, &folder).await?)
+            (
+                ours,
+                there_and_back(bare.subject.address, &theirs, &content, &folder).await?,
+            )
         } else {
-            let theirs = there_and_back(bare.address, &theirs, &content, &folder).await?;
+            let theirs = there_and_back(bare.subject.address, &theirs, &content, &folder).await?;
             (there_and_back(address, &ours, &content, &folder).await?, theirs)
         };
         fs::remove_file(folder.join(round.to_string()))?;
@@ -118,7 +105,7 @@ async fn there_and_back(address: SocketAddr, path: &str, content: &[u8], folder:
     })
 }
 
-async fn upload(stream: &mut BufReader<TcpStream>, path: &str, content: &[u8]) -> Result<()> {
+async fn upload(stream: &mut Stream, path: &str, content: &[u8]) -> Result<()> {
     let head = format!(
         "PUT {path} HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-length: {}\r\n\r\n",
         content.len()
@@ -135,14 +122,15 @@ async fn upload(stream: &mut BufReader<TcpStream>, path: &str, content: &[u8]) -
 }
 
 /// Reads a file and compares it with what was sent.
-async fn download(stream: &mut BufReader<TcpStream>, path: &str, content: &[u8]) -> Result<()> {
+async fn download(stream: &mut Stream, path: &str, content: &[u8]) -> Result<()> {
     let head = format!("GET {path} HTTP/1.1\r\nhost: 127.0.0.1\r\n\r\n");
     stream.get_mut().write_all(head.as_bytes()).await?;
-    let (status, length) = read_head(stream).await?;
-    ensure!(status == 200, "GET {path}: {status}");
+    let head = read_head(stream).await?;
+    ensure!(head.status == 200, "GET {path}: {}", head.status);
     ensure!(
-        length == content.len(),
-        "GET {path}: {length} bytes instead of {}",
+        head.length == content.len(),
+        "GET {path}: {} bytes instead of {}",
+        head.length,
         content.len()
     );
     let mut buffer = vec![0; READ_BYTES];

@@ -3,11 +3,7 @@
 //! It makes no digest, has no database and no callers, and verifies nothing; the server does all of that beside the same writes
 //! and reads, and fsyncs the folder as well.
 
-use std::{
-    net::{Ipv4Addr, SocketAddr},
-    path::PathBuf,
-    sync::Arc,
-};
+use std::{net::SocketAddr, path::PathBuf, sync::Arc};
 
 use anyhow::Result;
 use axum::{
@@ -19,24 +15,20 @@ use axum::{
     routing::put,
 };
 use futures::StreamExt;
-use tokio::{fs::File, io::AsyncWriteExt, net::TcpListener};
+use tokio::{fs::File, io::AsyncWriteExt};
 use tokio_util::io::ReaderStream;
+
+use crate::bare_server;
 
 /// How much of a file is read at once; the server reads as much.
 const READ_BYTES: usize = 1 << 20;
 
 /// Serves files of a folder, named by numbers.
 pub async fn serve(folder: PathBuf, announce: impl FnOnce(SocketAddr) -> Result<()>) -> Result<()> {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
-    announce(listener.local_addr()?)?;
     let router = Router::new()
         .route("/files/{number}", put(upload).get(download))
         .with_state(Arc::new(folder));
-    let listener = axum::serve::ListenerExt::tap_io(listener, |connection| {
-        connection.set_nodelay(true).ok();
-    });
-    axum::serve(listener, router).await?;
-    Ok(())
+    bare_server::serve(router, announce).await
 }
 
 /// What went wrong, for the one who reads the benchmark's message.

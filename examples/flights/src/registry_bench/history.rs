@@ -8,11 +8,10 @@ use serde_json::{Value, json};
 use tokio::{task::JoinSet, time::Instant};
 
 use super::{
-    CONNECTIONS, median,
-    process::resident_bytes,
+    CONNECTIONS,
     requests::{API, Connection},
-    tracking::Subject,
 };
+use crate::{figures::median, load::Subject, process::resident_bytes};
 
 /// The metric that has the history.
 const KEY: &str = "loss";

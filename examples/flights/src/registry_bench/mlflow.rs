@@ -10,10 +10,8 @@ use tokio::{
     time::Instant,
 };
 
-use super::{
-    requests::{API, Connection},
-    tracking::Subject,
-};
+use super::requests::{API, Connection};
+use crate::load::Subject;
 
 /// How long MLflow's server may take until it answers.
 const START_PATIENCE: Duration = Duration::from_mins(2);

@@ -6,12 +6,16 @@ use anyhow::Result;
 use serde::Serialize;
 
 use super::{
-    artifacts::{Copies, FILE_BYTES, Ratio},
+    artifacts::{Copies, FILE_BYTES},
     history::WholeHistory,
-    process::Peaks,
     tracking::Measured,
 };
-use crate::{Format, print};
+use crate::{
+    Format,
+    figures::{Ratio, at_least, at_most},
+    print,
+    process::Peaks,
+};
 
 /// The bar: requests per second over those of MLflow's server.
 const MIN_REQUESTS: f64 = 30.0;
@@ -111,12 +115,11 @@ fn tracking_line(name: &str, ours: Measured, theirs: Option<&Measured>) -> Strin
 }
 
 fn copy_line(direction: &str, ratio: &Ratio) -> String {
-    let rounds: Vec<String> = ratio.rounds.iter().map(|ratio| format!("{ratio:.2}")).collect();
     format!(
         "{direction}: {:.2} of its rate ({}; rounds: {})",
         ratio.median,
         at_least(ratio.median, MIN_COPY),
-        rounds.join(" ")
+        ratio.shown()
     )
 }
 
@@ -159,12 +162,4 @@ fn memory_line(peaks: &Peaks) -> String {
         at_most(highest, MAX_MEMORY_MB, " MB"),
         loads.join(", ")
     )
-}
-
-fn at_least(value: f64, bar: f64) -> String {
-    format!("bar: {bar}{}", if value >= bar { "" } else { ", not met" })
-}
-
-fn at_most(value: f64, bar: f64, unit: &str) -> String {
-    format!("bar: {bar}{unit}{}", if value <= bar { "" } else { ", not met" })
 }

@@ -4,18 +4,15 @@ use std::net::SocketAddr;
 
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
-use tokio::{
-    io::{AsyncWriteExt, BufReader},
-    net::TcpStream,
-};
+use tokio::io::AsyncWriteExt;
 
-use crate::bench::{connect, read_answer};
+use crate::wire::{Stream, connect, read_answer};
 
 /// Where the protocol is.
 pub const API: &str = "/api/2.0/mlflow";
 
 /// A connection that is kept.
-pub struct Connection(BufReader<TcpStream>);
+pub struct Connection(Stream);
 
 impl Connection {
     /// Connects to a server.

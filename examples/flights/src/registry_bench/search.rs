@@ -6,10 +6,8 @@ use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 use tokio::{task::JoinSet, time::Instant};
 
-use super::{
-    median,
-    requests::{API, Connection},
-};
+use super::requests::{API, Connection};
+use crate::figures::median;
 
 /// Connections that make the runs: many, so that they share commits.
 const WRITERS: usize = 32;

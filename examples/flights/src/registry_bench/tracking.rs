@@ -1,6 +1,6 @@
 //! The operations of tracking: requests per second, and the server's CPU time for each.
 
-use std::{collections::BTreeMap, net::SocketAddr, time::Duration};
+use std::{collections::BTreeMap, time::Duration};
 
 use anyhow::Result;
 use serde::Serialize;
@@ -9,10 +9,9 @@ use tokio::{task::JoinSet, time::Instant};
 
 use super::{
     CONNECTIONS,
-    process::cpu_seconds,
     requests::{API, Connection},
 };
-use crate::complain;
+use crate::{complain, load::Subject, process::cpu_seconds};
 
 /// How long each operation is asked for.
 const TURN: Duration = Duration::from_secs(4);
@@ -24,15 +23,6 @@ pub struct Measured {
     pub requests_per_second: f64,
     /// Of the server and what it started.
     pub cpu_ms_per_request: f64,
-}
-
-/// A server under load.
-#[derive(Debug, Clone, Copy)]
-pub struct Subject {
-    /// Where it listens.
-    pub address: SocketAddr,
-    /// The process whose CPU time counts, with all below it.
-    pub pid: u32,
 }
 
 /// What is sent: by connection and number.
