@@ -36,6 +36,9 @@ const TEST_CLIENTS: [&str; 11] = [
 /// KServe's client, which cannot be in one process with Triton's: both define the same messages.
 const KSERVE_CLIENT: [&str; 1] = ["kserve==0.21.0"];
 
+/// What signs models, and verifies what was signed here. It needs OpenSSL's binding and does not say so.
+const SIGNING_CLIENT: [&str; 2] = ["model-signing==1.1.1", "pyopenssl"];
+
 /// Triton's load generator, which only old packages of the client carry, and the library of CUDA that it is linked with.
 const LOAD_GENERATOR: [&str; 2] = ["tritonclient==2.46.0", "nvidia-cuda-runtime-cu12==12.9.79"];
 
@@ -79,6 +82,7 @@ pub fn for_tests(workspace: &Workspace) -> Result<()> {
     python_environment(&workspace.target.join("python"), &TEST_CLIENTS)?;
     python_environment(&workspace.target.join("python-old-client"), &OLD_CLIENT)?;
     python_environment(&workspace.target.join("python-kserve"), &KSERVE_CLIENT)?;
+    python_environment(&workspace.target.join("python-signing"), &SIGNING_CLIENT)?;
     python_environment(&workspace.target.join("perf-analyzer"), &LOAD_GENERATOR)?;
     base64_library()?;
     openid_provider(workspace)
@@ -137,6 +141,11 @@ pub fn test_python_path(workspace: &Workspace) -> PathBuf {
 /// The Python with KServe's client.
 pub fn kserve_python_path(workspace: &Workspace) -> PathBuf {
     workspace.target.join("python-kserve/bin/python")
+}
+
+/// The Python with what signs models.
+pub fn signing_python_path(workspace: &Workspace) -> PathBuf {
+    workspace.target.join("python-signing/bin/python")
 }
 
 /// Triton's load generator.

@@ -39,6 +39,12 @@ impl Digest {
         Self(Sha256::digest(bytes).into())
     }
 
+    /// The 32 bytes.
+    #[must_use]
+    pub const fn as_bytes(&self) -> &[u8] {
+        &self.0
+    }
+
     /// The 64 hexadecimal digits, without `sha256:`. They are the only part of a blob that ever becomes a path.
     #[must_use]
     pub fn to_hex(&self) -> String {

@@ -23,6 +23,7 @@ mod keys;
 mod local;
 mod read;
 mod sealed;
+pub mod signing;
 mod storage;
 mod write;
 

@@ -185,6 +185,7 @@ mod tests {
             model: "m".to_owned(),
             version,
             digest: Digest::of(b"m"),
+            bundle: None,
         }
     }
 

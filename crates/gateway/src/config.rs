@@ -64,6 +64,8 @@ pub struct Config {
     pub upstreams: Vec<String>,
     /// How models run that MLflow saved in other flavours than ONNX.
     pub python: PythonConfig,
+    /// Whose signature models must have to be served.
+    pub signatures: SignatureConfig,
     /// What runs ONNX models. None: the processors.
     pub accelerator: Option<AcceleratorConfig>,
 }
@@ -98,6 +100,28 @@ impl From<AcceleratorConfig> for Accelerator {
             },
             device: config.device,
         }
+    }
+}
+
+/// Whose signature models must have to be served: Sigstore bundles, as OpenSSF's model signing makes them. A version without one
+/// that counts is not loaded; what was served before stays.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct SignatureConfig {
+    /// The projects whose models must be signed; `*`: all.
+    pub projects: Vec<String>,
+    /// Files with the public keys that are trusted, in PEM: ECDSA on P-256 or P-384. One of them must have signed.
+    pub keys: Vec<PathBuf>,
+}
+
+impl SignatureConfig {
+    fn validate(&self) -> Result<(), Error> {
+        if !self.projects.is_empty() && self.keys.is_empty() {
+            return Err(refused(
+                "signatures.projects names projects and signatures.keys no key: name the files with the public keys",
+            ));
+        }
+        Ok(())
     }
 }
 
@@ -168,6 +192,7 @@ impl Default for Config {
             max_queue_time: batcher.max_queue_time,
             upstreams: Vec::new(),
             python: PythonConfig::default(),
+            signatures: SignatureConfig::default(),
             accelerator: None,
         }
     }
@@ -198,6 +223,7 @@ impl Config {
             )));
         }
         self.python.validate()?;
+        self.signatures.validate()?;
         self.batcher().validate().map_err(|error| refused(&error.to_string()))
     }
 
@@ -251,7 +277,10 @@ mod tests {
 
     #[test]
     fn what_cannot_work_is_named() {
-        let cases: [(&str, Spoil); 7] = [
+        let cases: [(&str, Spoil); 8] = [
+            ("signatures.keys", |config| {
+                config.signatures.projects.push("*".to_owned())
+            }),
             ("python.max_workers", |config| config.python.max_workers = 0),
             ("worker_processors", |config| config.python.worker_processors = Some(0)),
             ("worker_memory_bytes", |config| {

@@ -54,6 +54,9 @@ pub(crate) struct VersionRef {
     pub model: String,
     pub version: u32,
     pub digest: Digest,
+    /// The blob with the signature of its files.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bundle: Option<Digest>,
 }
 
 impl VersionRef {
@@ -62,6 +65,7 @@ impl VersionRef {
         ModelKey {
             endpoint: endpoint.clone(),
             digest: self.digest,
+            bundle: self.bundle,
         }
     }
 }
@@ -266,11 +270,14 @@ impl TryFrom<proto::Route> for RouteSpec {
                 route.unresolved
             })
         } else {
+            let digest = |text: &str| {
+                text.parse()
+                    .map_err(|error: modelyard_artifacts::InvalidDigest| refuse(error.to_string()))
+            };
+            let bundle = Some(route.bundle_digest.as_str()).filter(|text| !text.is_empty());
             Target::Version(VersionRef {
-                digest: route
-                    .artifact_digest
-                    .parse()
-                    .map_err(|error: modelyard_artifacts::InvalidDigest| refuse(error.to_string()))?,
+                digest: digest(&route.artifact_digest)?,
+                bundle: bundle.map(digest).transpose()?,
                 model: route.model,
                 version: route.version,
             })

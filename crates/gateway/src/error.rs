@@ -86,6 +86,15 @@ pub enum Error {
         #[from]
         source: modelyard_artifacts::Error,
     },
+    /// A version without a signature, where one is wanted.
+    #[error(
+        "it is not signed, and this gateway serves only what one of its trusted keys has signed: sign it with `modelyard \
+         models sign`"
+    )]
+    NotSigned,
+    /// A signature that does not count.
+    #[error("its signature is refused: {0}")]
+    Signature(#[from] modelyard_artifacts::signing::SigningError),
     /// An artifact says in a way that is not understood how it is run.
     #[error("the artifact is neither an ONNX file nor a description of how it is run: {detail}")]
     Description {
@@ -167,7 +176,9 @@ impl Fault for Error {
             | Self::Description { .. }
             | Self::Upstream { .. }
             | Self::UpstreamNotAllowed { .. }
-            | Self::Python { .. } => ErrorKind::Unavailable,
+            | Self::Python { .. }
+            | Self::NotSigned
+            | Self::Signature(_) => ErrorKind::Unavailable,
             Self::InvalidEndpoint { .. } => ErrorKind::FailedPrecondition,
             Self::Access(error) => error.kind(),
             Self::Inference(error) => error.kind(),
@@ -196,6 +207,8 @@ impl Fault for Error {
             Self::Upstream { .. } => "UPSTREAM_UNUSABLE",
             Self::UpstreamNotAllowed { .. } => "UPSTREAM_NOT_ALLOWED",
             Self::Python { .. } => "PYTHON_MODEL_UNUSABLE",
+            Self::NotSigned => "MODEL_NOT_SIGNED",
+            Self::Signature(_) => "MODEL_SIGNATURE_REFUSED",
             Self::Io { .. } => "GATEWAY_IO",
             Self::Reflection(_) => "REFLECTION",
             Self::Interrupted { .. } => "INTERRUPTED",

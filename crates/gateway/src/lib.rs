@@ -39,6 +39,7 @@ mod routing;
 mod scoring;
 mod service;
 mod shadow;
+mod signatures;
 mod spool;
 mod status;
 mod traffic;

@@ -29,6 +29,7 @@ use crate::{
     meters::{self, Unloaded},
     model::{Facts, Model, Platform, Shapes},
     python::{Saved, Workers, assemble},
+    signatures::Signatures,
     upstream::Upstream,
 };
 
@@ -50,12 +51,15 @@ const MODELS_FOLDER: &str = "models";
 pub(crate) struct ModelKey {
     pub endpoint: EndpointKey,
     pub digest: Digest,
+    /// The blob with the signature of its files.
+    pub bundle: Option<Digest>,
 }
 
 impl ModelKey {
-    /// Where its copy lies in the cache.
-    fn file(&self) -> PathBuf {
-        Path::new(&self.endpoint.project).join(self.digest.to_hex())
+    /// Where the copies of its blobs lie in the cache.
+    fn files(&self) -> impl Iterator<Item = PathBuf> {
+        let blobs = std::iter::once(self.digest).chain(self.bundle);
+        blobs.map(|digest| Path::new(&self.endpoint.project).join(digest.to_hex()))
     }
 }
 
@@ -83,6 +87,8 @@ pub(crate) struct Loader {
     upstreams: Arc<[String]>,
     /// What runs models of Python, where that is wanted.
     workers: Option<Arc<Workers>>,
+    /// Whose signature models must have.
+    signatures: Signatures,
     models: Mutex<HashMap<ModelKey, Arc<Slot>>>,
     /// Loading keeps a processor busy: no more at once than there are.
     loads: Semaphore,
@@ -92,8 +98,10 @@ pub(crate) struct Loader {
 type Slot = AsyncMutex<Weak<Model>>;
 
 impl Loader {
-    pub(crate) fn new(artifacts: Artifacts, runtime: Runtime, folder: &Path, config: &Config) -> Self {
-        Self {
+    /// # Errors
+    /// `Config` if a key that is trusted cannot be read.
+    pub(crate) fn new(artifacts: Artifacts, runtime: Runtime, folder: &Path, config: &Config) -> Result<Self> {
+        Ok(Self {
             artifacts,
             loads: Semaphore::new(runtime.processors()),
             runtime,
@@ -104,8 +112,9 @@ impl Loader {
             accelerator: config.accelerator.map(Accelerator::from),
             upstreams: config.upstreams.as_slice().into(),
             workers: Workers::new(&config.python, folder).map(Arc::new),
+            signatures: Signatures::open(&config.signatures)?,
             models: Mutex::default(),
-        }
+        })
     }
 
     /// How queues work that are not told otherwise.
@@ -236,9 +245,15 @@ impl Loader {
         loaded.saturating_add(session_bytes(file_bytes)) <= self.memory_bytes
     }
 
+    /// A model's file, which is what its digest and, where that is wanted, its signature say.
     async fn fetch(&self, key: &ModelKey) -> Result<PathBuf> {
         let artifacts = self.artifacts.project(&key.endpoint.project)?;
-        Ok(artifacts.open_local(key.digest, &self.folder).await?)
+        let path = artifacts.open_local(key.digest, &self.folder).await?;
+        let description = read_description(&path)?;
+        self.signatures
+            .check(&artifacts, key, description.as_ref(), &self.folder)
+            .await?;
+        Ok(path)
     }
 
     /// The models that there are.
@@ -414,7 +429,11 @@ async fn write_facts(path: &Path, facts: &Facts) {
 }
 
 fn sweep_files(folder: &Path, used: &HashSet<ModelKey>, limit: u64) -> io::Result<()> {
-    let used: HashSet<PathBuf> = used.iter().map(|key| folder.join(key.file())).collect();
+    let used: HashSet<PathBuf> = used
+        .iter()
+        .flat_map(ModelKey::files)
+        .map(|file| folder.join(file))
+        .collect();
     let mut unused = Vec::new();
     for entry in entries(folder)? {
         if entry.file_type()?.is_dir() {
@@ -487,21 +506,19 @@ mod tests {
                 name: "e".to_owned(),
             },
             digest: Digest::of(&[index]),
+            bundle: None,
         };
+        let file = |key: &ModelKey| key.files().next().unwrap();
         let keys: Vec<ModelKey> = ["a", "b"]
             .into_iter()
             .flat_map(|project| (0..2).map(move |index| key(project, index)))
             .collect();
         for key in &keys {
             fs::create_dir_all(folder.path().join(&key.endpoint.project)).unwrap();
-            fs::write(folder.path().join(key.file()), [0; 10]).unwrap();
+            fs::write(folder.path().join(file(key)), [0; 10]).unwrap();
         }
         let used = HashSet::from([keys[0].clone()]);
-        let left = || {
-            keys.iter()
-                .filter(|key| folder.path().join(key.file()).exists())
-                .count()
-        };
+        let left = || keys.iter().filter(|key| folder.path().join(file(key)).exists()).count();
         sweep_files(folder.path(), &used, 30).unwrap();
         assert_eq!(left(), 4);
         sweep_files(folder.path(), &used, 10).unwrap();
@@ -510,7 +527,7 @@ mod tests {
         fs::write(&before, [0; 10]).unwrap();
         sweep_files(folder.path(), &used, 0).unwrap();
         assert_eq!(left(), 1);
-        assert!(folder.path().join(keys[0].file()).exists());
+        assert!(folder.path().join(file(&keys[0])).exists());
         assert!(!before.exists(), "of no project");
     }
 }

@@ -91,7 +91,7 @@ pub async fn start(
         config.spool_min_free_bytes,
     );
     let requests = TaskTracker::new();
-    let loader = Arc::new(Loader::new(Artifacts::new(storage.clone()), runtime, &folder, &config));
+    let loader = Arc::new(Loader::new(Artifacts::new(storage.clone()), runtime, &folder, &config)?);
     let shipping = Arc::new(Shipping {
         spool: Spool::open(folder.join(SPOOL_FOLDER), limits)?,
         storage,

@@ -48,6 +48,9 @@ pub enum Error {
         /// What to do.
         remedy: &'static str,
     },
+    /// A signature that is none of what it shall be of.
+    #[error(transparent)]
+    Signing(#[from] modelyard_artifacts::signing::SigningError),
     /// A file that cannot be part of a dataset.
     #[error("`{file}` {problem}")]
     DatasetFile {
@@ -229,6 +232,7 @@ impl Fault for Error {
             Self::Folder(error) if error.kind() == io::ErrorKind::StorageFull => ErrorKind::ResourceExhausted,
             Self::Folder(_) | Self::Keys { .. } | Self::Thread(_) | Self::Profile { .. } => ErrorKind::Internal,
             Self::Artifacts(error) => error.kind(),
+            Self::Signing(error) => error.kind(),
             Self::Access(error) => error.kind(),
             Self::OpenId(error) => error.kind(),
             Self::Jobs(error) => error.kind(),
@@ -259,6 +263,7 @@ impl Fault for Error {
             Self::Thread(_) => "THREAD",
             Self::Profile { .. } => "PROFILE",
             Self::Artifacts(error) => error.reason(),
+            Self::Signing(error) => error.reason(),
             Self::Access(error) => error.reason(),
             Self::OpenId(error) => error.reason(),
             Self::Jobs(error) => error.reason(),

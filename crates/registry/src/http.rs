@@ -75,6 +75,7 @@ fn in_project() -> OpenApiRouter<Arc<Registry>> {
         .routes(routes!(models::get_model))
         .routes(routes!(models::list_model_versions, models::create_model_version))
         .routes(routes!(models::get_model_version))
+        .routes(routes!(models::set_bundle))
         .routes(routes!(models::get_alias, models::set_alias, models::remove_alias))
         .routes(routes!(models::alias_history))
         .routes(routes!(models::alias_at))

@@ -6,6 +6,7 @@ mod artifacts;
 mod assessments;
 mod audit;
 mod audit_export;
+mod bundles;
 mod collections;
 mod collector;
 mod datasets;

@@ -126,7 +126,8 @@ pub const MIGRATIONS: Migrations = migrations!(
         "0014_artifact_blocks",
         "0015_endpoint_traffic",
         "0016_retention",
-        "0017_model_version_file"
+        "0017_model_version_file",
+        "0018_model_version_bundle"
     ]
 );
 

@@ -15,4 +15,5 @@ mod outages;
 mod permissions;
 mod rollouts;
 mod runtimes;
+mod signatures;
 mod tls;

@@ -526,7 +526,7 @@ mod tests {
                 each.map(|(index, data)| Tensor::new(format!("t{index}"), vec![3], data).unwrap()).collect()
             };
             let (inputs, outputs) = (named(inputs), named(outputs));
-            let version = VersionRef { model: "m".to_owned(), version: 1, digest: Digest::of(b"m") };
+            let version = VersionRef { model: "m".to_owned(), version: 1, digest: Digest::of(b"m"), bundle: None };
             let signature = Signature { inputs: specs(&inputs), outputs: specs(&outputs) };
             let definition = Definition::new(&version, &signature, true, &[]);
             let facts = RequestFacts {
@@ -566,6 +566,7 @@ mod tests {
             model: "m".to_owned(),
             version: 1,
             digest: Digest::of(b"m"),
+            bundle: None,
         };
         let signature = Signature {
             inputs: specs(&inputs),

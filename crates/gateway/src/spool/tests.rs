@@ -34,6 +34,7 @@ fn definition(version: u32) -> Definition {
         model: "m".to_owned(),
         version,
         digest: Digest::of(&version.to_le_bytes()),
+        bundle: None,
     };
     let signature = Signature {
         inputs: vec![spec("x")],

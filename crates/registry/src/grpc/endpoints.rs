@@ -92,6 +92,7 @@ fn proto_route(route: &Route) -> proto::Route {
         version: route.version.unwrap_or_default(),
         artifact_digest: route.artifact_digest.clone().unwrap_or_default(),
         artifact_size_bytes: route.artifact_size_bytes.unwrap_or_default(),
+        bundle_digest: route.bundle_digest.clone().unwrap_or_default(),
         unresolved: route.unresolved.clone().unwrap_or_default(),
         when: route.when.iter().map(proto_condition).collect(),
     }

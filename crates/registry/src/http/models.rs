@@ -32,6 +32,14 @@ pub struct AliasTarget {
     version: u32,
 }
 
+/// The signature of a version.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct BundleOrder {
+    /// The Sigstore bundle (JSON), uploaded before: `sha256:` and 64 hexadecimal digits.
+    digest: String,
+}
+
 /// The time that is meant.
 #[derive(Debug, Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
@@ -110,13 +118,35 @@ pub async fn get_model_version(
     caller: Caller,
     Path((project, model, version)): Path<(String, String, String)>,
 ) -> Result<Json<ModelVersion>, Problem> {
-    let number = version
-        .parse()
-        .map_err(|_| Error::request(format!("`{version}` is not a version: write a number from 1")))?;
-    let selector = Selector::Version(number);
+    let selector = Selector::Version(read_version(&version)?);
     Ok(Json(
         registry.get_model_version(&caller, &project, &model, &selector).await?,
     ))
+}
+
+fn read_version(text: &str) -> Result<u32> {
+    text.parse()
+        .map_err(|_| Error::request(format!("`{text}` is not a version: write a number from 1")))
+}
+
+/// Signs a version: keeps the Sigstore bundle with the signature of its files, in the place of the one before.
+///
+/// The bundle must be about the version's files. Whose signature it is does not matter here: gateways that are told so serve only
+/// what a key has signed that they trust.
+#[utoipa::path(put, path = "/models/{model}/versions/{version}/bundle", tag = "models",
+    params(("project" = String, Path), ("model" = String, Path), ("version" = u32, Path)), request_body = BundleOrder,
+    responses((status = OK, body = ModelVersion), (status = "default", body = Problem)))]
+pub async fn set_bundle(
+    State(registry): State<Arc<Registry>>,
+    caller: Caller,
+    Path((project, model, version)): Path<(String, String, String)>,
+    Body(order): Body<BundleOrder>,
+) -> Result<Json<ModelVersion>, Problem> {
+    let version = read_version(&version)?;
+    let signed = registry
+        .set_bundle(&caller, &project, &model, version, &order.digest)
+        .await?;
+    Ok(Json(signed))
 }
 
 /// Where an alias points.

@@ -60,6 +60,9 @@ pub struct Route {
     pub artifact_digest: Option<String>,
     /// The size of that file in bytes.
     pub artifact_size_bytes: Option<u64>,
+    /// The Sigstore bundle with the signature of its files.
+    #[serde(default)]
+    pub bundle_digest: Option<String>,
     /// Why the reference points at nothing.
     pub unresolved: Option<String>,
 }
@@ -166,6 +169,7 @@ mod tests {
                     model: None,
                     version: None,
                     artifact_digest: None,
+                    bundle_digest: None,
                     artifact_size_bytes: None,
                     unresolved: None,
                 }],

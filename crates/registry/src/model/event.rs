@@ -10,6 +10,8 @@ use utoipa::ToSchema;
 pub enum EventKind {
     /// A model has a new version: `model`, `version`.
     ModelVersionCreated,
+    /// A version of a model was signed: `model`, `version`.
+    ModelVersionSigned,
     /// An alias points at another version: `model`, `alias`, `version`, `previous_version`.
     AliasSet,
     /// An alias is gone: `model`, `alias`, `previous_version`.
@@ -23,8 +25,9 @@ pub enum EventKind {
 }
 
 impl EventKind {
-    const ALL: [Self; 6] = [
+    const ALL: [Self; 7] = [
         Self::ModelVersionCreated,
+        Self::ModelVersionSigned,
         Self::AliasSet,
         Self::AliasRemoved,
         Self::DatasetVersionCreated,
@@ -37,6 +40,7 @@ impl EventKind {
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::ModelVersionCreated => "model_version_created",
+            Self::ModelVersionSigned => "model_version_signed",
             Self::AliasSet => "alias_set",
             Self::AliasRemoved => "alias_removed",
             Self::DatasetVersionCreated => "dataset_version_created",

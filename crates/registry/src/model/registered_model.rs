@@ -50,7 +50,7 @@ pub struct RegisteredModel {
     pub updated_at: Timestamp,
 }
 
-/// A version of a model. All but its aliases and tags never changes.
+/// A version of a model. All but its aliases, tags and bundle never changes.
 #[derive(Debug, Clone, PartialEq, Serialize, ToSchema)]
 pub struct ModelVersion {
     /// The project.
@@ -70,6 +70,8 @@ pub struct ModelVersion {
     pub artifact_size_bytes: u64,
     /// What it takes and gives, as MLflow writes it.
     pub signature: serde_json::Value,
+    /// The blob with the Sigstore bundle (JSON) that has the signature of its files; null: it is not signed.
+    pub bundle_digest: Option<String>,
     /// The blob with the profile of its training data (JSON).
     pub reference_profile_digest: Option<String>,
     /// Its metrics, measured on held-out data.
@@ -111,6 +113,8 @@ pub struct NewModelVersion {
     pub files: Vec<NamedBlob>,
     /// What it takes and gives (JSON).
     pub signature: String,
+    /// The Sigstore bundle with the signature of its files.
+    pub bundle: Option<NamedBlob>,
     /// The profile of its training data.
     pub reference_profile_digest: Option<String>,
     /// The size of that profile in bytes.
@@ -155,6 +159,7 @@ impl NewModelVersion {
         });
         file.into_iter()
             .chain(profile)
+            .chain(self.bundle.clone())
             .chain(self.files.iter().cloned())
             .collect()
     }

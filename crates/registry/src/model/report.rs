@@ -178,6 +178,7 @@ mod tests {
             model: version.map(|_| "m".to_owned()),
             version,
             artifact_digest: None,
+            bundle_digest: None,
             artifact_size_bytes: None,
             unresolved: None,
         }

@@ -60,7 +60,8 @@ impl Traffic {
         match self.candidate {
             // It was on its way already, or was refused.
             Some(candidate) if are_same(&candidate.routes, &routes) && (gradually || candidate.rejected) => Self {
-                candidate: Some(candidate),
+                // What they lead to may have been signed since then.
+                candidate: Some(Candidate { routes, ..candidate }),
                 ..self
             },
             _ if gradually => Self {
@@ -216,6 +217,7 @@ mod tests {
             model: Some("m".to_owned()),
             version: Some(version),
             artifact_digest: Some(format!("digest of {version}")),
+            bundle_digest: None,
             artifact_size_bytes: Some(1),
             unresolved: None,
         }

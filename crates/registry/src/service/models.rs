@@ -158,6 +158,7 @@ impl Registry {
             artifact_size_bytes: size_bytes,
             files: Vec::new(),
             signature: request.signature.unwrap_or(read).to_string(),
+            bundle: None,
             reference_profile_digest: request.reference_profile_digest,
             reference_profile_size_bytes,
             removals,

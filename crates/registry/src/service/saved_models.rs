@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use modelyard_artifacts::signing::MAX_BUNDLE_BYTES;
 use serde_json::{Value, json};
 
 use super::Registry;
@@ -20,6 +21,9 @@ use crate::{
     },
 };
 
+/// The file with the signature of the others, as `model_signing` writes it.
+const BUNDLE: &str = "model.sig";
+
 /// The most files of a model that Python runs.
 const MAX_FILES: usize = 10_000;
 
@@ -32,6 +36,8 @@ pub(super) struct Served {
     /// The files beside it, where it describes a folder.
     pub files: Vec<NamedBlob>,
     pub signature: Option<Value>,
+    /// The Sigstore bundle with the signature of its files.
+    pub bundle: Option<NamedBlob>,
     pub reference_profile_digest: Option<String>,
     pub reference_profile_size_bytes: u64,
     pub metrics: BTreeMap<String, f64>,
@@ -93,14 +99,22 @@ impl Registry {
         let Some(saved) = read_mlmodel(&content) else {
             return Ok(Served::default());
         };
-        match &saved.onnx_file {
-            Some(onnx_file) => self.read_onnx(project, folder, onnx_file, saved.signature).await,
-            None if saved.is_python => self.read_python(project, folder, saved).await,
-            None => Ok(Served {
+        let served = match &saved.onnx_file {
+            Some(onnx_file) => self.read_onnx(project, folder, onnx_file, saved.signature).await?,
+            None if saved.is_python => self.read_python(project, folder, saved).await?,
+            None => Served {
                 signature: saved.signature,
                 ..Served::default()
-            }),
-        }
+            },
+        };
+        // Signing tools leave it there.
+        let path = ArtifactPath::parse(&below(folder, BUNDLE))?;
+        let bundle = files.find_artifact_file(project, &path).await?;
+        let bundle = bundle.filter(|file| file.size_bytes <= MAX_BUNDLE_BYTES);
+        Ok(Served {
+            bundle: bundle.map(|file| NamedBlob::new(file.digest, file.size_bytes)),
+            ..served
+        })
     }
 
     async fn read_onnx(

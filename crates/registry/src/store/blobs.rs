@@ -24,12 +24,13 @@ const BLOBS_AT_ONCE: usize = 200;
 
 /// What names blobs: a table, its column and the condition of the project. Whoever adds a table with digests of blobs adds it here,
 /// and calls `name_blobs` where rows are written.
-const NAMES: [&str; 7] = [
+const NAMES: [&str; 8] = [
     "SELECT digest FROM artifact_file WHERE project = $1 AND digest IN (",
     "SELECT digest FROM dataset_file WHERE project = $1 AND digest IN (",
     "SELECT profile_digest FROM dataset_version WHERE project = $1 AND profile_digest IN (",
     "SELECT artifact_digest FROM model_version WHERE project = $1 AND artifact_digest IN (",
     "SELECT digest FROM model_version_file WHERE project = $1 AND digest IN (",
+    "SELECT bundle_digest FROM model_version WHERE project = $1 AND bundle_digest IN (",
     "SELECT reference_profile_digest FROM model_version WHERE project = $1 AND reference_profile_digest IN (",
     "SELECT p.digest FROM artifact_part p JOIN artifact_upload u ON u.id = p.upload_id
      WHERE u.project = $1 AND p.digest IN (",

@@ -101,6 +101,7 @@ struct RouteRow {
     found_version: Option<i64>,
     artifact_digest: Option<String>,
     artifact_size_bytes: Option<i64>,
+    bundle_digest: Option<String>,
     /// Why the version cannot be served.
     status_message: Option<String>,
 }
@@ -113,7 +114,7 @@ macro_rules! select_routes {
                     r.model, r.alias, r.weight, r.sample,
                     CASE WHEN m.name IS NULL THEN CAST(0 AS BIGINT) ELSE CAST(1 AS BIGINT) END AS model_exists,
                     COALESCE(r.version, a.version) AS wanted_version, v.version AS found_version, v.artifact_digest,
-                    v.artifact_size_bytes, v.status_message
+                    v.artifact_size_bytes, v.bundle_digest, v.status_message
              FROM endpoint e
              JOIN endpoint_route r ON r.project = e.project AND r.endpoint = e.name
              LEFT JOIN registered_model m ON m.project = r.project AND m.name = r.model
@@ -161,6 +162,7 @@ impl RouteRow {
             version: maybe("version", self.found_version.filter(|_| is_served))?,
             artifact_digest: self.artifact_digest.filter(|_| is_served),
             artifact_size_bytes: maybe("size", self.artifact_size_bytes.filter(|_| is_served))?,
+            bundle_digest: self.bundle_digest.filter(|_| is_served),
             unresolved,
         })
     }

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use async_trait::async_trait;
 use conditional_trait_gen::trait_gen;
+use modelyard_auth::audit::NewEvent;
 use modelyard_common::Timestamp;
 use modelyard_db::{Pools, PostgresPools, SqlitePools, Transaction};
 use serde_json::json;
@@ -12,7 +13,7 @@ use sqlx::QueryBuilder;
 use super::{
     AliasRequest, SqlStore,
     aliases::AliasRow,
-    audit::{after, with_detail},
+    audit::{after, change, with_detail},
     before, no_run, number, stored, to_json,
     versions::{VersionRow, select_versions},
 };
@@ -38,6 +39,16 @@ pub trait ModelStore: Send + Sync {
     /// A version.
     async fn find_model_version(&self, project: &str, model: &str, selector: &Selector)
     -> Result<Option<ModelVersion>>;
+    /// Names the bundle with a version's signature.
+    async fn set_version_bundle(
+        &self,
+        project: &str,
+        model: &str,
+        version: u32,
+        bundle: &NamedBlob,
+        removals: i64,
+        event: &NewEvent,
+    ) -> Result<ModelVersion>;
     /// The files that a version's file lists, each content once.
     async fn list_version_files(&self, project: &str, model: &str, version: u32) -> Result<Vec<NamedBlob>>;
     /// The versions of a model, newest first; None: no such model.
@@ -189,8 +200,8 @@ impl SqlStore<P> {
             "INSERT INTO model_version (project, model, version, description, format, artifact_digest,
                                         artifact_size_bytes, signature, reference_profile_digest, metrics, run_id,
                                         dataset, dataset_version, training_rows, idempotency_key, request_digest,
-                                        created_at)
-             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17)",
+                                        created_at, bundle_digest)
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18)",
         )
         .bind(&new.project)
         .bind(&new.model)
@@ -209,6 +220,7 @@ impl SqlStore<P> {
         .bind(new.idempotency_key.as_deref())
         .bind(&new.request_digest)
         .bind(new.now.as_micros())
+        .bind(new.bundle.as_ref().map(|bundle| bundle.digest.as_str()))
         .execute(&mut **tx)
         .await?;
         Self::insert_version_files(tx, new, version).await?;
@@ -324,6 +336,48 @@ impl ModelStore for SqlStore<P> {
         Self::tell_of_version(&mut tx, new, version, is_first).await?;
         tx.commit().await?;
         Ok((created, true))
+    }
+
+    async fn set_version_bundle(
+        &self,
+        project: &str,
+        model: &str,
+        version: u32,
+        bundle: &NamedBlob,
+        removals: i64,
+        event: &NewEvent,
+    ) -> Result<ModelVersion> {
+        let number = i64::from(version);
+        let mut tx = self.pools.begin().await?;
+        let revision = Self::next_revision(&mut tx).await?;
+        let missing = || Error::not_found("model version", format!("{model}/{version}"), "create it first");
+        let before = Self::model_version_in(&mut tx, project, model, number).await?;
+        let before = before.ok_or_else(missing)?;
+        if before.bundle_digest.as_ref() == Some(&bundle.digest) {
+            return Ok(before);
+        }
+        Self::name_blobs(&mut tx, project, std::slice::from_ref(bundle), removals, event.at).await?;
+        sqlx::query(
+            "UPDATE model_version SET bundle_digest = $4, updated_at = $5
+             WHERE project = $1 AND model = $2 AND version = $3",
+        )
+        .bind(project)
+        .bind(model)
+        .bind(number)
+        .bind(&bundle.digest)
+        .bind(event.at.as_micros())
+        .execute(&mut *tx)
+        .await?;
+        let after = Self::model_version_in(&mut tx, project, model, number).await?;
+        let after = after.ok_or_else(missing)?;
+        let subject = json!({"model": model, "version": version});
+        let kind = EventKind::ModelVersionSigned;
+        Self::record_event(&mut tx, revision, project, kind, &subject, event.at).await?;
+        Self::follow_model(&mut tx, project, model, revision, event.at).await?;
+        let event = with_detail(event, "version", number);
+        Self::append_audit(&mut tx, &change(&event, &before, &after)?).await?;
+        tx.commit().await?;
+        Ok(after)
     }
 
     async fn list_version_files(&self, project: &str, model: &str, version: u32) -> Result<Vec<NamedBlob>> {

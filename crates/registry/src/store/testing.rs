@@ -140,6 +140,7 @@ pub fn model_version(event: NewEvent) -> NewModelVersion {
         artifact_size_bytes: 0,
         files: Vec::new(),
         signature: "{}".to_owned(),
+        bundle: None,
         reference_profile_digest: None,
         reference_profile_size_bytes: 0,
         removals: 0,

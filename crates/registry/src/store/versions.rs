@@ -12,7 +12,7 @@ macro_rules! select_versions {
     ($rest:literal) => {
         concat!(
             "SELECT v.project, v.model, v.version, v.description, v.format, v.artifact_digest, v.artifact_size_bytes,
-                    v.signature, v.reference_profile_digest, v.metrics, v.run_id, v.dataset, v.dataset_version,
+                    v.signature, v.bundle_digest, v.reference_profile_digest, v.metrics, v.run_id, v.dataset, v.dataset_version,
                     d.digest AS dataset_digest, v.training_rows, v.request_digest, v.created_at
              FROM model_version v
              LEFT JOIN dataset_version d
@@ -33,6 +33,7 @@ pub(super) struct VersionRow {
     artifact_digest: String,
     artifact_size_bytes: i64,
     signature: String,
+    bundle_digest: Option<String>,
     reference_profile_digest: Option<String>,
     metrics: String,
     run_id: Option<String>,
@@ -55,6 +56,7 @@ impl VersionRow {
             artifact_digest: self.artifact_digest,
             artifact_size_bytes: number("size", self.artifact_size_bytes)?,
             signature: json("signature", &self.signature)?,
+            bundle_digest: self.bundle_digest,
             reference_profile_digest: self.reference_profile_digest,
             metrics: json("list of metrics", &self.metrics)?,
             run_id: self.run_id,

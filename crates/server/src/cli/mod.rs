@@ -14,6 +14,7 @@ mod keys;
 mod kind;
 mod lineage;
 mod model_import;
+mod model_sign;
 mod output;
 mod pipeline;
 mod prediction;
@@ -120,6 +121,10 @@ enum Command {
 enum ModelsCommand {
     /// Register an ONNX file or a model's folder as a new version; prints NAME/VERSION
     Import(model_import::ImportArguments),
+    /// Sign the files of a version, or keep a signature that was made elsewhere; prints NAME/VERSION
+    Sign(model_sign::SignArguments),
+    /// Check that the files of a version are those that a key has signed
+    Verify(model_sign::VerifyArguments),
     /// Print where an alias pointed at a time, since and until when and by whom, or all its changes
     Alias(lineage::AliasArguments),
 }
@@ -219,6 +224,8 @@ pub async fn run(arguments: Arguments) -> anyhow::Result<()> {
         Command::Describe(arguments) => resource::describe(&arguments).await,
         Command::Delete(arguments) => resource::delete(&arguments).await,
         Command::Models(ModelsCommand::Import(arguments)) => model_import::import(&arguments).await,
+        Command::Models(ModelsCommand::Sign(arguments)) => model_sign::sign(&arguments).await,
+        Command::Models(ModelsCommand::Verify(arguments)) => model_sign::verify(&arguments).await,
         Command::Import(command) => import::run(&command).await,
         Command::Models(ModelsCommand::Alias(arguments)) => lineage::alias(&arguments).await,
         Command::Lineage(arguments) => lineage::lineage(&arguments).await,

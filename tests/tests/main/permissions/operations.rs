@@ -334,6 +334,11 @@ pub const API: &[Operation] = &[
         Need::Project(&["model.read"]),
     ),
     op(
+        "PUT /api/v1/projects/{project}/models/{model}/versions/{version}/bundle",
+        Need::Project(&["model.write"]),
+    )
+    .json(r#"{"digest": "none"}"#),
+    op(
         "GET /api/v1/projects/{project}/models/{model}/aliases/{alias}",
         Need::Project(&["model.read"]),
     ),
