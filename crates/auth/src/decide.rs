@@ -1,5 +1,6 @@
 //! May they: decisions by Cedar over one [`State`].
 
+mod asked;
 mod built_in;
 
 use std::{
@@ -16,6 +17,7 @@ use parking_lot::RwLock;
 
 pub use self::built_in::{actions_of_built_in_role, is_built_in_role};
 
+use self::asked::{Asked, Remembered};
 use crate::{
     action::Action,
     principal::{Principal, PrincipalKind},
@@ -106,7 +108,7 @@ impl Via {
 }
 
 /// A question: may `principal`, within `scope`, do `action` on `resource`?
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Question<'a> {
     /// Who.
     pub principal: &'a Principal,
@@ -145,7 +147,7 @@ pub struct Snapshot {
     types: Types,
     held: HashMap<Subject, Vec<Grant>>,
     tokens: HashMap<TokenHash, LiveToken>,
-    remembered: RwLock<HashMap<String, Arc<Decision>>>,
+    remembered: RwLock<Remembered>,
 }
 
 /// A token, and when its use was noticed last.
@@ -374,8 +376,7 @@ impl Snapshot {
     /// Answers a question. The same question is evaluated once a revision.
     #[must_use]
     pub fn decide(&self, question: &Question<'_>) -> Arc<Decision> {
-        let key = key_of(question);
-        if let Some(decision) = self.remembered.read().get(&key) {
+        if let Some(decision) = self.remembered.read().get(question) {
             return Arc::clone(decision);
         }
         let decision = Arc::new(self.evaluate(question));
@@ -383,7 +384,7 @@ impl Snapshot {
         if remembered.len() >= MAX_REMEMBERED {
             remembered.clear();
         }
-        remembered.insert(key, Arc::clone(&decision));
+        remembered.insert(Asked::from(question), Arc::clone(&decision));
         decision
     }
 
@@ -538,37 +539,6 @@ const fn refused() -> Decision {
         scope_roles: None,
         errors: Vec::new(),
     }
-}
-
-/// A text that is the same for the same question only: every part brings its length.
-fn key_of(question: &Question<'_>) -> String {
-    let mut key = String::with_capacity(128);
-    let kind = match question.principal.kind() {
-        PrincipalKind::User => 'u',
-        PrincipalKind::ServiceAccount => 'a',
-        PrincipalKind::Service => 's',
-        PrincipalKind::Anonymous => '-',
-    };
-    let resource = &question.resource;
-    key.push(kind);
-    for part in [
-        question.principal.name(),
-        question.via.as_str(),
-        question.action.as_str(),
-        resource.kind().as_str(),
-        resource.project_name(),
-        resource.name(),
-    ] {
-        // Writing to a string cannot fail.
-        let _ = write!(key, "{}:{part}", part.len());
-    }
-    if let Some(scope) = question.scope {
-        key.push('/');
-        for grant in scope {
-            let _ = write!(key, "{grant},");
-        }
-    }
-    key
 }
 
 #[cfg(test)]

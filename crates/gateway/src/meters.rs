@@ -187,8 +187,9 @@ pub(crate) fn refused_request() {
     counter!(REFUSED).increment(1);
 }
 
-pub(crate) fn spool_bytes(bytes: u64) {
-    gauge!(SPOOL_BYTES).set(bytes as f64);
+/// What shows the bytes of the inference log on this machine.
+pub(crate) fn spool_bytes() -> Gauge {
+    gauge!(SPOOL_BYTES)
 }
 
 pub(crate) fn segment(outcome: &'static str) {

@@ -59,6 +59,10 @@ pub(crate) struct Reconciler {
     started: bool,
 }
 
+/// After the state was told and kept it rests, so many times as long as that took: of a thousand endpoints that come one by one it is
+/// not told and kept a thousand times.
+const REST_AFTER_SETTLING: u32 = 3;
+
 /// One endpoint.
 struct Entry {
     spec: EndpointSpec,
@@ -153,8 +157,15 @@ impl Reconciler {
         let mut loads = Loads::new();
         self.health.set_service_status("", ServingStatus::NotServing).await;
         self.plan(&loads);
-        self.settle(loads.is_empty()).await;
+        let (mut is_settled, mut rest_until) = (false, Instant::now());
         loop {
+            if !is_settled && Instant::now() >= rest_until {
+                let begun = Instant::now();
+                self.settle(loads.is_empty()).await;
+                rest_until = Instant::now() + begun.elapsed() * REST_AFTER_SETTLING;
+                is_settled = true;
+                continue;
+            }
             let retry = self.entries.values().filter_map(|entry| entry.retry).min();
             let due = async {
                 match retry {
@@ -175,8 +186,9 @@ impl Reconciler {
                 Some(done) = loads.next() => self.apply(done, &loads),
                 Some(command) = self.commands.recv() => self.change(command, &loads),
                 () = due => self.retry(&loads),
+                () = tokio::time::sleep_until(rest_until), if !is_settled => continue,
             }
-            self.settle(loads.is_empty()).await;
+            is_settled = false;
         }
         // With what was seen of requests since the last change.
         self.settle(false).await;

@@ -38,7 +38,7 @@ use crate::{
     repository,
     routing::Table,
     shadow::{self, ShadowQueue},
-    spool::{DISK_CHECK_INTERVAL, Limits, Shipping, Spool},
+    spool::{Converter, DISK_CHECK_INTERVAL, Limits, Shipping, Spool},
     status, traffic, watch as desired_watch,
 };
 
@@ -94,6 +94,7 @@ pub async fn start(
     let loader = Arc::new(Loader::new(Artifacts::new(storage.clone()), runtime, &folder, &config)?);
     let shipping = Arc::new(Shipping {
         spool: Spool::open(folder.join(SPOOL_FOLDER), limits)?,
+        converter: Converter::start()?,
         storage,
         monitoring,
         loader: Arc::clone(&loader),

@@ -9,9 +9,8 @@ use std::{
 
 use anyhow::{Context, Result, anyhow, bail};
 use modelyard_flights::{MainJob, Report, Server, ServerOptions, run_main_job};
-use tokio::signal::unix::{SignalKind, signal};
 
-use crate::{DemoArguments, Format, complain, example_folder, modelyard, print, terminal::Terminal};
+use crate::{DemoArguments, Format, complain, example_folder, modelyard, print, terminal::Terminal, told_to_end};
 
 /// The predictions are handed over often, so that each month waits less.
 const FLUSH_INTERVAL: (&str, &str) = ("MODELYARD__GATEWAY__FLUSH_INTERVAL", "1s");
@@ -63,18 +62,6 @@ pub async fn run(arguments: &DemoArguments) -> Result<ExitCode> {
         ExitCode::SUCCESS
     } else {
         ExitCode::FAILURE
-    })
-}
-
-/// Ends when this program is told to end.
-fn told_to_end() -> Result<impl Future<Output = ()>> {
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    let mut terminate = signal(SignalKind::terminate())?;
-    Ok(async move {
-        tokio::select! {
-            _ = interrupt.recv() => {}
-            _ = terminate.recv() => {}
-        }
     })
 }
 

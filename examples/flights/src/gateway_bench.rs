@@ -15,11 +15,16 @@ mod messages;
 mod mlp;
 mod models;
 mod onnx;
+mod peers;
 mod raw;
 mod report;
 mod small;
 
-use std::{path::Path, process::ExitCode, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    process::ExitCode,
+    time::Duration,
+};
 
 use anyhow::{Context, Result};
 use clap::ValueEnum;
@@ -43,6 +48,9 @@ pub struct GatewayArguments {
     /// How many endpoints there are of which few fit into memory
     #[arg(long, default_value_t = 1000, value_name = "COUNT")]
     models: usize,
+    /// A Python that has mlflow, onnx and onnxruntime, and mlserver-mlflow for MLServer: the part `peers` needs it
+    #[arg(long, value_name = "PROGRAM")]
+    peers: Option<PathBuf>,
     /// Output
     #[arg(short, long, value_enum, default_value_t = Format::Text, value_name = "FORMAT")]
     output: Format,
@@ -63,6 +71,8 @@ enum Part {
     Memory,
     /// Many models of which few fit into memory
     Many,
+    /// Single rows, beside other servers
+    Peers,
 }
 
 /// Runs the benchmark.
@@ -120,6 +130,14 @@ async fn measure(arguments: &GatewayArguments, folder: &Path, report: &mut Repor
                         .await
                         .context("many")?,
                 );
+            }
+            Part::Peers => {
+                let Some(python) = &arguments.peers else {
+                    complain("no other servers: name a Python that has them with --peers");
+                    continue;
+                };
+                complain("other servers");
+                report.peers = Box::pin(peers::measure(folder, python)).await.context("peers")?;
             }
         }
     }

@@ -5,7 +5,12 @@ use std::{net::SocketAddr, process, sync::Arc, time::Duration};
 use anyhow::{Context, Result, ensure};
 use tokio::{task::JoinSet, time::Instant};
 
-use crate::{figures::median, grpc, process::own_cpu_seconds, wire};
+use crate::{
+    figures::median,
+    grpc,
+    process::{cpu_seconds, own_cpu_seconds},
+    wire,
+};
 
 /// The share of a turn after which its rate is taken: until then the connections come about.
 const SETTLED: f64 = 0.1;
@@ -15,7 +20,7 @@ const SETTLED: f64 = 0.1;
 pub struct Subject {
     /// Where it listens.
     pub address: SocketAddr,
-    /// The process whose CPU time counts.
+    /// The process whose CPU time counts, with that of all below it.
     pub pid: u32,
 }
 
@@ -124,7 +129,7 @@ impl Turn {
 /// Loads a server for a turn.
 pub async fn load(subject: Subject, load: &Load) -> Result<Turn> {
     let own = process::id();
-    let before = (own_cpu_seconds(subject.pid)?, own_cpu_seconds(own)?);
+    let before = (cpu_seconds(subject.pid)?, own_cpu_seconds(own)?);
     let started = Instant::now();
     let mut connections = JoinSet::new();
     for _ in 0..load.connections {
@@ -151,7 +156,7 @@ pub async fn load(subject: Subject, load: &Load) -> Result<Turn> {
         end: load.turn.as_secs_f64(),
         failed,
         seconds: started.elapsed().as_secs_f64(),
-        server_cpu: own_cpu_seconds(subject.pid)? - before.0,
+        server_cpu: cpu_seconds(subject.pid)? - before.0,
         own_cpu: own_cpu_seconds(own)? - before.1,
     })
 }

@@ -9,19 +9,22 @@ mod gateway_bench;
 mod grpc;
 mod load;
 mod measure;
+mod peer_server;
 mod process;
 mod registry_bench;
 mod terminal;
 mod wire;
 
 use std::{
+    future::Future,
     io::{self, Write},
     path::PathBuf,
     process::ExitCode,
 };
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow};
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use tokio::signal::unix::{SignalKind, signal};
 
 /// The main job of Modelyard on the flights of one year.
 #[derive(Parser)]
@@ -123,15 +126,11 @@ fn run(command: Command) -> Result<ExitCode> {
     runtime.block_on(async {
         match command {
             Command::Demo(arguments) => demo::run(&arguments).await,
-            Command::Bench {
-                subject: Some(BenchSubject::Gateway(arguments)),
-                ..
-            } => gateway_bench::run(&arguments).await,
-            Command::Bench {
-                subject: Some(BenchSubject::Registry(arguments)),
-                ..
-            } => registry_bench::run(&arguments).await,
-            Command::Bench { output, .. } => measure::run(output).await,
+            Command::Bench { subject, output } => tokio::select! {
+                measured = bench(subject, output) => measured,
+                // Servers and folders go with what is not finished.
+                () = told_to_end()? => Err(anyhow!("interrupted")),
+            },
             Command::BareHandler { answer } => {
                 bench::serve_bare_handler(&answer, |address| print(&address.to_string())).await?;
                 Ok(ExitCode::SUCCESS)
@@ -144,6 +143,26 @@ fn run(command: Command) -> Result<ExitCode> {
                 registry_bench::serve_bare_files(folder, |address| print(&address.to_string())).await?;
                 Ok(ExitCode::SUCCESS)
             }
+        }
+    })
+}
+
+async fn bench(subject: Option<BenchSubject>, output: Format) -> Result<ExitCode> {
+    match subject {
+        Some(BenchSubject::Gateway(arguments)) => gateway_bench::run(&arguments).await,
+        Some(BenchSubject::Registry(arguments)) => registry_bench::run(&arguments).await,
+        None => measure::run(output).await,
+    }
+}
+
+/// Ends when this program is told to end.
+fn told_to_end() -> Result<impl Future<Output = ()>> {
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    Ok(async move {
+        tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
         }
     })
 }

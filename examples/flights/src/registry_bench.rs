@@ -23,7 +23,6 @@ use tokio::time::Instant;
 
 pub use self::bare_files::serve as serve_bare_files;
 use self::{
-    mlflow::Theirs,
     report::{Report, show},
     tracking::{Measured, measure_all},
 };
@@ -102,7 +101,7 @@ async fn measure_theirs(
         return Ok(None);
     };
     complain("MLflow's own server");
-    let theirs = Theirs::start(program, folder).await?;
+    let theirs = mlflow::start(program, folder).await?;
     let measured = measure_all(&theirs.subject).await?;
     theirs.stop().await?;
     Ok(Some(measured))

@@ -6,6 +6,7 @@
 //! answer is owed to them any more, so that what is left on disk always tells what is still to be done.
 
 mod append;
+mod convert;
 mod read;
 mod record;
 mod ship;
@@ -25,6 +26,8 @@ use std::{
 };
 
 pub(crate) use append::{EndpointLog, OwedToken};
+pub(crate) use convert::Converter;
+use metrics::Gauge;
 use parking_lot::Mutex;
 pub(crate) use record::{Definition, Encoded, Owed, Protocol, RawPrediction, RequestFacts, read_live};
 pub(crate) use ship::Shipping;
@@ -78,6 +81,8 @@ pub(crate) struct Room {
     limits: Limits,
     bytes: AtomicU64,
     disk_full: AtomicBool,
+    /// Shows the bytes.
+    shown: Gauge,
     complaint: Mutex<Complaint>,
 }
 
@@ -93,6 +98,7 @@ impl Room {
             limits,
             bytes: AtomicU64::new(0),
             disk_full: AtomicBool::new(false),
+            shown: meters::spool_bytes(),
             complaint: Mutex::default(),
         }
     }
@@ -112,12 +118,12 @@ impl Room {
 
     fn add(&self, bytes: u64) {
         let before = self.bytes.fetch_add(bytes, Ordering::Relaxed);
-        meters::spool_bytes(before + bytes);
+        self.shown.set((before + bytes) as f64);
     }
 
     fn remove(&self, bytes: u64) {
         let before = self.bytes.fetch_sub(bytes, Ordering::Relaxed);
-        meters::spool_bytes(before.saturating_sub(bytes));
+        self.shown.set(before.saturating_sub(bytes) as f64);
     }
 
     /// Counts lost records, and tells of them now and then.

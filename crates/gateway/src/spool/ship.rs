@@ -1,14 +1,6 @@
 //! Hands closed segments over to monitoring, each endpoint's in the order of their making.
 
-use std::{
-    collections::HashMap,
-    convert::Infallible,
-    fs::{self, File},
-    io,
-    path::Path,
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::HashMap, convert::Infallible, fs, io, sync::Arc, time::Duration};
 
 use modelyard_artifacts::Storage;
 use modelyard_common::{
@@ -30,9 +22,10 @@ use uuid::Uuid;
 use super::{
     Spool,
     append::{Closed, EndpointLog},
+    convert::Converter,
     read::{Content, read, take_over},
     record::{Definition, Owed},
-    table::{self, TableError, TableFiles},
+    table::{TableError, TableFiles},
 };
 use crate::{
     desired::{EndpointKey, VersionRef},
@@ -63,6 +56,7 @@ const LOAD_ATTEMPTS: u32 = 10;
 /// What handing over needs.
 pub(crate) struct Shipping {
     pub spool: Spool,
+    pub converter: Converter,
     pub storage: Storage,
     pub monitoring: Channel,
     pub loader: Arc<Loader>,
@@ -74,7 +68,7 @@ pub(crate) struct Shipping {
 
 /// Why a segment was not handed over.
 #[derive(Debug, thiserror::Error)]
-enum Failure {
+pub(super) enum Failure {
     #[error("cannot read the segment: {0}")]
     Read(#[from] io::Error),
     #[error(transparent)]
@@ -204,10 +198,7 @@ impl Shipping {
     }
 
     async fn try_hand_over(&self, log: &EndpointLog, closed: &Closed) -> Result<(), Failure> {
-        let (path, id) = (closed.path.clone(), closed.id);
-        let TableFiles { files, damaged } = spawn_blocking(move || convert(&path, id))
-            .await
-            .map_err(|_| Failure::Interrupted)??;
+        let TableFiles { files, damaged } = self.converter.convert(closed.path.clone(), closed.id).await?;
         let mut descriptions = Vec::with_capacity(files.len());
         for file in files {
             let folder = [LOG_FOLDER, &log.key.project, &log.key.name];
@@ -353,11 +344,4 @@ async fn left_over(log: &EndpointLog) -> Debts {
     let ids: Vec<Uuid> = segments.iter().map(|segment| segment.id).collect();
     let owed = spawn_blocking(move || take_over(&segments)).await.unwrap_or_default();
     ids.into_iter().zip(owed).filter(|(_, owed)| !owed.is_empty()).collect()
-}
-
-/// Makes a segment durable, then Parquet of it.
-fn convert(path: &Path, id: Uuid) -> Result<TableFiles, Failure> {
-    // Once it is uploaded the file goes; until then it may be all there is.
-    File::open(path)?.sync_all()?;
-    Ok(table::files(&read(path)?, id)?)
 }

@@ -1,11 +1,15 @@
 //! Segments as the columns of the inference log: Parquet files, one for each date and schema.
 
-use std::{collections::HashSet, sync::Arc};
+use std::{
+    collections::{HashMap, HashSet},
+    fmt::Write as _,
+    sync::Arc,
+};
 
 use arrow::{
     array::{
         ArrayRef, BooleanArray, Float64Array, Int32Array, Int64Array, ListArray, RecordBatch, StringArray,
-        TimestampMicrosecondArray, UInt64Array,
+        StringBuilder, TimestampMicrosecondArray, UInt64Array,
     },
     buffer::OffsetBuffer,
     compute::take,
@@ -22,6 +26,7 @@ use parquet::{
     basic::{Compression, ZstdLevel},
     errors::ParquetError,
     file::properties::WriterProperties,
+    schema::types::ColumnPath,
 };
 use uuid::Uuid;
 
@@ -33,6 +38,12 @@ use crate::desired::Role;
 
 /// How dates are written in paths.
 const DATE_FORMAT: &str = "%Y-%m-%d";
+
+/// The column with the ids of requests.
+const REQUEST_ID: &str = "request_id";
+
+/// Microseconds of a day.
+const MICROS_OF_DAY: i64 = 86_400_000_000;
 
 /// The longest name of a column, in bytes.
 const MAX_COLUMN_NAME_BYTES: usize = 256;
@@ -65,34 +76,31 @@ pub(super) enum TableError {
 /// The same segment gives the same files, name by name and row by row.
 pub(super) fn files(content: &Content, segment: Uuid) -> Result<TableFiles, TableError> {
     let mut groups: Vec<Group> = Vec::new();
+    // By date and definition; definitions with equal columns share a group.
+    let mut places: HashMap<(i64, u32), usize> = HashMap::new();
     let mut damaged = 0;
     for prediction in &content.predictions {
         let Some(definition) = content.definitions.get(&prediction.definition) else {
             damaged += 1;
             continue;
         };
-        let schema = schema(definition);
-        let date = Timestamp::from_micros(prediction.event_time_us)
-            .to_datetime()
-            .format(DATE_FORMAT)
-            .to_string();
-        let place = groups
-            .iter()
-            .position(|group| group.date == date && group.schema == schema)
-            .unwrap_or_else(|| {
-                groups.push(Group {
-                    date,
-                    schema,
-                    members: Vec::new(),
-                });
+        let day = prediction.event_time_us.div_euclid(MICROS_OF_DAY);
+        let place = *places.entry((day, definition.key)).or_insert_with(|| {
+            let schema = schema(definition);
+            let known = groups
+                .iter()
+                .position(|group| group.day == day && group.schema == schema);
+            known.unwrap_or_else(|| {
+                groups.push(Group::new(day, schema));
                 groups.len() - 1
-            });
+            })
+        });
         if let Some(group) = groups.get_mut(place) {
             group.members.push((prediction, definition));
         }
     }
     // Stable: within a date in the order of appearance in the file.
-    groups.sort_by(|one, other| one.date.cmp(&other.date));
+    groups.sort_by_key(|group| group.day);
     let mut files = Vec::with_capacity(groups.len());
     for (index, group) in groups.into_iter().enumerate() {
         let name = format!("{}-{index}.parquet", segment.as_hyphenated());
@@ -103,12 +111,26 @@ pub(super) fn files(content: &Content, segment: Uuid) -> Result<TableFiles, Tabl
 
 /// Predictions of one date and schema.
 struct Group<'a> {
-    date: String,
+    /// Days since the epoch.
+    day: i64,
     schema: SchemaRef,
     members: Vec<(&'a RawPrediction, &'a Arc<Definition>)>,
 }
 
 impl Group<'_> {
+    const fn new(day: i64, schema: SchemaRef) -> Self {
+        Self {
+            day,
+            schema,
+            members: Vec::new(),
+        }
+    }
+
+    fn date(&self) -> String {
+        let begin = Timestamp::from_micros(self.day.saturating_mul(MICROS_OF_DAY));
+        begin.to_datetime().format(DATE_FORMAT).to_string()
+    }
+
     /// Adds the group's file; gives the number of records that could not be read.
     fn write(mut self, name: &str, files: &mut Vec<TableFile>) -> Result<u64, TableError> {
         self.members.sort_by_key(|(prediction, _)| prediction.event_time_us);
@@ -125,12 +147,13 @@ impl Group<'_> {
         };
         let batch = columns.batch(&self.schema)?;
         let content = parquet(&batch)?;
+        let date = self.date();
         files.push(TableFile {
             description: SegmentFile {
-                path: format!("event_date={}/{name}", self.date),
+                path: format!("event_date={date}/{name}"),
                 size_bytes: content.len() as u64,
                 rows: batch.num_rows() as u64,
-                event_date: self.date,
+                event_date: date,
                 min_event_time_us: first,
                 max_event_time_us: last,
                 schema_ipc: schema_message(&self.schema)?,
@@ -142,9 +165,22 @@ impl Group<'_> {
 }
 
 fn parquet(batch: &RecordBatch) -> Result<Bytes, TableError> {
-    let properties = WriterProperties::builder()
+    // Numbers seldom repeat, and looking for those that do costs more than everything else here.
+    let mut properties = WriterProperties::builder()
         .set_compression(Compression::ZSTD(ZstdLevel::try_new(1)?))
-        .build();
+        .set_dictionary_enabled(false);
+    let schema = batch.schema();
+    for field in schema.fields().iter().filter(|field| field.name() != REQUEST_ID) {
+        let path = match field.data_type() {
+            ColumnType::Utf8 => vec![field.name().clone()],
+            ColumnType::List(element) if element.data_type() == &ColumnType::Utf8 => {
+                vec![field.name().clone(), "list".to_owned(), element.name().clone()]
+            }
+            _ => continue,
+        };
+        properties = properties.set_column_dictionary_enabled(ColumnPath::new(path), true);
+    }
+    let properties = properties.build();
     let mut writer = ArrowWriter::try_new(Vec::new(), batch.schema(), Some(properties))?;
     writer.write(batch)?;
     Ok(Bytes::from(writer.into_inner()?))
@@ -159,7 +195,7 @@ fn schema_message(schema: &Schema) -> Result<Vec<u8>, TableError> {
 fn schema(definition: &Definition) -> SchemaRef {
     let time = ColumnType::Timestamp(TimeUnit::Microsecond, Some("UTC".into()));
     let fixed = [
-        ("request_id", ColumnType::Utf8),
+        (REQUEST_ID, ColumnType::Utf8),
         ("row", ColumnType::Int32),
         ("event_time", time.clone()),
         ("received_at", time),
@@ -231,14 +267,14 @@ const fn value_type(datatype: DataType) -> ColumnType {
 /// The rows of a file, column by column.
 #[derive(Default)]
 struct Columns {
-    request_ids: Vec<String>,
+    request_ids: StringBuilder,
     rows: Vec<i32>,
     event_times: Vec<i64>,
     received_at: Vec<i64>,
-    models: Vec<String>,
-    versions: Vec<String>,
-    roles: Vec<&'static str>,
-    protocols: Vec<&'static str>,
+    models: StringBuilder,
+    versions: StringBuilder,
+    roles: StringBuilder,
+    protocols: StringBuilder,
     latencies: Vec<i64>,
     tensors: Vec<Values>,
 }
@@ -271,14 +307,16 @@ impl Columns {
             Part::Shadow(_) => Role::Shadow,
         };
         for row in 0..rows {
-            self.request_ids.push(prediction.id.clone());
+            self.request_ids.append_value(&prediction.id);
             self.rows.push(i32::try_from(row).unwrap_or(i32::MAX));
             self.event_times.push(prediction.event_time_us);
             self.received_at.push(prediction.received_at_us);
-            self.models.push(definition.version.model.clone());
-            self.versions.push(definition.version.version.to_string());
-            self.roles.push(role.label());
-            self.protocols.push(prediction.protocol.label());
+            self.models.append_value(&definition.version.model);
+            // Writing to a column cannot fail.
+            let _ = write!(self.versions, "{}", definition.version.version);
+            self.versions.append_value("");
+            self.roles.append_value(role.label());
+            self.protocols.append_value(prediction.protocol.label());
             self.latencies
                 .push(i64::try_from(prediction.latency_us).unwrap_or(i64::MAX));
         }
@@ -296,18 +334,18 @@ impl Columns {
         }
     }
 
-    fn batch(self, schema: &SchemaRef) -> Result<RecordBatch, TableError> {
+    fn batch(mut self, schema: &SchemaRef) -> Result<RecordBatch, TableError> {
         let time =
             |micros: Vec<i64>| -> ArrayRef { Arc::new(TimestampMicrosecondArray::from(micros).with_timezone("UTC")) };
         let mut columns: Vec<ArrayRef> = vec![
-            Arc::new(StringArray::from(self.request_ids)),
+            Arc::new(self.request_ids.finish()),
             Arc::new(Int32Array::from(self.rows)),
             time(self.event_times),
             time(self.received_at),
-            Arc::new(StringArray::from(self.models)),
-            Arc::new(StringArray::from(self.versions)),
-            Arc::new(StringArray::from(self.roles)),
-            Arc::new(StringArray::from(self.protocols)),
+            Arc::new(self.models.finish()),
+            Arc::new(self.versions.finish()),
+            Arc::new(self.roles.finish()),
+            Arc::new(self.protocols.finish()),
             Arc::new(Int64Array::from(self.latencies)),
         ];
         let fields = schema.fields().iter().skip(columns.len());

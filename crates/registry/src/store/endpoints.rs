@@ -1,7 +1,7 @@
 //! Endpoints, their routes followed to versions, and the gateways' reports.
 
 use std::{
-    collections::{BTreeMap, btree_map::Entry},
+    collections::{BTreeMap, HashMap, btree_map::Entry},
     sync::Arc,
 };
 
@@ -457,15 +457,32 @@ impl EndpointStore for SqlStore<P> {
         .bind(report.reported_at.as_micros())
         .execute(&mut *tx)
         .await?;
-        sqlx::query("DELETE FROM gateway_endpoint WHERE node = $1")
-            .bind(&report.node)
-            .execute(&mut *tx)
-            .await?;
-        let mut rows = Vec::with_capacity(report.endpoints.len());
+        let known: Vec<(String, String, String, String)> =
+            sqlx::query_as("SELECT project, endpoint, routes, serving FROM gateway_endpoint WHERE node = $1")
+                .bind(&report.node)
+                .fetch_all(&mut *tx)
+                .await?;
+        let mut known: HashMap<(String, String), (String, String)> = known
+            .into_iter()
+            .map(|(project, endpoint, routes, serving)| ((project, endpoint), (routes, serving)))
+            .collect();
+        let mut rows = Vec::new();
         for endpoint in &report.endpoints {
             let routes = to_json("report about routes", &endpoint.routes)?;
             let serving = to_json("report about versions", &endpoint.serving)?;
-            rows.push((&endpoint.key, routes, serving));
+            let said = known.remove(&(endpoint.key.project.clone(), endpoint.key.name.clone()));
+            // Most of what a node says is what it said before.
+            if said.as_ref() != Some(&(routes.clone(), serving.clone())) {
+                rows.push((&endpoint.key, routes, serving));
+            }
+        }
+        for (project, endpoint) in known.into_keys() {
+            sqlx::query("DELETE FROM gateway_endpoint WHERE node = $1 AND project = $2 AND endpoint = $3")
+                .bind(&report.node)
+                .bind(project)
+                .bind(endpoint)
+                .execute(&mut *tx)
+                .await?;
         }
         for chunk in rows.chunks(INSERTED_REPORTS) {
             let mut query =
@@ -477,6 +494,10 @@ impl EndpointStore for SqlStore<P> {
                     .push_bind(routes.clone())
                     .push_bind(serving.clone());
             });
+            query.push(
+                " ON CONFLICT (node, project, endpoint)
+                 DO UPDATE SET routes = excluded.routes, serving = excluded.serving",
+            );
             query.build().execute(&mut *tx).await?;
         }
         Ok(tx.commit().await?)

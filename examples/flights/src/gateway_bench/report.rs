@@ -9,6 +9,7 @@ use super::{
     large::Large,
     many::Many,
     memory::Memory,
+    peers::Peer,
     small::Small,
 };
 use crate::{
@@ -51,6 +52,8 @@ pub struct Report {
     pub memory: Option<Memory>,
     /// Many models.
     pub many: Option<Many>,
+    /// Other servers.
+    pub peers: Vec<Peer>,
 }
 
 impl Report {
@@ -65,7 +68,8 @@ impl Report {
             self.memory.as_ref().map(|memory| memory.failed_requests),
             self.many.as_ref().map(|many| many.failed_requests),
         ];
-        parts.into_iter().flatten().sum()
+        let peers = self.peers.iter().map(|peer| peer.failed_requests);
+        parts.into_iter().flatten().chain(peers).sum()
     }
 }
 
@@ -81,6 +85,7 @@ pub fn show(report: &Report, format: Format) -> Result<()> {
     lines.extend(report.large.iter().map(large_line));
     lines.extend(report.memory.iter().map(memory_line));
     lines.extend(report.many.iter().flat_map(many_lines));
+    lines.extend(report.peers.iter().map(peer_line));
     lines.push(format!("failed requests: {}", report.failed_requests()));
     lines.iter().try_for_each(|line| print(line))
 }
@@ -210,4 +215,17 @@ fn many_lines(many: &Many) -> Vec<String> {
             many.others_p99_ms, many.registered_seconds, many.ready_seconds
         ),
     ]
+}
+
+fn peer_line(peer: &Peer) -> String {
+    let [ours, theirs] = peer.requests_per_second;
+    let [our_p50, their_p50] = peer.p50_ms;
+    format!(
+        "{}: single rows of a gradient-boosted model as JSON, {CONNECTIONS} connections: the gateway answers {:.1} times its requests per second \
+         (rounds: {}; {ours:.0} to {theirs:.0}), p50 {our_p50:.1} ms to {their_p50:.1} ms; its CPU time a request is {:.1} times the gateway's",
+        peer.name,
+        peer.throughput.median,
+        peer.throughput.shown(),
+        peer.cpu.median
+    )
 }
