@@ -9,7 +9,9 @@ use std::{borrow::Cow, sync::Arc, time::Instant};
 use axum::{
     Router,
     body::Body as HttpBody,
-    extract::{DefaultBodyLimit, Path, State, rejection::BytesRejection},
+    extract::{
+        DefaultBodyLimit, FromRequest as _, FromRequestParts as _, Path, Request, State, rejection::BytesRejection,
+    },
     middleware::from_fn_with_state,
     response::{IntoResponse, Response},
     routing::{get, post},
@@ -30,7 +32,7 @@ use crate::{
         compress, decompress,
     },
     options::Attribute,
-    predict::{Gateway, Inputs, Request},
+    predict::{Gateway, Inputs, Request as PredictRequest},
     scoring,
     spool::Protocol,
 };
@@ -232,14 +234,20 @@ async fn model_ready(State(gateway): Shared, client: Client, Path(named): Path<N
     }
 }
 
-async fn infer(
-    State(gateway): Shared,
-    client: Client,
-    Path(named): Path<Named>,
-    headers: HeaderMap,
-    body: Received,
-) -> Response {
+/// The parts are taken out of the request by hand: a copy of the headers for each would be noticed here.
+async fn infer(State(gateway): Shared, request: Request) -> Response {
     let arrived = Instant::now();
+    let (mut parts, body) = request.into_parts();
+    let client = match Client::from_request_parts(&mut parts, &gateway).await {
+        Ok(client) => client,
+        Err(refused) => return refused,
+    };
+    let named = match Path::<Named>::from_request_parts(&mut parts, &gateway).await {
+        Ok(Path(named)) => named,
+        Err(refused) => return refused.into_response(),
+    };
+    let headers = std::mem::take(&mut parts.headers);
+    let body = Bytes::from_request(Request::from_parts(parts, body), &gateway).await;
     let accepted = Encoding::accepted(headers.get(header::ACCEPT_ENCODING));
     match run(&gateway, &client, &named, &headers, body, arrived).await {
         Ok(body) => respond(body, accepted),
@@ -265,7 +273,7 @@ async fn run(
     let names: Vec<String> = read.outputs.iter().map(|output| output.name.clone()).collect();
     let others = read.others;
     let answer = gateway
-        .predict(Request {
+        .predict(PredictRequest {
             client,
             endpoint: &named.model,
             version: named.version.as_deref(),

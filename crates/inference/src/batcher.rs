@@ -25,7 +25,7 @@ use crate::{
     model::{InputShapes, Model, ModelFacts, Parts, warm},
     options::{BatcherOptions, Terms},
     probe::Batching,
-    queue::{Job, Next, Queue, Ran},
+    queue::{Borrowed, Job, Next, Queue, Ran},
     ragged::Ragged,
     signature::Signature,
     statistics::{Counters, Statistics},
@@ -184,8 +184,10 @@ impl Predictor {
     pub async fn predict_on(&self, terms: Terms, inputs: Vec<Tensor>) -> Result<Prediction> {
         let shared = &self.shared;
         let (inputs, rows) = shared.facts.accept(inputs)?;
-        if let Some(backend) = shared.borrow(rows, terms.deadline) {
-            return shared.run_at_once(backend, &inputs, rows);
+        match shared.borrow(rows, terms.deadline) {
+            Borrowed::Backend(backend) => return shared.run_at_once(backend, &inputs, rows),
+            Borrowed::NoneAndWorker => shared.grow(),
+            Borrowed::None => {}
         }
         let reply = self.submit(inputs, rows, terms)?;
         let reply = match terms.deadline {
@@ -274,13 +276,13 @@ impl Drop for Predictor {
 
 impl Shared {
     /// What runs the model, where the request is so little work that it is done here and now.
-    fn borrow(&self, rows: Option<usize>, deadline: Option<Instant>) -> Option<Box<dyn Backend>> {
+    fn borrow(&self, rows: Option<usize>, deadline: Option<Instant>) -> Borrowed {
         // Of other models the work is not known by the rows.
-        let rows = rows.filter(|rows| *rows > 0 && self.facts.rows_are_fixed && !self.source.waits())?;
-        if deadline.is_some_and(|deadline| deadline <= Instant::now()) {
-            return None;
+        let rows = rows.filter(|rows| *rows > 0 && self.facts.rows_are_fixed && !self.source.waits());
+        match rows {
+            Some(rows) if deadline.is_none_or(|deadline| deadline > Instant::now()) => self.queue.borrow(rows),
+            _ => Borrowed::None,
         }
-        self.queue.borrow(rows)
     }
 
     fn run_at_once(&self, mut backend: Box<dyn Backend>, inputs: &[Tensor], rows: Option<usize>) -> Result<Prediction> {

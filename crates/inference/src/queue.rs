@@ -34,6 +34,10 @@ const RETIRE_AFTER: Duration = Duration::from_mins(1);
 /// take as long.
 const AT_ONCE: Duration = Duration::from_micros(30);
 
+/// When so many could not run it at once within this time because others did, there are too few to run it.
+const MAX_COLLISIONS: u32 = 100;
+const COLLISIONS_WITHIN: Duration = Duration::from_secs(1);
+
 /// A filled up batch has at most so many elements for each two of its requests' own.
 const MAX_FILLED_FOR_TWO: usize = 3;
 
@@ -165,6 +169,16 @@ pub(crate) enum Next {
     End,
 }
 
+/// What somebody gets who would run the model at once.
+pub(crate) enum Borrowed {
+    /// What runs it.
+    Backend(Box<dyn Backend>),
+    /// Nothing: a worker has to do it.
+    None,
+    /// Nothing, and that too often: another worker is wanted.
+    NoneAndWorker,
+}
+
 /// A batch that ran.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Ran {
@@ -201,6 +215,11 @@ struct State {
     holding_workers: usize,
     /// Since when no worker had a rest.
     busy_since: Option<Instant>,
+    /// When somebody last borrowed the last of what is parked.
+    emptied_at: Option<Instant>,
+    /// How often somebody would have run the model at once and could not, and since when that is counted.
+    collisions: u32,
+    collisions_since: Option<Instant>,
     /// Whether another worker is on its way.
     growing: bool,
     closed: bool,
@@ -338,7 +357,9 @@ impl Queue {
             false
         };
         state.idle_workers -= 1;
-        let is_too_many = timed_out && state.workers > 1 && state.jobs.is_empty();
+        // Those who run the model themselves may need what this worker would take along.
+        let is_needed = state.emptied_at.is_some_and(|at| at.elapsed() < RETIRE_AFTER);
+        let is_too_many = timed_out && state.workers > 1 && state.jobs.is_empty() && !is_needed;
         if is_too_many {
             // One backend goes with the worker.
             *backend = state.parked.pop();
@@ -348,17 +369,24 @@ impl Queue {
 
     /// What runs the model, for a request that is so little work that whoever asks may do it, if nobody else does. It has to
     /// be given back.
-    pub(crate) fn borrow(&self, work: usize) -> Option<Box<dyn Backend>> {
+    pub(crate) fn borrow(&self, work: usize) -> Borrowed {
         let mut state = self.state.lock();
-        let is_free = state.jobs.is_empty() && !state.closed && !state.parked.is_empty();
-        let is_little = || {
-            let takes = state.cost.estimate(work, self.options.max_batch_rows);
-            takes.is_some_and(|takes| takes <= AT_ONCE)
-        };
-        if is_free && is_little() {
-            state.parked.pop()
+        let takes = state.cost.estimate(work, self.options.max_batch_rows);
+        if state.closed || takes.is_none_or(|takes| takes > AT_ONCE) {
+            return Borrowed::None;
+        }
+        if state.jobs.is_empty()
+            && let Some(backend) = state.parked.pop()
+        {
+            if state.parked.is_empty() {
+                state.emptied_at = Some(Instant::now());
+            }
+            return Borrowed::Backend(backend);
+        }
+        if state.collide() {
+            Borrowed::NoneAndWorker
         } else {
-            None
+            Borrowed::None
         }
     }
 
@@ -509,6 +537,20 @@ impl State {
                 batch.add(job);
             }
         }
+    }
+
+    /// Somebody would have run the model at once, and others were at it. Whether another worker is wanted for that.
+    fn collide(&mut self) -> bool {
+        let now = Instant::now();
+        let is_same = |since: &Instant| now.saturating_duration_since(*since) < COLLISIONS_WITHIN;
+        if self.collisions_since.as_ref().is_none_or(|since| !is_same(since)) {
+            self.collisions_since = Some(now);
+            self.collisions = 0;
+        }
+        self.collisions += 1;
+        let is_wanted = self.collisions >= MAX_COLLISIONS && !self.growing && self.workers < self.most_workers;
+        self.growing |= is_wanted;
+        is_wanted
     }
 
     /// Whether another worker is wanted now.

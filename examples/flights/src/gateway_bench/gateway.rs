@@ -1,51 +1,107 @@
-//! A server of a part's own, with models at endpoints.
+//! A gateway of a part's own, with models at endpoints, and the other roles in a process beside it: what is measured is the gateway.
 
-use std::{path::Path, time::Duration};
+use std::{fs, net::SocketAddr, path::Path, time::Duration};
 
 use anyhow::{Context, Result};
 use modelyard_flights::{Api, Look, Quiet, Server, ServerOptions, wait_for};
 use serde_json::{Value, json};
 
-use crate::{load::Subject, modelyard};
+use crate::{load::Subject, modelyard, peer_server::free_address};
 
 /// How long a call is tried again.
 const CALLS_AWAY: Duration = Duration::from_secs(10);
 /// How long an endpoint may take until it is ready.
 const READY_PATIENCE: Duration = Duration::from_mins(2);
 
-/// A server, and how it is told what to serve.
+/// A gateway, and how it is told what to serve.
 pub struct Gateway {
     server: Server,
-    /// Its HTTP API.
+    others: Server,
+    /// The HTTP API of the others.
     pub api: Api,
     /// Its public listener.
     pub subject: Subject,
 }
 
-impl Gateway {
-    /// Starts a server with nothing, and waits until it is ready. Its data is in a folder of this name.
-    pub async fn start(folder: &Path, name: &str, environment: Vec<(String, String)>) -> Result<Self> {
-        let mut server = Server::start(ServerOptions {
+/// A process of its own, with these roles.
+struct Place {
+    roles: &'static [&'static str],
+    public: SocketAddr,
+    internal: SocketAddr,
+}
+
+impl Place {
+    fn free(roles: &'static [&'static str]) -> Result<Self> {
+        Ok(Self {
+            roles,
+            public: free_address()?,
+            internal: free_address()?,
+        })
+    }
+
+    /// Where others find its roles, as variables of their environment.
+    fn told(&self) -> Vec<(String, String)> {
+        let each = self.roles.iter().flat_map(|role| {
+            let variable = |what: &str| format!("MODELYARD__PEERS__{}__{what}", role.to_uppercase());
+            [
+                (variable("PUBLIC"), format!("http://{}", self.public)),
+                (variable("INTERNAL"), format!("http://{}", self.internal)),
+            ]
+        });
+        each.collect()
+    }
+
+    /// Starts it with its data in a folder.
+    async fn start(&self, folder: &Path, name: &str, environment: Vec<(String, String)>) -> Result<Server> {
+        let roles = self.roles.join(",");
+        let arguments = ["--roles", &roles, "--listen", &self.public.to_string()]
+            .into_iter()
+            .chain(["--internal-listen", &self.internal.to_string()])
+            .map(str::to_owned)
+            .collect();
+        Server::start(ServerOptions {
             binary: modelyard()?,
             wrapper: Vec::new(),
             data_dir: folder.join(name),
             log: folder.join(format!("{name}.log")),
-            arguments: ["--listen", "127.0.0.1:0", "--internal-listen", "127.0.0.1:0"]
-                .map(str::to_owned)
-                .to_vec(),
+            arguments,
             environment,
         })
-        .await?;
-        server.wait_ready().await?;
-        let addresses = server.addresses();
-        let subject = Subject {
-            address: addresses.public.trim_start_matches("http://").parse()?,
-            pid: addresses.pid,
+        .await
+    }
+}
+
+impl Gateway {
+    /// Starts a gateway with nothing and the other roles, and waits until they are ready. Their data is in a folder of this name.
+    pub async fn start(folder: &Path, name: &str, environment: Vec<(String, String)>) -> Result<Self> {
+        let folder = folder.join(name);
+        fs::create_dir_all(&folder)?;
+        let (own, other) = (
+            Place::free(&["gateway"])?,
+            Place::free(&["registry", "orchestrator", "monitoring"])?,
+        );
+        let storage = (
+            "MODELYARD__STORAGE__URL".to_owned(),
+            folder.join("objects").display().to_string(),
+        );
+        let environment = |told: Vec<(String, String)>| {
+            let mut all = environment.clone();
+            all.push(storage.clone());
+            all.extend(told);
+            all
         };
+        let mut others = other.start(&folder, "others", environment(own.told())).await?;
+        let mut server = own.start(&folder, "gateway", environment(other.told())).await?;
+        others.wait_ready().await?;
+        server.wait_ready().await?;
         Ok(Self {
-            api: Api::new(&addresses.public, CALLS_AWAY)?,
-            subject,
+            api: Api::new(&others.addresses().public, CALLS_AWAY)?,
+            subject: Subject {
+                address: own.public,
+                pid: server.addresses().pid,
+            },
             server,
+            others,
         })
     }
 
@@ -73,7 +129,8 @@ impl Gateway {
 
     /// Ends it.
     pub async fn stop(self) -> Result<()> {
-        self.server.stop().await
+        self.server.stop().await?;
+        self.others.stop().await
     }
 }
 
