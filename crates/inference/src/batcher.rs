@@ -15,7 +15,7 @@ use std::{
 
 use tokio::{
     sync::{oneshot, watch},
-    task::coop::unconstrained,
+    task::{coop::unconstrained, yield_now},
     time::timeout_at,
 };
 
@@ -25,12 +25,15 @@ use crate::{
     model::{InputShapes, Model, ModelFacts, Parts, warm},
     options::{BatcherOptions, Terms},
     probe::Batching,
-    queue::{Borrowed, Job, Next, Queue, Ran},
+    queue::{Job, Led, Next, Part, Queue, Ran},
     ragged::Ragged,
     signature::Signature,
     statistics::{Counters, Statistics},
     tensor::Tensor,
 };
+
+/// How often one who leads looks whether the model is free.
+const LOOKS: u32 = 4;
 
 /// What one request got.
 #[derive(Debug, Clone, PartialEq)]
@@ -184,12 +187,10 @@ impl Predictor {
     pub async fn predict_on(&self, terms: Terms, inputs: Vec<Tensor>) -> Result<Prediction> {
         let shared = &self.shared;
         let (inputs, rows) = shared.facts.accept(inputs)?;
-        match shared.borrow(rows, terms.deadline) {
-            Borrowed::Backend(backend) => return shared.run_at_once(backend, &inputs, rows),
-            Borrowed::NoneAndWorker => shared.grow(),
-            Borrowed::None => {}
+        let (reply, part) = self.submit(inputs, rows, terms, shared.may_lead(rows))?;
+        if part == Part::Lead {
+            Leader(Some(shared)).lead().await;
         }
-        let reply = self.submit(inputs, rows, terms)?;
         let reply = match terms.deadline {
             None => reply.await,
             Some(deadline) => timeout_at(deadline.into(), reply)
@@ -209,7 +210,7 @@ impl Predictor {
             ..Terms::default()
         };
         let (inputs, rows) = self.shared.facts.accept(inputs)?;
-        let reply = self.submit(inputs, rows, terms)?;
+        let (reply, _) = self.submit(inputs, rows, terms, false)?;
         block_on(reply, deadline)
             .ok_or(Error::DeadlineExceeded)?
             .unwrap_or_else(|_| Err(worker_gone()))
@@ -237,7 +238,8 @@ impl Predictor {
         inputs: Vec<Tensor>,
         rows: Option<usize>,
         terms: Terms,
-    ) -> Result<oneshot::Receiver<Result<Prediction>>> {
+        may_lead: bool,
+    ) -> Result<(oneshot::Receiver<Result<Prediction>>, Part)> {
         let shared = &self.shared;
         let enqueued = Instant::now();
         if terms.deadline.is_some_and(|deadline| deadline <= enqueued) {
@@ -259,12 +261,15 @@ impl Predictor {
             enqueued,
             reply,
         };
-        shared.queue.push(job, &shared.counters).inspect_err(|error| {
-            if matches!(error, Error::QueueFull { .. } | Error::Overloaded { .. }) {
-                shared.counters.rejected.add(1);
-            }
-        })?;
-        Ok(receiver)
+        let part = shared
+            .queue
+            .push(job, &shared.counters, may_lead)
+            .inspect_err(|error| {
+                if matches!(error, Error::QueueFull { .. } | Error::Overloaded { .. }) {
+                    shared.counters.rejected.add(1);
+                }
+            })?;
+        Ok((receiver, part))
     }
 }
 
@@ -275,36 +280,10 @@ impl Drop for Predictor {
 }
 
 impl Shared {
-    /// What runs the model, where the request is so little work that it is done here and now.
-    fn borrow(&self, rows: Option<usize>, deadline: Option<Instant>) -> Borrowed {
-        // Of other models the work is not known by the rows.
-        let rows = rows.filter(|rows| *rows > 0 && self.facts.rows_are_fixed && !self.source.waits());
-        match rows {
-            Some(rows) if deadline.is_none_or(|deadline| deadline > Instant::now()) => self.queue.borrow(rows),
-            _ => Borrowed::None,
-        }
-    }
-
-    fn run_at_once(&self, mut backend: Box<dyn Backend>, inputs: &[Tensor], rows: Option<usize>) -> Result<Prediction> {
-        let started = Instant::now();
-        let result = backend.run(&self.facts.signature, &[inputs], None);
-        let rows = rows.unwrap_or(1);
-        let ran = result.is_ok().then(|| Ran {
-            work: rows,
-            took: started.elapsed(),
-        });
-        self.queue.give_back(backend, ran);
-        let run = result.inspect_err(|_| {
-            self.counters.failed.add(1);
-            self.counters.failed_time.add_time(started.elapsed());
-        })?;
-        self.counters.ran(1, rows, run.times);
-        Ok(Prediction {
-            outputs: run.outputs.into_iter().next().unwrap_or_default(),
-            queue_time: Duration::ZERO,
-            compute_time: run.times.total(),
-            batch_rows: rows,
-        })
+    /// Whether whoever brings such a request may run it, where that is little work: of other models the work is not known by the
+    /// rows, or they wait for others.
+    fn may_lead(&self, rows: Option<usize>) -> bool {
+        rows.is_some_and(|rows| rows > 0) && self.facts.rows_are_fixed && !self.source.waits()
     }
 
     /// Starts a worker with a backend, which is made on the worker's own thread.
@@ -347,6 +326,43 @@ impl Shared {
     }
 }
 
+/// One of those who ask, who runs what waits for all of them.
+struct Leader<'a>(Option<&'a Shared>);
+
+impl Leader<'_> {
+    /// Lets others bring their requests, as far as they are about to, and runs them all. It is done on the thread of whoever polls
+    /// this, because it is done within moments.
+    async fn lead(mut self) {
+        let Some(shared) = self.0 else { return };
+        for _ in 0..LOOKS {
+            yield_now().await;
+            let merge = shared.merge.load(Ordering::Relaxed);
+            match shared.queue.take_led(&shared.facts, merge, &shared.counters) {
+                Led::Busy => {}
+                Led::Nothing => {
+                    self.0 = None;
+                    return;
+                }
+                Led::Batch(batch, mut backend) => {
+                    self.0 = None;
+                    let ran = answer(shared, &mut *backend, batch.jobs);
+                    shared.queue.give_back(backend, ran);
+                    return;
+                }
+            }
+        }
+    }
+}
+
+impl Drop for Leader<'_> {
+    fn drop(&mut self) {
+        // It was busy for too long, or who asked is gone: a worker does it.
+        if let Some(shared) = self.0 {
+            shared.queue.resign();
+        }
+    }
+}
+
 /// A thread's share: one backend.
 struct Worker {
     // Before `alive`, so that the backend is freed when the worker is counted out. None: others use it while this one waits.
@@ -378,83 +394,82 @@ impl Worker {
                 }
                 Next::End => return,
             };
-            ran = self.answer(&shared, batch.jobs);
+            // A worker has one whenever it gets a batch.
+            let Some(backend) = &mut self.backend else { return };
+            ran = answer(&shared, &mut **backend, batch.jobs);
         }
     }
+}
 
-    /// Runs the jobs together. If that fails, halves of them, down to single ones: a request that the model cannot
-    /// take fails alone. Tells what the whole run took, if it did not fail.
-    fn answer(&mut self, shared: &Shared, jobs: Vec<Job>) -> Option<Ran> {
-        let mut ran = None;
-        let mut batches = vec![jobs];
-        while let Some(mut jobs) = batches.pop() {
-            let started = Instant::now();
-            match self.run(shared, &jobs) {
-                Ok(run) => {
-                    let work = deliver(shared, jobs, run, started);
-                    ran = batches.is_empty().then(|| Ran {
-                        work,
-                        took: started.elapsed(),
-                    });
+/// Runs the jobs together. If that fails, halves of them, down to single ones: a request that the model cannot
+/// take fails alone. Tells what the whole run took, if it did not fail.
+fn answer(shared: &Shared, backend: &mut dyn Backend, jobs: Vec<Job>) -> Option<Ran> {
+    let mut ran = None;
+    let mut batches = vec![jobs];
+    while let Some(mut jobs) = batches.pop() {
+        let started = Instant::now();
+        match run(shared, backend, &jobs) {
+            Ok(run) => {
+                let work = deliver(shared, jobs, run, started);
+                ran = batches.is_empty().then(|| Ran {
+                    work,
+                    took: started.elapsed(),
+                });
+            }
+            Err(error) if error.is_of_backend() => {
+                for job in jobs.into_iter().chain(batches.drain(..).flatten()) {
+                    fail(shared, job, error.again());
                 }
-                Err(error) if error.is_of_backend() => {
-                    for job in jobs.into_iter().chain(batches.drain(..).flatten()) {
-                        fail(shared, job, error.again());
-                    }
+            }
+            Err(error) if jobs.len() > 1 => {
+                if matches!(error, Error::NotSplittable { .. }) {
+                    tracing::warn!(%error, "requests to this model run one by one from now on");
+                    shared.merge.store(false, Ordering::Relaxed);
                 }
-                Err(error) if jobs.len() > 1 => {
-                    if matches!(error, Error::NotSplittable { .. }) {
-                        tracing::warn!(%error, "requests to this model run one by one from now on");
-                        shared.merge.store(false, Ordering::Relaxed);
-                    }
-                    let second = jobs.split_off(jobs.len() / 2);
-                    batches.push(second);
-                    batches.push(jobs);
-                }
-                Err(error) => {
-                    if let Some(job) = jobs.pop() {
-                        fail(shared, job, error);
-                    }
+                let second = jobs.split_off(jobs.len() / 2);
+                batches.push(second);
+                batches.push(jobs);
+            }
+            Err(error) => {
+                if let Some(job) = jobs.pop() {
+                    fail(shared, job, error);
                 }
             }
         }
-        ran
     }
+    ran
+}
 
-    /// Runs the jobs together, filled up to the longest where they differ.
-    fn run(&mut self, shared: &Shared, jobs: &[Job]) -> Result<Run> {
-        let signature = &shared.facts.signature;
-        let Some(backend) = &mut self.backend else {
-            return Err(worker_gone());
-        };
-        // The last of them to be of no use any more.
-        let deadline = jobs
-            .iter()
-            .map(|job| job.terms.deadline)
-            .max_by_key(|deadline| (deadline.is_none(), *deadline));
-        let deadline = deadline.flatten();
-        let longest = jobs.iter().filter_map(|job| job.length).max();
-        let Some(longest) = longest.filter(|longest| jobs.iter().any(|job| job.length != Some(*longest))) else {
-            let requests: Vec<&[Tensor]> = jobs.iter().map(|job| job.inputs.as_slice()).collect();
-            return backend.run(signature, &requests, deadline);
-        };
-        let ragged = shared.queue.ragged();
-        let started = Instant::now();
-        let filled = jobs
-            .iter()
-            .map(|job| ragged.fill(&job.inputs, longest))
-            .collect::<Result<Vec<_>>>()?;
-        let filling = started.elapsed();
-        let requests: Vec<&[Tensor]> = filled.iter().map(Vec::as_slice).collect();
-        let mut run = backend.run(signature, &requests, deadline)?;
-        let ended = Instant::now();
-        for (outputs, job) in run.outputs.iter_mut().zip(jobs) {
-            ragged.cut(outputs, longest, job.length.unwrap_or(longest))?;
-        }
-        run.times.input += filling;
-        run.times.output += ended.elapsed();
-        Ok(run)
+/// Runs the jobs together, filled up to the longest where they differ.
+fn run(shared: &Shared, backend: &mut dyn Backend, jobs: &[Job]) -> Result<Run> {
+    let signature = &shared.facts.signature;
+    // The last of them to be of no use any more.
+    let deadline = jobs
+        .iter()
+        .map(|job| job.terms.deadline)
+        .max_by_key(|deadline| (deadline.is_none(), *deadline));
+    let deadline = deadline.flatten();
+    let longest = jobs.iter().filter_map(|job| job.length).max();
+    let Some(longest) = longest.filter(|longest| jobs.iter().any(|job| job.length != Some(*longest))) else {
+        let requests: Vec<&[Tensor]> = jobs.iter().map(|job| job.inputs.as_slice()).collect();
+        return backend.run(signature, &requests, deadline);
+    };
+    let ragged = shared.queue.ragged();
+    let started = Instant::now();
+    let filled = jobs
+        .iter()
+        .map(|job| ragged.fill(&job.inputs, longest))
+        .collect::<Result<Vec<_>>>()?;
+    let filling = started.elapsed();
+    let requests: Vec<&[Tensor]> = filled.iter().map(Vec::as_slice).collect();
+    let mut run = backend.run(signature, &requests, deadline)?;
+    let ended = Instant::now();
+    for (outputs, job) in run.outputs.iter_mut().zip(jobs) {
+        ragged.cut(outputs, longest, job.length.unwrap_or(longest))?;
     }
+    run.times.input += filling;
+    run.times.output += ended.elapsed();
+    Ok(run)
 }
 
 /// Answers the jobs of a run; how much work it was.

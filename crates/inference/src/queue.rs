@@ -30,13 +30,11 @@ const GROW_AFTER: Duration = Duration::from_millis(100);
 /// When a worker has had nothing to do for this long, there are too many of them.
 const RETIRE_AFTER: Duration = Duration::from_mins(1);
 
-/// A run that takes at most this long is done by whoever asks, where nobody else does: handing it to a worker and back would
-/// take as long.
-const AT_ONCE: Duration = Duration::from_micros(30);
+/// Runs that take at most this long are done by one of those who ask: handing them to a worker and back would take as long.
+const LITTLE: Duration = Duration::from_micros(100);
 
-/// When so many could not run it at once within this time because others did, there are too few to run it.
-const MAX_COLLISIONS: u32 = 100;
-const COLLISIONS_WITHIN: Duration = Duration::from_secs(1);
+/// For how long requests are left to the one who leads. One who does not come back within it is stuck behind something else.
+const LEADER_PATIENCE: Duration = Duration::from_millis(2);
 
 /// A filled up batch has at most so many elements for each two of its requests' own.
 const MAX_FILLED_FOR_TWO: usize = 3;
@@ -169,14 +167,23 @@ pub(crate) enum Next {
     End,
 }
 
-/// What somebody gets who would run the model at once.
-pub(crate) enum Borrowed {
-    /// What runs it.
-    Backend(Box<dyn Backend>),
-    /// Nothing: a worker has to do it.
-    None,
-    /// Nothing, and that too often: another worker is wanted.
-    NoneAndWorker,
+/// What is left to do for whoever brought a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Part {
+    /// To run it, with those that others bring within moments.
+    Lead,
+    /// Nothing.
+    Wait,
+}
+
+/// What one who leads gets.
+pub(crate) enum Led {
+    /// Requests, and what runs them.
+    Batch(Batch, Box<dyn Backend>),
+    /// Nothing yet: others run the model.
+    Busy,
+    /// Nothing: it is done, or too much by now, and a worker does it.
+    Nothing,
 }
 
 /// A batch that ran.
@@ -213,13 +220,10 @@ struct State {
     most_workers: usize,
     idle_workers: usize,
     holding_workers: usize,
+    /// Since when somebody leads: it runs what waits, once others have brought theirs.
+    leader: Option<Instant>,
     /// Since when no worker had a rest.
     busy_since: Option<Instant>,
-    /// When somebody last borrowed the last of what is parked.
-    emptied_at: Option<Instant>,
-    /// How often somebody would have run the model at once and could not, and since when that is counted.
-    collisions: u32,
-    collisions_since: Option<Instant>,
     /// Whether another worker is on its way.
     growing: bool,
     closed: bool,
@@ -249,11 +253,12 @@ impl Queue {
         &self.ragged
     }
 
-    /// Adds a request. Where there is no room, the one whose turn is last has to go: this one, or one that waits already.
+    /// Adds a request. Where there is no room, the one whose turn is last has to go: this one, or one that waits already. What is
+    /// left to do for whoever adds it, if it may lead.
     ///
     /// # Errors
     /// `Closed`; at once `QueueFull`, or `Overloaded` if it would wait for too long.
-    pub(crate) fn push(&self, job: Job, counters: &Counters) -> Result<()> {
+    pub(crate) fn push(&self, job: Job, counters: &Counters, may_lead: bool) -> Result<Part> {
         let mut state = self.state.lock();
         if state.closed {
             return Err(Error::Closed);
@@ -266,6 +271,9 @@ impl Queue {
         state.elements += job.elements;
         state.work += job.work();
         state.jobs.insert(place, Queued { turn, job });
+        if may_lead && let Some(part) = state.part(&self.options) {
+            return Ok(part);
+        }
         let (idle, holding) = (state.idle_workers > 0, state.holding_workers > 0);
         drop(state);
         if holding {
@@ -273,7 +281,7 @@ impl Queue {
         } else if idle {
             self.work.notify_one();
         }
-        Ok(())
+        Ok(Part::Wait)
     }
 
     /// The requests that wait.
@@ -357,9 +365,7 @@ impl Queue {
             false
         };
         state.idle_workers -= 1;
-        // Those who run the model themselves may need what this worker would take along.
-        let is_needed = state.emptied_at.is_some_and(|at| at.elapsed() < RETIRE_AFTER);
-        let is_too_many = timed_out && state.workers > 1 && state.jobs.is_empty() && !is_needed;
+        let is_too_many = timed_out && state.workers > 1 && state.jobs.is_empty();
         if is_too_many {
             // One backend goes with the worker.
             *backend = state.parked.pop();
@@ -367,26 +373,38 @@ impl Queue {
         !(is_too_many && backend.is_some())
     }
 
-    /// What runs the model, for a request that is so little work that whoever asks may do it, if nobody else does. It has to
-    /// be given back.
-    pub(crate) fn borrow(&self, work: usize) -> Borrowed {
+    /// The next batch for the one who leads, with what runs it; it has to be given back. Whoever comes after this leads anew.
+    pub(crate) fn take_led(&self, facts: &ModelFacts, merge: bool, counters: &Counters) -> Led {
         let mut state = self.state.lock();
-        let takes = state.cost.estimate(work, self.options.max_batch_rows);
-        if state.closed || takes.is_none_or(|takes| takes > AT_ONCE) {
-            return Borrowed::None;
+        let Some(backend) = state.parked.pop() else {
+            return Led::Busy;
+        };
+        state.leader = None;
+        let is_little = state.is_little(&self.options);
+        let Some(first) = state.pop_live(counters).filter(|_| is_little) else {
+            state.parked.push(backend);
+            self.wake_for_rest(&state);
+            return Led::Nothing;
+        };
+        let is_mergeable = merge && first.rows.is_some_and(|rows| rows > 0);
+        let mut batch = Batch::of(first);
+        if is_mergeable {
+            state.gather(&mut batch, facts, self, counters);
         }
-        if state.jobs.is_empty()
-            && let Some(backend) = state.parked.pop()
-        {
-            if state.parked.is_empty() {
-                state.emptied_at = Some(Instant::now());
-            }
-            return Borrowed::Backend(backend);
-        }
-        if state.collide() {
-            Borrowed::NoneAndWorker
-        } else {
-            Borrowed::None
+        Led::Batch(batch, backend)
+    }
+
+    /// The one who leads does so no more.
+    pub(crate) fn resign(&self) {
+        let mut state = self.state.lock();
+        state.leader = None;
+        self.wake_for_rest(&state);
+    }
+
+    /// Wakes a worker where requests wait and nobody leads.
+    fn wake_for_rest(&self, state: &State) {
+        if state.idle_workers > 0 && state.leader.is_none() && (state.closed || !state.jobs.is_empty()) {
+            self.work.notify_one();
         }
     }
 
@@ -397,11 +415,7 @@ impl Queue {
             state.cost.observe(ran.work, ran.took);
         }
         state.parked.push(backend);
-        let is_wanted = state.idle_workers > 0 && (state.closed || !state.jobs.is_empty());
-        drop(state);
-        if is_wanted {
-            self.work.notify_one();
-        }
+        self.wake_for_rest(&state);
     }
 
     /// The worker that was wanted is there, or there is none to be had: then none is asked for any more.
@@ -449,6 +463,26 @@ impl State {
         Turn {
             priority: job.terms.priority,
             tag: last.max(self.now).saturating_add(job.work() as u64),
+        }
+    }
+
+    /// Whether all that waits is done within moments.
+    fn is_little(&self, options: &BatcherOptions) -> bool {
+        let takes = self.cost.estimate(self.work, options.max_batch_rows);
+        takes.is_some_and(|takes| takes <= LITTLE)
+    }
+
+    /// What is left to do for whoever brought the newest request; none: a worker does it all.
+    fn part(&mut self, options: &BatcherOptions) -> Option<Part> {
+        if self.holding_workers > 0 || !self.is_little(options) {
+            return None;
+        }
+        match self.leader {
+            Some(since) => (since.elapsed() < LEADER_PATIENCE).then_some(Part::Wait),
+            None => {
+                self.leader = Some(Instant::now());
+                Some(Part::Lead)
+            }
         }
     }
 
@@ -537,20 +571,6 @@ impl State {
                 batch.add(job);
             }
         }
-    }
-
-    /// Somebody would have run the model at once, and others were at it. Whether another worker is wanted for that.
-    fn collide(&mut self) -> bool {
-        let now = Instant::now();
-        let is_same = |since: &Instant| now.saturating_duration_since(*since) < COLLISIONS_WITHIN;
-        if self.collisions_since.as_ref().is_none_or(|since| !is_same(since)) {
-            self.collisions_since = Some(now);
-            self.collisions = 0;
-        }
-        self.collisions += 1;
-        let is_wanted = self.collisions >= MAX_COLLISIONS && !self.growing && self.workers < self.most_workers;
-        self.growing |= is_wanted;
-        is_wanted
     }
 
     /// Whether another worker is wanted now.

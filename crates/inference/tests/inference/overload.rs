@@ -143,34 +143,6 @@ async fn submit_or_refuse(predictor: &Arc<Predictor>) -> Result<Submitted> {
 }
 
 #[test]
-fn what_is_done_at_once_by_many_gets_a_session_more() {
-    let predictor = predictor(&graphs::identity(element::INT32, &[-1]), 2, BatcherOptions::default());
-    assert_eq!(predictor.workers(), 1);
-    runtime().block_on(async {
-        let asking: Vec<_> = (0..8)
-            .map(|value| {
-                let predictor = Arc::clone(&predictor);
-                // Tasks, so that two threads are at it.
-                tokio::spawn(async move {
-                    loop {
-                        let input = Tensor::from_vec("x", vec![1], vec![value]).unwrap();
-                        predictor.predict(vec![input], None).await.unwrap();
-                        tokio::task::yield_now().await;
-                    }
-                })
-            })
-            .collect();
-        until("there are two sessions", PATIENCE, || async {
-            (predictor.workers() == 2).then_some(())
-        })
-        .await;
-        for task in asking {
-            task.abort();
-        }
-    });
-}
-
-#[test]
 fn workers_are_added_while_there_is_too_much_work() {
     let predictor = predictor(&graphs::slow(SLOW), 2, BatcherOptions::default());
     assert_eq!(predictor.workers(), 1, "more are not wanted yet");
