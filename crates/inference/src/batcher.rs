@@ -21,11 +21,12 @@ use tokio::{
 
 use crate::{
     backend::{Backend, Run, Source},
+    batch::Job,
     error::{Error, Result},
     model::{InputShapes, Model, ModelFacts, Parts, warm},
     options::{BatcherOptions, Terms},
     probe::Batching,
-    queue::{Job, Led, Next, Part, Queue, Ran},
+    queue::{Led, Next, Part, Queue, Ran},
     ragged::Ragged,
     signature::Signature,
     statistics::{Counters, Statistics},
@@ -188,8 +189,10 @@ impl Predictor {
         let shared = &self.shared;
         let (inputs, rows) = shared.facts.accept(inputs)?;
         let (reply, part) = self.submit(inputs, rows, terms, shared.may_lead(rows))?;
-        if part == Part::Lead {
-            Leader(Some(shared)).lead().await;
+        match part {
+            Part::Run => Leader(Some(shared)).lead(false).await,
+            Part::Lead => Leader(Some(shared)).lead(true).await,
+            Part::Wait => {}
         }
         let reply = match terms.deadline {
             None => reply.await,
@@ -332,10 +335,12 @@ struct Leader<'a>(Option<&'a Shared>);
 impl Leader<'_> {
     /// Lets others bring their requests, as far as they are about to, and runs them all. It is done on the thread of whoever polls
     /// this, because it is done within moments.
-    async fn lead(mut self) {
+    async fn lead(mut self, with_others: bool) {
         let Some(shared) = self.0 else { return };
-        for _ in 0..LOOKS {
-            yield_now().await;
+        for look in 0..LOOKS {
+            if with_others || look > 0 {
+                yield_now().await;
+            }
             let merge = shared.merge.load(Ordering::Relaxed);
             match shared.queue.take_led(&shared.facts, merge, &shared.counters) {
                 Led::Busy => {}

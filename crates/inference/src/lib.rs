@@ -11,6 +11,7 @@
 
 mod accelerator;
 mod backend;
+mod batch;
 mod batcher;
 mod columns;
 mod cost;

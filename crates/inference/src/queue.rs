@@ -10,18 +10,16 @@ use std::{
 };
 
 use parking_lot::{Condvar, Mutex, MutexGuard};
-use tokio::sync::oneshot;
 
 use crate::{
     backend::Backend,
-    batcher::Prediction,
+    batch::{Batch, Job},
     cost::Cost,
     error::{Error, Result},
     model::ModelFacts,
-    options::{BatcherOptions, Priority, Terms},
+    options::{BatcherOptions, Priority},
     ragged::Ragged,
     statistics::Counters,
-    tensor::Tensor,
 };
 
 /// When workers have had no rest for this long, there are too few of them.
@@ -33,40 +31,14 @@ const RETIRE_AFTER: Duration = Duration::from_mins(1);
 /// Runs that take at most this long are done by one of those who ask: handing them to a worker and back would take as long.
 const LITTLE: Duration = Duration::from_micros(100);
 
+/// When nobody brought such a request for this long, others are not waited for.
+const ALONE_AFTER: Duration = Duration::from_micros(100);
+
 /// For how long requests are left to the one who leads. One who does not come back within it is stuck behind something else.
 const LEADER_PATIENCE: Duration = Duration::from_millis(2);
 
-/// A filled up batch has at most so many elements for each two of its requests' own.
-const MAX_FILLED_FOR_TWO: usize = 3;
-
 /// Above this many callers those that are long through are forgotten.
 const MAX_CALLERS: usize = 4096;
-
-/// A request that waits.
-#[derive(Debug)]
-pub(crate) struct Job {
-    /// Arranged by the signature.
-    pub inputs: Vec<Tensor>,
-    /// Its rows, where the model's requests can be merged.
-    pub rows: Option<usize>,
-    /// Its length along the ragged axes.
-    pub length: Option<usize>,
-    pub elements: usize,
-    pub terms: Terms,
-    pub enqueued: Instant,
-    pub reply: oneshot::Sender<Result<Prediction>>,
-}
-
-impl Job {
-    /// How much work it is: its rows, or itself.
-    fn work(&self) -> usize {
-        self.rows.unwrap_or(1).max(1)
-    }
-
-    fn row_elements(&self) -> usize {
-        self.elements.div_ceil(self.work())
-    }
-}
 
 /// A request in its place.
 #[derive(Debug)]
@@ -83,80 +55,6 @@ struct Turn {
     tag: u64,
 }
 
-/// Requests that run together.
-#[derive(Debug)]
-pub(crate) struct Batch {
-    pub jobs: Vec<Job>,
-    rows: usize,
-    /// The elements of the largest row.
-    row_elements: usize,
-    /// The longest request, and all lengths together, each as often as it has rows.
-    longest: usize,
-    lengths: usize,
-}
-
-impl Batch {
-    fn of(job: Job) -> Self {
-        let mut batch = Self {
-            jobs: Vec::with_capacity(1),
-            rows: 0,
-            row_elements: 0,
-            longest: 0,
-            lengths: 0,
-        };
-        batch.add(job);
-        batch
-    }
-
-    fn add(&mut self, job: Job) {
-        self.rows = self.rows.saturating_add(job.work());
-        self.row_elements = self.row_elements.max(job.row_elements());
-        let length = job.length.unwrap_or(0);
-        self.longest = self.longest.max(length);
-        self.lengths = self.lengths.saturating_add(length.saturating_mul(job.work()));
-        self.jobs.push(job);
-    }
-
-    /// Whether one more request can run with these.
-    fn takes(&self, job: &Job, facts: &ModelFacts, options: &BatcherOptions, ragged: &Ragged) -> bool {
-        let (Some(first), Some(own_rows)) = (self.jobs.first(), job.rows) else {
-            return false;
-        };
-        let rows = self.rows.saturating_add(own_rows);
-        let elements = rows.saturating_mul(self.row_elements.max(job.row_elements()));
-        if own_rows == 0 || rows > options.max_batch_rows || elements > options.max_batch_elements {
-            return false;
-        }
-        if facts.rows_are_fixed || have_same_rows(first, job) {
-            return true;
-        }
-        let (Some(_), Some(length)) = (first.length, job.length) else {
-            return false;
-        };
-        let filled = rows.saturating_mul(self.longest.max(length));
-        let own = self.lengths.saturating_add(length.saturating_mul(own_rows));
-        filled.saturating_mul(2) <= own.saturating_mul(MAX_FILLED_FOR_TWO)
-            && ragged.are_alike(&first.inputs, &job.inputs)
-    }
-
-    /// Until when the batch may be held: its oldest request's delay, cut short by the nearest deadline.
-    fn hold_until(&self, delay: Duration) -> Option<Instant> {
-        let oldest = self.jobs.iter().map(|job| job.enqueued).min()?;
-        self.jobs
-            .iter()
-            .filter_map(|job| job.terms.deadline)
-            .chain([oldest + delay])
-            .min()
-    }
-}
-
-fn have_same_rows(one: &Job, other: &Job) -> bool {
-    one.inputs
-        .iter()
-        .zip(&other.inputs)
-        .all(|(one, other)| one.shape().get(1..) == other.shape().get(1..))
-}
-
 /// What a worker gets.
 pub(crate) enum Next {
     /// Work.
@@ -170,6 +68,8 @@ pub(crate) enum Next {
 /// What is left to do for whoever brought a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Part {
+    /// To run it at once: nobody else brings any.
+    Run,
     /// To run it, with those that others bring within moments.
     Lead,
     /// Nothing.
@@ -222,6 +122,8 @@ struct State {
     holding_workers: usize,
     /// Since when somebody leads: it runs what waits, once others have brought theirs.
     leader: Option<Instant>,
+    /// When somebody began to do so last.
+    led: Option<Instant>,
     /// Since when no worker had a rest.
     busy_since: Option<Instant>,
     /// Whether another worker is on its way.
@@ -380,8 +282,12 @@ impl Queue {
             return Led::Busy;
         };
         state.leader = None;
-        let is_little = state.is_little(&self.options);
-        let Some(first) = state.pop_live(counters).filter(|_| is_little) else {
+        let first = if state.is_little(&self.options) {
+            state.pop_live(counters)
+        } else {
+            None
+        };
+        let Some(first) = first else {
             state.parked.push(backend);
             self.wake_for_rest(&state);
             return Led::Nothing;
@@ -480,8 +386,11 @@ impl State {
         match self.leader {
             Some(since) => (since.elapsed() < LEADER_PATIENCE).then_some(Part::Wait),
             None => {
-                self.leader = Some(Instant::now());
-                Some(Part::Lead)
+                let now = Instant::now();
+                self.leader = Some(now);
+                let led = self.led.replace(now);
+                let is_alone = led.is_none_or(|led| now.saturating_duration_since(led) >= ALONE_AFTER);
+                Some(if is_alone { Part::Run } else { Part::Lead })
             }
         }
     }

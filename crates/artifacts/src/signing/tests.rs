@@ -1,6 +1,6 @@
 use std::sync::LazyLock;
 
-use p256::{elliptic_curve::sec1::EncodeEcPrivateKey as _, pkcs8::EncodePrivateKey as _};
+use p256::pkcs8::EncodePrivateKey as _;
 use proptest::prelude::*;
 
 use super::*;

@@ -442,19 +442,22 @@ async fn ask(predictor: Arc<Predictor>, value: i32) -> Prediction {
     prediction
 }
 
+/// Asks until it is known how little the model takes.
+async fn get_known(predictor: &Arc<Predictor>) -> u64 {
+    const ENOUGH: u64 = 16;
+    for _ in 0..ENOUGH {
+        ask(Arc::clone(predictor), -1).await;
+    }
+    ENOUGH
+}
+
 #[test]
-fn what_takes_next_to_nothing_is_done_at_once() {
+fn what_takes_next_to_nothing_is_done_by_those_who_ask() {
     const CALLERS: i32 = 8;
     const STEPS: i32 = 500;
     let predictor = predictor(&graphs::identity(element::INT32, &[-1]), 2, BatcherOptions::default());
-    let mut before = 0;
-    runtime().block_on(async {
-        // Once it is known to be so little.
-        let deadline = Instant::now() + PATIENCE;
-        while !ask(Arc::clone(&predictor), -1).await.queue_time.is_zero() {
-            before += 1;
-            assert!(Instant::now() < deadline, "a worker does it every time");
-        }
+    let before = runtime().block_on(async {
+        let before = get_known(&predictor).await;
         let mut tasks = JoinSet::new();
         for caller in 0..CALLERS {
             let predictor = Arc::clone(&predictor);
@@ -465,15 +468,64 @@ fn what_takes_next_to_nothing_is_done_at_once() {
             });
         }
         tasks.join_all().await;
+        before
     });
     let counted = predictor.statistics();
-    let all = before + 1 + (CALLERS * STEPS) as u64;
+    let all = before + (CALLERS * STEPS) as u64;
     assert_eq!((counted.succeeded, counted.rows), (all, all));
+    assert!(
+        counted.executions < all,
+        "what comes together is run together: {counted:?}"
+    );
     predictor.close();
     predictor.drained_blocking();
     let input = Tensor::from_vec("x", vec![1], vec![1]).unwrap();
     let closed = runtime().block_on(predictor.predict(vec![input], None));
     assert!(matches!(closed, Err(Error::Closed)), "{closed:?}");
+}
+
+#[test]
+fn nobody_waits_for_one_who_leads_and_is_gone() {
+    const ROUNDS: i32 = 200;
+    let predictor = predictor(&graphs::identity(element::INT32, &[-1]), 1, BatcherOptions::default());
+    runtime().block_on(async {
+        get_known(&predictor).await;
+        for round in 0..ROUNDS {
+            // The first to ask leads, the second too where the first was alone; whoever leads goes away before it has run anything.
+            let gone = JoinSet::from_iter((0..2).map(|_| {
+                let predictor = Arc::clone(&predictor);
+                async move {
+                    let input = Tensor::from_vec("x", vec![1], vec![-1]).unwrap();
+                    let _ = tokio::time::timeout(Duration::ZERO, predictor.predict(vec![input], None)).await;
+                }
+            }));
+            let input = Tensor::from_vec("x", vec![1], vec![round]).unwrap();
+            let answer = tokio::time::timeout(PATIENCE, predictor.predict(vec![input], None)).await;
+            assert!(matches!(answer, Ok(Ok(_))), "round {round}: {answer:?}");
+            gone.join_all().await;
+        }
+    });
+}
+
+#[test]
+fn what_becomes_too_much_for_those_who_ask_is_left_to_a_worker() {
+    const CALLERS: usize = 64;
+    const STEPS: usize = 40;
+    // A row takes about as long as may be run by those who ask; sixty-four rows take much longer.
+    let predictor = predictor(&graphs::slow(1), 1, BatcherOptions::default());
+    runtime().block_on(async {
+        let mut tasks = JoinSet::new();
+        for _ in 0..CALLERS {
+            let predictor = Arc::clone(&predictor);
+            tasks.spawn(async move {
+                for _ in 0..STEPS {
+                    predictor.predict(slow_rows(1, 1.0), None).await.unwrap();
+                }
+            });
+        }
+        tasks.join_all().await;
+    });
+    assert_eq!(predictor.statistics().succeeded, (CALLERS * STEPS) as u64);
 }
 
 #[test]

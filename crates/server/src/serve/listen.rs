@@ -1,6 +1,13 @@
 //! The two listeners, split by trust: public for clients, internal for services and probes.
 
-use std::{convert::Infallible, future::Future, net::SocketAddr, sync::Arc};
+use std::{
+    convert::Infallible,
+    future::Future,
+    net::SocketAddr,
+    pin::Pin,
+    sync::Arc,
+    task::{Context as TaskContext, Poll},
+};
 
 use anyhow::Context as _;
 use axum::{
@@ -25,7 +32,7 @@ use modelyard_common::{
 use modelyard_registry::mlflow::MLFLOW_VERSION;
 use tokio::net::TcpListener;
 use tonic::{Status, service::Routes};
-use tower::ServiceExt;
+use tower::{Service, ServiceExt};
 use utoipa::openapi::{InfoBuilder, OpenApi};
 use utoipa_axum::router::OpenApiRouter;
 
@@ -85,7 +92,7 @@ impl Listeners {
             is_open: !config.auth.sign_in,
             origins: Origins::new(config.auth.trusted_proxies.clone()),
         };
-        let public = Router::new().fallback(front).with_state(Arc::new(public));
+        let public = FrontDoor(Arc::new(public));
         let contracts = Contracts {
             services: services.internal_grpc,
             door: Door {
@@ -127,17 +134,37 @@ fn describe(http: OpenApiRouter) -> (Router, OpenApi) {
     (http, description)
 }
 
-fn spawn(lifecycle: &Lifecycle, name: &'static str, listener: TcpListener, tls: Option<&ServerTls>, router: Router) {
+/// What answers every request.
+trait Answers: Service<Request, Response = Response, Error = Infallible> + Clone + Send + Sync + 'static {}
+
+impl<S: Service<Request, Response = Response, Error = Infallible> + Clone + Send + Sync + 'static> Answers for S {}
+
+fn spawn<S: Answers>(
+    lifecycle: &Lifecycle,
+    name: &'static str,
+    listener: TcpListener,
+    tls: Option<&ServerTls>,
+    service: S,
+) where
+    S::Future: Send,
+{
     match tls {
-        Some(tls) => spawn_on(lifecycle, name, TlsListener::new(listener, tls.clone()), router),
-        None => spawn_on(lifecycle, name, PlainListener::new(listener), router),
+        Some(tls) => spawn_on(lifecycle, name, TlsListener::new(listener, tls.clone()), service),
+        None => spawn_on(lifecycle, name, PlainListener::new(listener), service),
     }
 }
 
-fn spawn_on(lifecycle: &Lifecycle, name: &'static str, listener: impl Listener<Addr = Connection>, router: Router) {
+fn spawn_on<S: Answers>(
+    lifecycle: &Lifecycle,
+    name: &'static str,
+    listener: impl Listener<Addr = Connection>,
+    service: S,
+) where
+    S::Future: Send,
+{
     let soft = lifecycle.soft();
     lifecycle.spawn(name, async move {
-        axum::serve(listener, WithConnection(router))
+        axum::serve(listener, WithConnection(service))
             .with_graceful_shutdown(soft.cancelled_owned())
             .await
     });
@@ -161,9 +188,28 @@ struct Front {
     origins: Origins,
 }
 
+/// [`Front`] as a service of its own: a router before it would cost every prediction two more boxes.
+#[derive(Clone)]
+struct FrontDoor(Arc<Front>);
+
+impl Service<Request> for FrontDoor {
+    type Response = Response;
+    type Error = Infallible;
+    type Future = Pin<Box<dyn Future<Output = Result<Response, Infallible>> + Send>>;
+
+    fn poll_ready(&mut self, _: &mut TaskContext<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request) -> Self::Future {
+        let answer = front(Arc::clone(&self.0), request);
+        Box::pin(async move { Ok(answer.await) })
+    }
+}
+
 /// gRPC to the gateway's contract, HTTP to the routes here, and both onward when their role is elsewhere. What every request
 /// of a client must pass stands at the beginning.
-fn front(State(front): State<Arc<Front>>, mut request: Request) -> impl Future<Output = Response> + Send {
+fn front(front: Arc<Front>, mut request: Request) -> impl Future<Output = Response> + Send {
     let foreign = if front.is_open { guard::refuse(&request) } else { None };
     let refused = foreign.or_else(|| guard::refuse_nul(request.uri()));
     rpc::remove_identity(request.headers_mut());
