@@ -4,7 +4,7 @@
 
 mod extensions;
 
-use std::{borrow::Cow, sync::Arc, time::Instant};
+use std::{borrow::Cow, convert::Infallible, sync::Arc, time::Instant};
 
 use axum::{
     Router,
@@ -17,6 +17,7 @@ use axum::{
     routing::{get, post},
 };
 use bytes::Bytes;
+use futures::stream;
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use modelyard_auth::{Access, Action, http::authenticate};
 use modelyard_common::error::{Fault as _, Problem};
@@ -316,7 +317,7 @@ fn header_bytes(headers: &HeaderMap) -> Result<Option<usize>> {
 }
 
 fn respond(body: Body, accepted: Option<Encoding>) -> Response {
-    let compressed = accepted.and_then(|encoding| Some((compress(&body.bytes, encoding)?, encoding)));
+    let compressed = accepted.and_then(|encoding| Some((compress(&body.parts.concat(), encoding)?, encoding)));
     let mut response = Response::new(HttpBody::empty());
     let headers = response.headers_mut();
     match body.header_bytes {
@@ -335,7 +336,16 @@ fn respond(body: Body, accepted: Option<Encoding>) -> Response {
                 .insert(header::CONTENT_ENCODING, encoding.header());
             HttpBody::from(bytes)
         }
-        None => HttpBody::from(body.bytes),
+        None => {
+            let length = body.length();
+            let mut parts = body.parts;
+            if parts.len() > 1 {
+                response.headers_mut().insert(header::CONTENT_LENGTH, length.into());
+                HttpBody::from_stream(stream::iter(parts.into_iter().map(Ok::<_, Infallible>)))
+            } else {
+                HttpBody::from(parts.pop().unwrap_or_default())
+            }
+        }
     };
     response
 }

@@ -283,10 +283,13 @@ impl Drop for Predictor {
 }
 
 impl Shared {
-    /// Whether whoever brings such a request may run it, where that is little work: of other models the work is not known by the
-    /// rows, or they wait for others.
+    /// Whether whoever brings such a request may run it, where that is little work. Of other models the work is not known by the
+    /// rows, or they wait for others, or a worker shall wait for more to join.
     fn may_lead(&self, rows: Option<usize>) -> bool {
-        rows.is_some_and(|rows| rows > 0) && self.facts.rows_are_fixed && !self.source.waits()
+        rows.is_some_and(|rows| rows > 0)
+            && self.facts.rows_are_fixed
+            && !self.source.waits()
+            && self.queue.options().max_queue_delay.is_zero()
     }
 
     /// Starts a worker with a backend, which is made on the worker's own thread.

@@ -13,12 +13,23 @@ use crate::{error::Result, predict::Answer};
 /// The room that an answer's JSON is given at first, beside its elements.
 const JSON_BYTES: usize = 256;
 
+/// From this size on, in bytes, tensors are sent as they are instead of being put behind the JSON first.
+const LARGE_TAIL_BYTES: usize = 64 << 10;
+
 /// An answer's body.
 #[derive(Debug)]
 pub(crate) struct Body {
-    pub bytes: Bytes,
+    /// Its parts, one after the other: one, but for large tensors.
+    pub parts: Vec<Bytes>,
     /// How many bytes of it are JSON, if tensors are behind it.
     pub header_bytes: Option<usize>,
+}
+
+impl Body {
+    /// The bytes of all parts.
+    pub(crate) fn length(&self) -> usize {
+        self.parts.iter().map(Bytes::len).sum()
+    }
 }
 
 /// Writes an answer with the outputs that are wanted, in the order in which they are.
@@ -31,7 +42,8 @@ pub(crate) fn write(mut answer: Answer, wanted: &[RequestedOutput], binary: bool
         .into_iter()
         .map(|(output, wish)| (output, wish.unwrap_or(binary)));
     let outputs: Vec<(Tensor, bool)> = outputs.collect();
-    let elements: usize = outputs.iter().map(|(output, _)| 64 + output.elements() * 10).sum();
+    let in_json = |(output, binary): &(Tensor, bool)| if *binary { 0 } else { output.elements() * 10 };
+    let elements: usize = outputs.iter().map(|output| 64 + in_json(output)).sum();
     let mut json = Vec::with_capacity(JSON_BYTES + elements);
     json.extend_from_slice(b"{\"model_name\":");
     put(&mut json, &answer.endpoint.key.name);
@@ -49,13 +61,17 @@ pub(crate) fn write(mut answer: Answer, wanted: &[RequestedOutput], binary: bool
     }
     json.extend_from_slice(b"]}");
     let header_bytes = (!tail.is_empty()).then_some(json.len());
-    for part in tail {
-        json.extend_from_slice(&part);
+    let mut parts = Vec::with_capacity(1);
+    if tail.iter().map(Bytes::len).sum::<usize>() < LARGE_TAIL_BYTES {
+        for part in tail {
+            json.extend_from_slice(&part);
+        }
+        parts.push(json.into());
+    } else {
+        parts.push(json.into());
+        parts.extend(tail);
     }
-    Ok(Body {
-        bytes: json.into(),
-        header_bytes,
-    })
+    Ok(Body { parts, header_bytes })
 }
 
 /// The outputs that are wanted, out of an answer, each with whether it is wished to be binary.

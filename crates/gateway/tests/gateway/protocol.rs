@@ -1,10 +1,14 @@
 //! The Open Inference Protocol, over HTTP and gRPC, as its clients speak it.
 
-use std::{collections::HashMap, io::Write as _};
+use std::{
+    collections::HashMap,
+    io::{Read as _, Write as _},
+};
 
 use axum::body::Body;
 use flate2::{
     Compression,
+    read::GzDecoder,
     write::{GzEncoder, ZlibEncoder},
 };
 use http::{Request, StatusCode};
@@ -349,6 +353,37 @@ async fn a_body_without_json_is_the_only_inputs_row() {
     assert_eq!(header["outputs"][0]["shape"], json!([1, 2]));
     let expected: Vec<u8> = [3.0_f32, -6.0].iter().flat_map(|value| value.to_le_bytes()).collect();
     assert_eq!(binary["y"], expected);
+}
+
+#[tokio::test]
+async fn large_tensors_are_answered_whole_plain_and_compressed() {
+    const ROWS: usize = 20_000;
+    let world = World::new(Registry::new(vec![]));
+    let digest = world.store(crate::onnx::simple(2.0)).await;
+    world
+        .registry
+        .set(vec![endpoint("e", vec![live("m", 1, &digest, 1.0)])]);
+    let running = world.start_ready().await;
+    let values: Vec<f32> = (0..2 * ROWS).map(|value| (value % 1000) as f32).collect();
+    let raw = |factor: f32| -> Vec<u8> { values.iter().flat_map(|value| (value * factor).to_le_bytes()).collect() };
+    let input = json!({
+        "name": "x", "shape": [ROWS, 2], "datatype": "FP32", "parameters": {"binary_data_size": values.len() * 4},
+    });
+    let header = json!({"parameters": {"binary_data_output": true}, "inputs": [input]});
+    let path = "/v2/models/e/infer";
+    let answer = running.send(binary_request(path, &header, &raw(1.0))).await;
+    let length = answer.headers["content-length"].to_str().unwrap().parse::<usize>();
+    assert_eq!(length, Ok(answer.body.len()));
+    let (_, binary) = binary_outputs(&answer);
+    assert_eq!(binary["y"], raw(2.0));
+
+    let mut request = binary_request(path, &header, &raw(1.0));
+    request.headers_mut().insert("accept-encoding", "gzip".parse().unwrap());
+    let answer = running.send(request).await;
+    assert_eq!(answer.headers["content-encoding"], "gzip");
+    let mut body = Vec::new();
+    GzDecoder::new(&answer.body[..]).read_to_end(&mut body).unwrap();
+    assert!(body.ends_with(&raw(2.0)));
 }
 
 #[tokio::test]
