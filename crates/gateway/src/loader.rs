@@ -6,6 +6,7 @@ use std::{
     io::{self, Read as _},
     path::{Path, PathBuf},
     sync::{Arc, Weak},
+    thread,
     time::{Duration, SystemTime},
 };
 
@@ -41,6 +42,9 @@ const FOLDER_EXTENSION: &str = "folder";
 
 /// The longest description of how an artifact is run, in bytes.
 const MAX_DESCRIPTION_BYTES: u64 = 8 << 20;
+
+/// How gentle threads are that load models, as `nice` counts it: a tenth of the weight of others.
+const LOADING_NICENESS: i32 = 10;
 
 /// The folder of models below the gateway's.
 const MODELS_FOLDER: &str = "models";
@@ -380,7 +384,35 @@ fn open_session(runtime: &Runtime, path: &Path, accelerator: Option<Accelerator>
     let bytes = fs::metadata(path).map_err(Error::io(path))?.len();
     let size = usize::try_from(bytes).unwrap_or(usize::MAX);
     let options = ModelOptions::for_size(size, runtime.processors()).on(accelerator);
-    Ok(InferenceModel::from_file(runtime, path, options)?)
+    let open = || Ok(InferenceModel::from_file(runtime, path, options)?);
+    if options.intra_threads > 1 {
+        // Its threads would stay as gentle as the one that opened it.
+        open()
+    } else {
+        gently(open)
+    }
+}
+
+/// Works on a thread that leaves the processors to whoever serves: loading takes them whole, and can wait.
+fn gently<T: Send>(work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+    let gentle = move || {
+        // Linux sets it for the thread alone. Where it is refused, loading is as urgent as serving.
+        if let Err(error) = rustix::process::nice(LOADING_NICENESS) {
+            tracing::debug!(%error, "models are loaded at full priority");
+        }
+        work()
+    };
+    let worked = thread::scope(|scope| {
+        let thread = thread::Builder::new()
+            .name("load".to_owned())
+            .spawn_scoped(scope, gentle);
+        thread.map(|thread| thread.join())
+    });
+    match worked {
+        Ok(Ok(result)) => result,
+        Ok(Err(_)) => Err(interrupted()),
+        Err(source) => Err(modelyard_inference::Error::Thread { source }.into()),
+    }
 }
 
 fn start(mut model: InferenceModel, wanted: Wanted, counters: Arc<Counters>) -> Result<Predictor> {

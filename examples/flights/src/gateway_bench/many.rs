@@ -23,8 +23,8 @@ use crate::{
 
 /// The share of the models that fits into memory.
 const FITTING: f64 = 0.1;
-/// Those whose latency is told.
-const POPULAR: usize = 20;
+/// Those whose latency is told: asked so often that they stay in memory.
+const POPULAR: usize = 5;
 /// The width of a model's rows.
 const WIDTH: usize = 4;
 /// Connections that load the server.

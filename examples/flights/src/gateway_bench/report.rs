@@ -203,7 +203,7 @@ fn many_lines(many: &Many) -> Vec<String> {
     let [alone_rate, all_rate] = many.requests_per_second;
     vec![
         format!(
-            "many: {} endpoints with a model each, memory for a tenth, 16 connections: p99 of the 20 asked most {beside:.1} ms beside the others, \
+            "many: {} endpoints with a model each, memory for a tenth, 16 connections: p99 of the five asked most {beside:.1} ms beside the others, \
              {alone:.1} ms without them, so {:.1} times (rounds: {})",
             many.models,
             many.p99.median,
