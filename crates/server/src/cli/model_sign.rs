@@ -3,7 +3,7 @@
 use std::{fs, path::PathBuf};
 
 use anyhow::{Context, bail, ensure};
-use clap::Args;
+use clap::{ArgGroup, Args};
 use modelyard_artifacts::signing::{Bundle, Files, MAX_BUNDLE_BYTES, ONLY_FILE, PrivateKey, PublicKey, read_list};
 use reqwest::Method;
 use serde_json::{Value, json};
@@ -21,16 +21,12 @@ const MAX_LIST_BYTES: u64 = 8 << 20;
 
 /// What `models sign` takes.
 #[derive(Args)]
+#[command(group(ArgGroup::new("signature").required(true).args(["key", "bundle"])))]
 pub struct SignArguments {
     /// NAME/VERSION
     version: String,
     /// Private key to sign with: ECDSA on P-256 or P-384, in PEM. What is signed are the digests that the server tells
-    #[arg(
-        long,
-        value_name = "FILE",
-        required_unless_present = "bundle",
-        conflicts_with = "bundle"
-    )]
+    #[arg(long, value_name = "FILE")]
     key: Option<PathBuf>,
     /// Signature that was made elsewhere, by `model_signing sign key` for example
     #[arg(long, value_name = "FILE")]
