@@ -183,6 +183,17 @@ impl Deployment {
         modelyard(arguments, &[("MODELYARD_URL", self.url())])
     }
 
+    /// What `modelyard` prints, which must succeed.
+    pub fn succeed(&self, arguments: &[&str]) -> Result<String> {
+        let output = self.modelyard(arguments)?;
+        ensure!(
+            output.status.success(),
+            "{arguments:?}: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        Ok(String::from_utf8(output.stdout)?)
+    }
+
     /// The folder of the servers.
     pub fn folder(&self) -> &Path {
         self.folder.path()

@@ -20,16 +20,6 @@ use crate::{
 const PYTHON: &str = "TEST_PYTHON";
 const PYTHON_KSERVE: &str = "TEST_PYTHON_KSERVE";
 
-fn succeed(deployment: &Deployment, arguments: &[&str]) -> Result<String> {
-    let output = deployment.modelyard(arguments)?;
-    ensure!(
-        output.status.success(),
-        "{arguments:?}: {}",
-        String::from_utf8_lossy(&output.stderr)
-    );
-    Ok(String::from_utf8(output.stdout)?)
-}
-
 /// A server that runs models of Python, with the endpoints `orders` and `forest` of what the client has logged.
 async fn with_python_models(topology: Topology, environments: bool) -> Result<Deployment> {
     let interpreter = PathBuf::from(python(PYTHON)?);
@@ -46,7 +36,7 @@ async fn with_python_models(topology: Topology, environments: bool) -> Result<De
             // What it asks for takes minutes to install.
             continue;
         }
-        succeed(&deployment, &["deploy", name, "--model", &model, "--wait"])?;
+        deployment.succeed(&["deploy", name, "--model", &model, "--wait"])?;
     }
     Ok(deployment)
 }
@@ -165,9 +155,9 @@ async fn a_model_of_python_gets_an_environment_with_what_it_asks_for() -> Result
     let deployment = with_python_models(Topology::AllInOne, true).await?;
     let (status, answer) = order(&deployment, 2.5).await?;
     ensure!(status == StatusCode::OK, "{status} {answer}");
-    succeed(&deployment, &["deploy", "impossible", "--model", "impossible/1"])?;
+    deployment.succeed(&["deploy", "impossible", "--model", "impossible/1"])?;
     until("why another cannot be run is told", PATIENCE, || async {
-        let described = succeed(&deployment, &["describe", "endpoint", "impossible"]).ok()?;
+        let described = deployment.succeed(&["describe", "endpoint", "impossible"]).ok()?;
         let is_told = described.contains("what the model needs cannot be installed")
             && described.contains("modelyard-has-no-such-package");
         is_told.then_some(())
@@ -225,13 +215,10 @@ async fn a_version_stands_for_a_model_of_kserve() -> Result<()> {
     let extra = format!("gateway.upstreams = ['{place}']\n");
     let deployment = Deployment::start_with(Topology::AllInOne, Engine::Sqlite, &extra).await?;
     let address = format!("grpc://{place}/halves");
-    let printed = succeed(
-        &deployment,
-        &["models", "import", &address, "--name", "halves", "--alias", "champion"],
-    )?;
+    let printed = deployment.succeed(&["models", "import", &address, "--name", "halves", "--alias", "champion"])?;
     ensure!(printed.trim() == "halves/1", "{printed}");
     // It is waited for while the other server starts.
-    succeed(&deployment, &["deploy", "halves", "--model", "halves@champion"])?;
+    deployment.succeed(&["deploy", "halves", "--model", "halves@champion"])?;
     let answer = until("the other server answers", PATIENCE, || async {
         let (status, answer) = halve(&deployment, 7.0).await.ok()?;
         (status == StatusCode::OK).then_some(answer)

@@ -47,16 +47,6 @@ impl Keys {
     }
 }
 
-fn succeed(deployment: &Deployment, arguments: &[&str]) -> Result<String> {
-    let output = deployment.modelyard(arguments)?;
-    ensure!(
-        output.status.success(),
-        "{arguments:?}: {}",
-        String::from_utf8_lossy(&output.stderr)
-    );
-    Ok(String::from_utf8(output.stdout)?)
-}
-
 /// What a command says that must fail.
 fn refusal(deployment: &Deployment, arguments: &[&str]) -> Result<String> {
     let output = deployment.modelyard(arguments)?;
@@ -66,7 +56,7 @@ fn refusal(deployment: &Deployment, arguments: &[&str]) -> Result<String> {
 
 async fn is_told(deployment: &Deployment, endpoint: &str, why: &'static str) {
     until(why, PATIENCE, || async {
-        let described = succeed(deployment, &["describe", "endpoint", endpoint]).ok()?;
+        let described = deployment.succeed(&["describe", "endpoint", endpoint]).ok()?;
         described.contains(why).then_some(())
     })
     .await;
@@ -121,39 +111,33 @@ async fn only_what_a_trusted_key_has_signed_is_served() -> Result<()> {
     let mut deployment = Deployment::start_with(Topology::Split, Engine::Sqlite, &keys.wanted()).await?;
     let folder = models(&deployment)?;
     let file = |name: &str| folder.join(format!("{name}.onnx")).display().to_string();
-    succeed(
-        &deployment,
-        &["models", "import", &file("good"), "--name", "m", "--alias", "champion"],
-    )?;
-    succeed(&deployment, &["deploy", "e", "--model", "m@champion"])?;
+    deployment.succeed(&["models", "import", &file("good"), "--name", "m", "--alias", "champion"])?;
+    deployment.succeed(&["deploy", "e", "--model", "m@champion"])?;
     is_told(&deployment, "e", "is not signed").await;
     let (status, _) = predict(&deployment, "e").await?;
     ensure!(status == StatusCode::SERVICE_UNAVAILABLE, "{status}");
 
-    succeed(&deployment, &["models", "sign", "m/1", "--key", &keys.file("other")])?;
+    deployment.succeed(&["models", "sign", "m/1", "--key", &keys.file("other")])?;
     is_told(&deployment, "e", "none of the trusted keys has signed it").await;
     let verify = ["models", "verify", "m/1", "--key", &keys.file("trusted.pub")];
     let said = refusal(&deployment, &verify)?;
     ensure!(said.contains("none of the trusted keys"), "{said}");
 
-    succeed(&deployment, &["models", "sign", "m/1", "--key", &keys.file("trusted")])?;
+    deployment.succeed(&["models", "sign", "m/1", "--key", &keys.file("trusted")])?;
     is_served(&deployment, "e").await;
-    let said = succeed(&deployment, &verify)?;
+    let said = deployment.succeed(&verify)?;
     ensure!(said.contains("m/1"), "{said}");
 
     // The next one is not signed: the one before serves on.
-    succeed(
-        &deployment,
-        &[
-            "models",
-            "import",
-            &file("better"),
-            "--name",
-            "m",
-            "--alias",
-            "champion",
-        ],
-    )?;
+    deployment.succeed(&[
+        "models",
+        "import",
+        &file("better"),
+        "--name",
+        "m",
+        "--alias",
+        "champion",
+    ])?;
     is_told(&deployment, "e", "is not signed").await;
     let (status, answer) = predict(&deployment, "e").await?;
     ensure!(
@@ -209,37 +193,28 @@ async fn signatures_are_those_of_openssf_s_model_signing() -> Result<()> {
     };
     signed(&own, &signature)?;
     let path = own.display().to_string();
-    succeed(
-        &deployment,
-        &["models", "import", &path, "--name", "theirs", "--alias", "champion"],
-    )?;
-    succeed(
-        &deployment,
-        &["deploy", "theirs", "--model", "theirs@champion", "--wait"],
-    )?;
+    deployment.succeed(&["models", "import", &path, "--name", "theirs", "--alias", "champion"])?;
+    deployment.succeed(&["deploy", "theirs", "--model", "theirs@champion", "--wait"])?;
     is_served(&deployment, "theirs").await;
 
     let file = folder.join("better.onnx");
     let path = file.display().to_string();
-    succeed(&deployment, &["models", "import", &path, "--name", "beside"])?;
+    deployment.succeed(&["models", "import", &path, "--name", "beside"])?;
     signed(&file, &folder.join("better.sig"))?;
     let bundle = folder.join("better.sig").display().to_string();
-    succeed(&deployment, &["models", "sign", "beside/1", "--bundle", &bundle])?;
-    succeed(&deployment, &["deploy", "beside", "--model", "beside/1", "--wait"])?;
+    deployment.succeed(&["models", "sign", "beside/1", "--bundle", &bundle])?;
+    deployment.succeed(&["deploy", "beside", "--model", "beside/1", "--wait"])?;
 
     // Ours, which they verify.
-    let version = succeed(
-        &deployment,
-        &[
-            "models",
-            "sign",
-            "beside/1",
-            "--key",
-            &keys.file("trusted"),
-            "-o",
-            "json",
-        ],
-    )?;
+    let version = deployment.succeed(&[
+        "models",
+        "sign",
+        "beside/1",
+        "--key",
+        &keys.file("trusted"),
+        "-o",
+        "json",
+    ])?;
     let version: Value = serde_json::from_str(&version)?;
     let digest = version
         .get("bundle_digest")
@@ -274,24 +249,18 @@ async fn all_files_of_a_model_of_python_are_signed() -> Result<()> {
     let url = deployment.url().to_owned();
     let log = move || run_client("mlflow_pyfunc.py", &["log"], &[("MLFLOW_TRACKING_URI", &url)]);
     tokio::task::spawn_blocking(log).await??;
-    succeed(&deployment, &["deploy", "orders", "--model", "orders@champion"])?;
+    deployment.succeed(&["deploy", "orders", "--model", "orders@champion"])?;
     is_told(&deployment, "orders", "is not signed").await;
-    succeed(
-        &deployment,
-        &["models", "sign", "orders/1", "--key", &keys.file("trusted")],
-    )?;
-    let verified = succeed(
-        &deployment,
-        &[
-            "models",
-            "verify",
-            "orders/1",
-            "--key",
-            &keys.file("trusted.pub"),
-            "-o",
-            "json",
-        ],
-    )?;
+    deployment.succeed(&["models", "sign", "orders/1", "--key", &keys.file("trusted")])?;
+    let verified = deployment.succeed(&[
+        "models",
+        "verify",
+        "orders/1",
+        "--key",
+        &keys.file("trusted.pub"),
+        "-o",
+        "json",
+    ])?;
     let verified: Value = serde_json::from_str(&verified)?;
     let files = verified.get("files").and_then(Value::as_object).context("no files")?;
     ensure!(
@@ -299,7 +268,7 @@ async fn all_files_of_a_model_of_python_are_signed() -> Result<()> {
         "{files:?}"
     );
     until("the model is served", PATIENCE, || async {
-        let endpoint = succeed(&deployment, &["get", "endpoint", "orders", "-o", "json"]).ok()?;
+        let endpoint = deployment.succeed(&["get", "endpoint", "orders", "-o", "json"]).ok()?;
         let endpoint: Value = serde_json::from_str(&endpoint).ok()?;
         (endpoint.pointer("/status/ready") == Some(&json!(true))).then_some(())
     })

@@ -32,6 +32,17 @@ pub async fn doubling() -> (World, Running) {
     (world, running)
 }
 
+/// A gateway whose endpoint `e` doubles `x`, its only input.
+async fn of_one_input() -> (World, Running) {
+    let world = World::new(Registry::new(vec![]));
+    let digest = world.store(crate::onnx::simple(2.0)).await;
+    world
+        .registry
+        .set(vec![endpoint("e", vec![live("m", 1, &digest, 1.0)])]);
+    let running = world.start_ready().await;
+    (world, running)
+}
+
 fn input(name: &str, datatype: &str, shape: &Value, data: &Value) -> Value {
     json!({"name": name, "datatype": datatype, "shape": shape, "data": data})
 }
@@ -340,12 +351,7 @@ async fn binary_bodies_are_checked_to_the_last_byte() {
 
 #[tokio::test]
 async fn a_body_without_json_is_the_only_inputs_row() {
-    let world = World::new(Registry::new(vec![]));
-    let digest = world.store(crate::onnx::simple(2.0)).await;
-    world
-        .registry
-        .set(vec![endpoint("e", vec![live("m", 1, &digest, 1.0)])]);
-    let running = world.start_ready().await;
+    let (_world, running) = of_one_input().await;
     let bytes: Vec<u8> = [1.5_f32, -3.0].iter().flat_map(|value| value.to_le_bytes()).collect();
     let request = Request::post("/v2/models/e/infer").header("inference-header-content-length", 0);
     let answer = running.send(request.body(Body::from(bytes)).unwrap()).await;
@@ -358,12 +364,7 @@ async fn a_body_without_json_is_the_only_inputs_row() {
 #[tokio::test]
 async fn large_tensors_are_answered_whole_plain_and_compressed() {
     const ROWS: usize = 20_000;
-    let world = World::new(Registry::new(vec![]));
-    let digest = world.store(crate::onnx::simple(2.0)).await;
-    world
-        .registry
-        .set(vec![endpoint("e", vec![live("m", 1, &digest, 1.0)])]);
-    let running = world.start_ready().await;
+    let (_world, running) = of_one_input().await;
     let values: Vec<f32> = (0..2 * ROWS).map(|value| (value % 1000) as f32).collect();
     let raw = |factor: f32| -> Vec<u8> { values.iter().flat_map(|value| (value * factor).to_le_bytes()).collect() };
     let input = json!({
