@@ -1,5 +1,5 @@
 //! Authentication of what arrives over HTTP, gRPC to clients included: every router of a service stands behind
-//! [`authenticate`], and its handlers take a [`Caller`].
+//! [`authenticate`], and its handlers take a [`Caller`]; predictions ask [`admit`] themselves.
 
 use axum::{
     extract::{FromRequestParts, Request, State},
@@ -31,21 +31,35 @@ const MAX_AUTHORIZATION_BYTES: usize = 4096;
 /// Middleware: finds out who sent the request, and puts the [`Caller`] among its extensions.
 pub async fn authenticate(State(access): State<Access>, request: Request, next: Next) -> Response {
     let (mut parts, body) = request.into_parts();
-    match identify(&access, &parts).await {
-        Ok(caller) => {
-            let id = HeaderValue::from_str(request_id(&parts.headers).unwrap_or_default());
-            parts.extensions.insert(caller);
-            let mut response = next.run(Request::from_parts(parts, body)).await;
-            if let Some(id) = id.ok().filter(|id| !id.is_empty()) {
-                response.headers_mut().insert(REQUEST_ID, id);
-            }
-            response
-        }
-        Err(error) => {
-            access.note_rejection(&error, facts(&parts));
-            refusal(&error, &parts.headers)
-        }
+    let caller = match admit(&access, &parts).await {
+        Ok(caller) => caller,
+        Err(refused) => return refused,
+    };
+    let id = id_of_answer(&parts.headers);
+    parts.extensions.insert(caller);
+    let mut response = next.run(Request::from_parts(parts, body)).await;
+    if let Some(id) = id {
+        response.headers_mut().insert(REQUEST_ID, id);
     }
+    response
+}
+
+/// Who sent a request, for a route that cannot afford the middleware.
+///
+/// # Errors
+/// The answer to a request that nobody is known to have sent.
+pub async fn admit(access: &Access, parts: &Parts) -> Result<Caller, Response> {
+    identify(access, parts).await.map_err(|error| {
+        access.note_rejection(&error, facts(parts));
+        refusal(&error, &parts.headers)
+    })
+}
+
+/// The client's own id of a request, as its answer carries it.
+#[must_use]
+pub fn id_of_answer(headers: &HeaderMap) -> Option<HeaderValue> {
+    request_id(headers)?;
+    headers.get(REQUEST_ID).cloned()
 }
 
 /// Who sends the messages of a stream, asked again for each: a stream can outlive what its caller may.

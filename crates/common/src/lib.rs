@@ -12,6 +12,7 @@ pub mod lifecycle;
 pub mod name;
 pub mod readiness;
 pub mod rpc;
+pub mod serve;
 pub mod telemetry;
 pub mod time;
 pub mod tls;

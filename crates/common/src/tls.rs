@@ -20,10 +20,11 @@ use tokio_rustls::rustls::{
     server::{NoServerSessionStorage, WebPkiClientVerifier, danger::ClientCertVerifier},
 };
 
+pub(crate) use self::listener::{PlainListener, TlsListener, WithConnection};
 pub use self::{
     certificate::TlsError,
     connector::{Connector, PeerStream},
-    listener::{Connection, HANDSHAKE_TIMEOUT, MAX_HANDSHAKES, PlainListener, TlsListener, WithConnection},
+    listener::{Connection, HANDSHAKE_TIMEOUT, MAX_HANDSHAKES},
     reload::{EXPIRY, RELOAD_FAILED},
 };
 use self::{

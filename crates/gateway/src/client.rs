@@ -10,7 +10,7 @@ use axum::{
     middleware::Next,
     response::{IntoResponse as _, Response},
 };
-use http::request::Parts;
+use http::{HeaderMap, request::Parts};
 use modelyard_auth::{
     Access, Action, Caller, Kind, Resource,
     http::{Again, authenticate},
@@ -50,6 +50,15 @@ fn project(named: Option<&str>) -> Cow<'static, str> {
 }
 
 impl Client {
+    /// A caller of an endpoint whose project the path names, or a header, or nothing.
+    pub(crate) fn new(caller: Caller, in_path: Option<&str>, headers: &HeaderMap) -> Self {
+        let in_header = || headers.get(PROJECT_HEADER).and_then(|name| name.to_str().ok());
+        Self {
+            caller,
+            project: project(in_path.or_else(in_header)),
+        }
+    }
+
     /// The beginning of every operation.
     ///
     /// # Errors
@@ -108,11 +117,7 @@ impl<S: Send + Sync> FromRequestParts<S> for Client {
             let mut parameters = parameters.iter();
             parameters.find_map(|(name, value)| (name == PROJECT_PARAMETER).then_some(value))
         });
-        let in_header = || parts.headers.get(PROJECT_HEADER).and_then(|name| name.to_str().ok());
-        Ok(Self {
-            caller,
-            project: project(in_path.or_else(in_header)),
-        })
+        Ok(Self::new(caller, in_path, &parts.headers))
     }
 }
 

@@ -19,7 +19,10 @@ use axum::{
 use bytes::Bytes;
 use futures::stream;
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
-use modelyard_auth::{Access, Action, http::authenticate};
+use modelyard_auth::{
+    Access, Action,
+    http::{REQUEST_ID, admit, authenticate, id_of_answer},
+};
 use modelyard_common::error::{Fault as _, Problem};
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -41,25 +44,40 @@ use crate::{
 /// How many bytes of a body are JSON.
 static HEADER_LENGTH: HeaderName = HeaderName::from_static("inference-header-content-length");
 
+/// Before the paths of endpoints, where these name the project.
+const IN_PROJECT: &str = "/projects/{project}";
+
 static JSON: HeaderValue = HeaderValue::from_static("application/json");
 static BINARY: HeaderValue = HeaderValue::from_static("application/octet-stream");
 
 type Shared = State<Arc<Gateway>>;
 pub(crate) type Received = Result<Bytes, BytesRejection>;
 
+/// What a prediction needs. Its route has no layers: each would cost every request several allocations.
+#[derive(Clone)]
+struct Predictions {
+    gateway: Arc<Gateway>,
+    access: Access,
+}
+
 /// All routes of prediction.
 pub(crate) fn router(gateway: Arc<Gateway>, access: Access) -> Router {
+    let predictions = Router::new()
+        .route("/v2/models/{model}/infer", post(infer))
+        .route("/v2/models/{model}/versions/{version}/infer", post(infer))
+        .with_state(Predictions {
+            gateway: Arc::clone(&gateway),
+            access: access.clone(),
+        });
     let models = Router::new()
         .route("/v2/models", get(models))
         .route("/v2/models/{model}", get(model))
         .route("/v2/models/{model}/ready", get(model_ready))
-        .route("/v2/models/{model}/infer", post(infer))
         .route("/v2/models/{model}/config", get(extensions::config))
         .route("/v2/models/{model}/stats", get(extensions::statistics))
         .route("/v2/models/stats", get(extensions::all_statistics))
         .route("/v2/models/{model}/versions/{version}", get(model))
         .route("/v2/models/{model}/versions/{version}/ready", get(model_ready))
-        .route("/v2/models/{model}/versions/{version}/infer", post(infer))
         .route("/v2/models/{model}/versions/{version}/config", get(extensions::config))
         .route(
             "/v2/models/{model}/versions/{version}/stats",
@@ -83,7 +101,7 @@ pub(crate) fn router(gateway: Arc<Gateway>, access: Access) -> Router {
         .route_layer(from_fn_with_state(access, authenticate));
     Router::new()
         .merge(models.clone())
-        .nest("/projects/{project}", models)
+        .nest(IN_PROJECT, models)
         .route("/v2", get(server))
         .route("/v2/health/live", get(live))
         .route("/v2/health/ready", get(ready))
@@ -96,9 +114,11 @@ pub(crate) fn router(gateway: Arc<Gateway>, access: Access) -> Router {
             "/v2/cudasharedmemory/{*rest}",
             get(no_shared_memory).post(no_shared_memory),
         )
-        .method_not_allowed_fallback(wrong_method)
         .layer(DefaultBodyLimit::max(MAX_BODY_BYTES))
         .with_state(gateway)
+        .merge(predictions.clone())
+        .nest(IN_PROJECT, predictions)
+        .method_not_allowed_fallback(wrong_method)
 }
 
 /// An error in the protocol's shape.
@@ -196,6 +216,8 @@ async fn no_shared_memory() -> Response {
 /// The parts of a path below `/v2/models`.
 #[derive(Deserialize)]
 pub(crate) struct Named {
+    /// The endpoint's project, where the path names it.
+    project: Option<String>,
     /// The endpoint.
     pub(crate) model: String,
     /// The version that must answer.
@@ -236,24 +258,30 @@ async fn model_ready(State(gateway): Shared, client: Client, Path(named): Path<N
 }
 
 /// The parts are taken out of the request by hand: a copy of the headers for each would be noticed here.
-async fn infer(State(gateway): Shared, request: Request) -> Response {
+async fn infer(State(Predictions { gateway, access }): State<Predictions>, mut request: Request) -> Response {
     let arrived = Instant::now();
+    DefaultBodyLimit::max(MAX_BODY_BYTES).apply(&mut request);
     let (mut parts, body) = request.into_parts();
-    let client = match Client::from_request_parts(&mut parts, &gateway).await {
-        Ok(client) => client,
+    let caller = match admit(&access, &parts).await {
+        Ok(caller) => caller,
         Err(refused) => return refused,
     };
-    let named = match Path::<Named>::from_request_parts(&mut parts, &gateway).await {
+    let named = match Path::<Named>::from_request_parts(&mut parts, &()).await {
         Ok(Path(named)) => named,
         Err(refused) => return refused.into_response(),
     };
     let headers = std::mem::take(&mut parts.headers);
-    let body = Bytes::from_request(Request::from_parts(parts, body), &gateway).await;
+    let client = Client::new(caller, named.project.as_deref(), &headers);
+    let body = Bytes::from_request(Request::from_parts(parts, body), &()).await;
     let accepted = Encoding::accepted(headers.get(header::ACCEPT_ENCODING));
-    match run(&gateway, &client, &named, &headers, body, arrived).await {
+    let mut response = match run(&gateway, &client, &named, &headers, body, arrived).await {
         Ok(body) => respond(body, accepted),
         Err(error) => refuse(error),
+    };
+    if let Some(id) = id_of_answer(&headers) {
+        response.headers_mut().insert(REQUEST_ID, id);
     }
+    response
 }
 
 async fn run(

@@ -50,7 +50,7 @@ impl Connection {
 
 /// For `axum::serve`: gives each connection a service that has what is known of it among the extensions of its requests.
 #[derive(Clone)]
-pub struct WithConnection<S>(pub S);
+pub(crate) struct WithConnection<S>(pub(crate) S);
 
 impl<L, S> Service<IncomingStream<'_, L>> for WithConnection<S>
 where
@@ -71,12 +71,11 @@ where
 }
 
 /// A listener without TLS.
-pub struct PlainListener(TcpListener);
+pub(crate) struct PlainListener(TcpListener);
 
 impl PlainListener {
     /// Takes over a bound listener.
-    #[must_use]
-    pub const fn new(listener: TcpListener) -> Self {
+    pub(crate) const fn new(listener: TcpListener) -> Self {
         Self(listener)
     }
 }
@@ -105,7 +104,7 @@ async fn accept(listener: &mut TcpListener) -> (TcpStream, Connection) {
 
 /// A listener with TLS. Handshakes run beside each other, so that a slow client keeps nobody waiting, and one that fails
 /// ends nothing but its own connection.
-pub struct TlsListener {
+pub(crate) struct TlsListener {
     tcp: TcpListener,
     tls: ServerTls,
     /// They end with the listener.
@@ -116,8 +115,7 @@ type Accepted = (TlsStream<TcpStream>, Connection);
 
 impl TlsListener {
     /// Takes over a bound listener.
-    #[must_use]
-    pub fn new(tcp: TcpListener, tls: ServerTls) -> Self {
+    pub(crate) fn new(tcp: TcpListener, tls: ServerTls) -> Self {
         Self {
             tcp,
             tls,

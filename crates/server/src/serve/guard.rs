@@ -15,18 +15,15 @@ pub fn refuse(request: &Request) -> Option<Response> {
 }
 
 fn refusal(headers: &HeaderMap, uri: &Uri) -> Option<String> {
-    let host = match headers.get(header::HOST) {
-        Some(value) => value.to_str().unwrap_or("").to_owned(),
+    let authority = match headers.get(header::HOST) {
+        Some(value) => value.to_str().unwrap_or(""),
         // HTTP/2 carries the host in the request's target.
-        None => uri.authority().map(ToString::to_string).unwrap_or_default(),
+        None => uri.authority().map_or("", Authority::as_str),
     };
-    let is_host_here = host
-        .parse::<Authority>()
-        .is_ok_and(|authority| is_loopback(authority.host()));
-    if !is_host_here {
+    if !is_loopback(without_port(authority)) {
         return Some(format!(
             "requests for the host `{}` are refused: use 127.0.0.1 or localhost",
-            host.escape_default()
+            authority.escape_default()
         ));
     }
     let origin = headers.get(header::ORIGIN)?.to_str().unwrap_or("");
@@ -34,6 +31,14 @@ fn refusal(headers: &HeaderMap, uri: &Uri) -> Option<String> {
         .parse::<Uri>()
         .is_ok_and(|uri| uri.host().is_some_and(is_loopback));
     (!is_origin_here).then(|| format!("requests from pages of `{}` are refused", origin.escape_default()))
+}
+
+/// The host of an authority. One with a user's name stays what is no host.
+fn without_port(authority: &str) -> &str {
+    match authority.rsplit_once(':') {
+        Some((host, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => host,
+        _ => authority,
+    }
 }
 
 /// The answer to a request whose target has the character NUL: no name has it, and PostgreSQL takes no text with it.
@@ -71,6 +76,8 @@ mod tests {
             "localhost",
             "[::1]:7070",
             "127.0.0.1",
+            "127.0.0.1:",
+            "[::1]",
         ] {
             assert!(!refused(host, None), "{host}");
         }
@@ -80,6 +87,9 @@ mod tests {
             "10.0.0.1:7070",
             "",
             "localhost@evil.example",
+            "evil.example@localhost:80",
+            "localhost:80:evil.example",
+            "localhost:80@evil.example:80",
         ] {
             assert!(refused(host, None), "{host}");
         }

@@ -1,13 +1,6 @@
 //! The two listeners, split by trust: public for clients, internal for services and probes.
 
-use std::{
-    convert::Infallible,
-    future::Future,
-    net::SocketAddr,
-    pin::Pin,
-    sync::Arc,
-    task::{Context as TaskContext, Poll},
-};
+use std::{convert::Infallible, future::ready, net::SocketAddr, sync::Arc};
 
 use anyhow::Context as _;
 use axum::{
@@ -16,7 +9,6 @@ use axum::{
     middleware::{Next, from_fn},
     response::{IntoResponse, Redirect, Response},
     routing::get,
-    serve::Listener,
 };
 use http::{StatusCode, header};
 use modelyard_common::{
@@ -26,13 +18,14 @@ use modelyard_common::{
     lifecycle::Lifecycle,
     readiness::Readiness,
     rpc::{self, ClusterKey, ServerStack},
+    serve::{Answering, Answers, answer, serve},
     telemetry,
-    tls::{Connection, PlainListener, ServerTls, Tls, TlsListener, WithConnection},
+    tls::{Connection, ServerTls, Tls},
 };
 use modelyard_registry::mlflow::MLFLOW_VERSION;
 use tokio::net::TcpListener;
 use tonic::{Status, service::Routes};
-use tower::{Service, ServiceExt};
+use tower::ServiceExt;
 use utoipa::openapi::{InfoBuilder, OpenApi};
 use utoipa_axum::router::OpenApiRouter;
 
@@ -92,7 +85,8 @@ impl Listeners {
             is_open: !config.auth.sign_in,
             origins: Origins::new(config.auth.trusted_proxies.clone()),
         };
-        let public = FrontDoor(Arc::new(public));
+        let public = Arc::new(public);
+        let public = Answers::new(move |request| public.answer(request));
         let contracts = Contracts {
             services: services.internal_grpc,
             door: Door {
@@ -113,7 +107,7 @@ impl Listeners {
             "internal listener",
             self.internal,
             tls.internal.as_ref(),
-            internal,
+            internal.into(),
         );
         Ok(addresses)
     }
@@ -134,40 +128,8 @@ fn describe(http: OpenApiRouter) -> (Router, OpenApi) {
     (http, description)
 }
 
-/// What answers every request.
-trait Answers: Service<Request, Response = Response, Error = Infallible> + Clone + Send + Sync + 'static {}
-
-impl<S: Service<Request, Response = Response, Error = Infallible> + Clone + Send + Sync + 'static> Answers for S {}
-
-fn spawn<S: Answers>(
-    lifecycle: &Lifecycle,
-    name: &'static str,
-    listener: TcpListener,
-    tls: Option<&ServerTls>,
-    service: S,
-) where
-    S::Future: Send,
-{
-    match tls {
-        Some(tls) => spawn_on(lifecycle, name, TlsListener::new(listener, tls.clone()), service),
-        None => spawn_on(lifecycle, name, PlainListener::new(listener), service),
-    }
-}
-
-fn spawn_on<S: Answers>(
-    lifecycle: &Lifecycle,
-    name: &'static str,
-    listener: impl Listener<Addr = Connection>,
-    service: S,
-) where
-    S::Future: Send,
-{
-    let soft = lifecycle.soft();
-    lifecycle.spawn(name, async move {
-        axum::serve(listener, WithConnection(service))
-            .with_graceful_shutdown(soft.cancelled_owned())
-            .await
-    });
+fn spawn(lifecycle: &Lifecycle, name: &'static str, listener: TcpListener, tls: Option<&ServerTls>, answers: Answers) {
+    lifecycle.spawn(name, serve(listener, tls.cloned(), answers, lifecycle.soft()));
 }
 
 /// Without proof only this machine reaches the internal listener, but so does a web page in a browser on it.
@@ -178,7 +140,8 @@ async fn from_this_machine(request: Request, next: Next) -> Response {
     }
 }
 
-/// What answers on the public listener.
+/// What answers on the public listener: gRPC goes to the gateway's contract, HTTP to the routes here, and both onward when
+/// their role is elsewhere.
 struct Front {
     http: Router,
     grpc: Option<Routes>,
@@ -188,45 +151,33 @@ struct Front {
     origins: Origins,
 }
 
-/// [`Front`] as a service of its own: a router before it would cost every prediction two more boxes.
-#[derive(Clone)]
-struct FrontDoor(Arc<Front>);
-
-impl Service<Request> for FrontDoor {
-    type Response = Response;
-    type Error = Infallible;
-    type Future = Pin<Box<dyn Future<Output = Result<Response, Infallible>> + Send>>;
-
-    fn poll_ready(&mut self, _: &mut TaskContext<'_>) -> Poll<Result<(), Infallible>> {
-        Poll::Ready(Ok(()))
+impl Front {
+    fn answer(self: &Arc<Self>, mut request: Request) -> Answering {
+        if let Some(refused) = self.receive(&mut request) {
+            return Box::pin(ready(refused));
+        }
+        let peer = self.forwarder.peer_of(request.uri().path());
+        let is_grpc = is_grpc(request.headers());
+        if peer.is_none() && !is_grpc {
+            return answer(&self.http, request);
+        }
+        let front = Arc::clone(self);
+        Box::pin(async move {
+            match (peer, &front.grpc) {
+                (Some(role), _) => front.forwarder.forward(role, request).await,
+                (None, Some(routes)) => call_grpc(routes.clone(), request).await,
+                (None, None) => Status::unimplemented("this process serves no gRPC to clients").into_http(),
+            }
+        })
     }
 
-    fn call(&mut self, request: Request) -> Self::Future {
-        let answer = front(Arc::clone(&self.0), request);
-        Box::pin(async move { Ok(answer.await) })
-    }
-}
-
-/// gRPC to the gateway's contract, HTTP to the routes here, and both onward when their role is elsewhere. What every request
-/// of a client must pass stands at the beginning.
-fn front(front: Arc<Front>, mut request: Request) -> impl Future<Output = Response> + Send {
-    let foreign = if front.is_open { guard::refuse(&request) } else { None };
-    let refused = foreign.or_else(|| guard::refuse_nul(request.uri()));
-    rpc::remove_identity(request.headers_mut());
-    front.origins.apply(&mut request);
-    let peer = front.forwarder.peer_of(request.uri().path());
-    async move {
-        if let Some(refused) = refused {
-            return refused;
-        }
-        if let Some(role) = peer {
-            return front.forwarder.forward(role, request).await;
-        }
-        match (&front.grpc, is_grpc(request.headers())) {
-            (Some(routes), true) => call_grpc(routes.clone(), request).await,
-            (None, true) => Status::unimplemented("this process serves no gRPC to clients").into_http(),
-            (_, false) => infallible(front.http.clone().oneshot(request).await),
-        }
+    /// What every request of a client must pass; the answer to one that does not.
+    fn receive(&self, request: &mut Request) -> Option<Response> {
+        let foreign = if self.is_open { guard::refuse(request) } else { None };
+        let refused = foreign.or_else(|| guard::refuse_nul(request.uri()));
+        rpc::remove_identity(request.headers_mut());
+        self.origins.apply(request);
+        refused
     }
 }
 
@@ -320,7 +271,7 @@ fn probes<S: Clone + Send + Sync + 'static>(readiness: Readiness) -> Router<S> {
         .route("/livez", get(|| async { stack::plain(StatusCode::OK, "ok\n") }))
         .route("/health", get(|| async { stack::plain(StatusCode::OK, "OK") }))
         .route("/version", get(version))
-        .route("/readyz", get(move || async move { ready(&readiness) }))
+        .route("/readyz", get(move || async move { readiness_of(&readiness) }))
 }
 
 /// MLflow's clients choose by this what they use; the server's own version stands beside it.
@@ -329,7 +280,7 @@ async fn version() -> Response {
     (own, stack::plain(StatusCode::OK, MLFLOW_VERSION)).into_response()
 }
 
-fn ready(readiness: &Readiness) -> Response {
+fn readiness_of(readiness: &Readiness) -> Response {
     let missing = readiness.missing();
     if missing.is_empty() {
         return stack::plain(StatusCode::OK, "ready\n");
