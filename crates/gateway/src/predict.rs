@@ -22,7 +22,7 @@ use crate::{
     repository::Commands,
     routing::{Carried, Endpoint, ShadowRoute, Table, Version},
     shadow::{ShadowJob, ShadowQueue},
-    spool::{Encoded, EndpointLog, Protocol, RequestFacts},
+    spool::{Encoded, EndpointLog, Entry, Protocol, RequestFacts},
 };
 
 /// The longest id that a request may bring, in bytes.
@@ -217,7 +217,7 @@ impl Call<'_> {
         self.version.answered(now);
         self.version.counts.answered(latency);
         if let Some(record) = record {
-            self.log(record, latency, &prediction.outputs);
+            self.log(record, latency, &prediction.outputs).await;
         }
         Ok(prediction.outputs)
     }
@@ -290,7 +290,7 @@ impl Call<'_> {
     }
 
     /// Writes the record, and has the shadows that it owes computed.
-    fn log(&self, record: Begun<'_>, latency: Duration, outputs: &[Tensor]) {
+    async fn log(&self, record: Begun<'_>, latency: Duration, outputs: &[Tensor]) {
         let Begun { log, shadows, encoded } = record;
         let definition = &self.version.definition;
         let Some(encoded) = encoded.finish(definition, latency.as_micros() as u64, outputs) else {
@@ -302,15 +302,24 @@ impl Call<'_> {
             log.room().lose(DropReason::TooLarge, 1);
             return;
         }
-        let owed: Vec<_> = shadows.iter().map(|route| &*route.version.definition).collect();
-        let tokens = log.append_live(&encoded, definition, &owed, || self.gateway.ids.next());
-        let Some(shared) = self.endpoint.log.as_ref().filter(|_| !tokens.is_empty()) else {
+        // Shadows repeat what is written.
+        let payload = (!shadows.is_empty()).then(|| encoded.payload());
+        let entry = Entry {
+            record: encoded,
+            definition: Arc::clone(definition),
+            owed: shadows
+                .iter()
+                .map(|route| Arc::clone(&route.version.definition))
+                .collect(),
+        };
+        let with_others = self.gateway.requests.len() > 1;
+        let tokens = log.append_live(entry, with_others, || self.gateway.ids.next()).await;
+        let (Some(payload), Some(shared)) = (payload, &self.endpoint.log) else {
             return;
         };
-        let record = encoded.into_payload();
         for (owed, route) in tokens.into_iter().zip(shadows) {
             self.gateway.shadows.push(ShadowJob {
-                record: record.clone(),
+                record: payload.clone(),
                 live: Arc::clone(definition),
                 shadow: Arc::clone(&route.version),
                 meters: Arc::clone(&route.meters),

@@ -18,7 +18,7 @@ use crate::{
     meters::{DropReason, Outcome, RouteMeters},
     predict::outcome_of,
     routing::Version,
-    spool::{Definition, Encoded, EndpointLog, Owed, OwedToken, RawPrediction, read_live},
+    spool::{Definition, Encoded, EndpointLog, Entry, Owed, OwedToken, RawPrediction, read_live},
 };
 
 /// The most answers that wait in memory; more wait on disk.
@@ -137,7 +137,12 @@ pub(crate) async fn answer(
                 meters.answered(latency, batch_rows);
             }
             // A lost record was counted where it was lost.
-            log.append_shadow(&encoded, &shadow.definition, || ids.next());
+            let entry = Entry {
+                record: encoded,
+                definition: Arc::clone(&shadow.definition),
+                owed: Vec::new(),
+            };
+            log.append_shadow(entry, || ids.next());
         }
         Err(error) => {
             if let Some(meters) = meters {

@@ -1,9 +1,19 @@
 //! Load on a server: connections that send the same request one after the other, for a while.
 
-use std::{net::SocketAddr, process, sync::Arc, time::Duration};
+use std::{
+    fs, io,
+    net::SocketAddr,
+    process::{self, Command},
+    sync::{Arc, LazyLock},
+    time::Duration,
+};
 
-use anyhow::{Context, Result, ensure};
-use tokio::{task::JoinSet, time::Instant};
+use anyhow::{Context, Result, anyhow, ensure};
+use tokio::{
+    runtime::{Builder, Runtime},
+    task::JoinSet,
+    time::Instant,
+};
 
 use crate::{
     figures::median,
@@ -126,19 +136,36 @@ impl Turn {
     }
 }
 
+/// The threads that send. They are of the scheduling class `batch`: sharing the processors with the server, they would else take
+/// one from it at nearly each of its answers, because they mostly wait for these, and the server would pay for the switch.
+static SENDERS: LazyLock<io::Result<Runtime>> = LazyLock::new(|| {
+    let give_way = || {
+        // Where it cannot be set, the server pays more.
+        let thread = fs::read_link("/proc/thread-self").unwrap_or_default();
+        if let Some(thread) = thread.file_name() {
+            let class = ["--batch", "--pid", "0"];
+            Command::new("chrt").args(class).arg(thread).status().ok();
+        }
+    };
+    Builder::new_multi_thread()
+        .enable_all()
+        .thread_name("load")
+        .on_thread_start(give_way)
+        .build()
+});
+
 /// Loads a server for a turn.
 pub async fn load(subject: Subject, load: &Load) -> Result<Turn> {
     let own = process::id();
+    let senders = SENDERS
+        .as_ref()
+        .map_err(|error| anyhow!("the load's threads cannot start: {error}"))?;
     let before = (cpu_seconds(subject.pid)?, own_cpu_seconds(own)?);
     let started = Instant::now();
     let mut connections = JoinSet::new();
     for _ in 0..load.connections {
-        connections.spawn(one_connection(
-            subject.address,
-            load.message.clone(),
-            started,
-            load.turn,
-        ));
+        let connection = one_connection(subject.address, load.message.clone(), started, load.turn);
+        connections.spawn_on(connection, senders.handle());
     }
     let (mut answered, mut failed) = (Vec::new(), 0);
     while let Some(ended) = connections.join_next().await {

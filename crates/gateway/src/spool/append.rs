@@ -2,9 +2,8 @@
 
 use std::{
     collections::VecDeque,
-    fs::{self, File},
-    io::{self, Write as _},
-    path::{Path, PathBuf},
+    fs, io,
+    path::PathBuf,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -13,17 +12,18 @@ use std::{
 };
 
 use parking_lot::Mutex;
-use tokio::sync::Notify;
+use tokio::{
+    sync::{Notify, oneshot},
+    task::yield_now,
+};
 use uuid::Uuid;
 
 use super::{
     REFUSED_SUFFIX, Room, SEGMENT_SUFFIX,
-    record::{Definition, Encoded, FORMAT, Header, MAX_PAYLOAD_BYTES, Owed, definition_frame, header_frame},
+    record::{MAX_PAYLOAD_BYTES, Owed},
+    segment::{Entry, Failed, Segment, parse_name},
 };
 use crate::{desired::EndpointKey, meters::DropReason};
-
-/// Digits of the number in a segment's file name, so that names sort as numbers.
-const NUMBER_DIGITS: usize = 20;
 
 /// One endpoint's log.
 #[derive(Debug)]
@@ -32,6 +32,7 @@ pub(crate) struct EndpointLog {
     folder: PathBuf,
     pub(super) room: Arc<Room>,
     open: Mutex<Open>,
+    waiting: Mutex<Waiting>,
     closed: Mutex<VecDeque<Closed>>,
     /// A segment was opened or closed.
     pub(super) changed: Notify,
@@ -43,20 +44,33 @@ struct Open {
     next_number: u64,
 }
 
-/// The segment that takes records.
+/// Live records that wait for being written, with whom to tell.
+#[derive(Debug, Default)]
+struct Waiting {
+    entries: Vec<Entry>,
+    written: Vec<oneshot::Sender<Untaken>>,
+}
+
+/// Tokens on their way to a request. If that is gone by then, they are postponed.
 #[derive(Debug)]
-struct Segment {
-    file: File,
-    path: PathBuf,
-    id: Uuid,
-    bytes: u64,
-    rows: u64,
-    /// The live records in it.
-    lives: u32,
-    /// The definitions in it.
-    defined: Vec<u32>,
-    opened: Instant,
-    debts: Arc<Debts>,
+struct Untaken(Vec<OwedToken>);
+
+impl Drop for Untaken {
+    fn drop(&mut self) {
+        self.0.drain(..).for_each(OwedToken::postpone);
+    }
+}
+
+/// Whoever writes the records that wait. They are written when it is dropped.
+struct Writer<'a, F: Fn() -> Uuid> {
+    log: &'a EndpointLog,
+    new_id: F,
+}
+
+impl<F: Fn() -> Uuid> Drop for Writer<'_, F> {
+    fn drop(&mut self) {
+        self.log.write_waiting(&self.new_id);
+    }
 }
 
 /// A segment that takes no more.
@@ -119,16 +133,6 @@ impl Drop for OwedToken {
     }
 }
 
-/// The number and id in a segment's file name.
-fn parse_name(name: &str) -> Option<(u64, Uuid)> {
-    let (number, id) = name.split_once('-')?;
-    Some((number.parse().ok()?, id.parse().ok()?))
-}
-
-fn file_name(number: u64, id: Uuid) -> String {
-    format!("{number:0NUMBER_DIGITS$}-{}.{SEGMENT_SUFFIX}", id.simple())
-}
-
 impl EndpointLog {
     /// Opens a log with the segments that are in its folder, which is made if it is missing. Segments that were refused
     /// get another chance.
@@ -161,6 +165,7 @@ impl EndpointLog {
                 segment: None,
                 next_number,
             }),
+            waiting: Mutex::default(),
             closed: Mutex::new(found.into_iter().map(|(_, closed)| closed).collect()),
             changed: Notify::new(),
         })
@@ -182,116 +187,133 @@ impl EndpointLog {
         &self.room
     }
 
-    /// Writes a live record; `owed` are the definitions of the shadows that follow it. Gives a token for each of these;
-    /// none if the record is lost, which is counted.
-    pub(crate) fn append_live(
+    /// Writes a live record, with those that others bring meanwhile if there are any who are about to: one write for many costs
+    /// each of them less. It is written when this returns. Gives a token for each shadow that follows it; none if the record
+    /// is lost, which is counted.
+    pub(crate) async fn append_live(
         &self,
-        record: &Encoded,
-        definition: &Definition,
-        owed: &[&Definition],
-        new_id: impl FnOnce() -> Uuid,
+        entry: Entry,
+        with_others: bool,
+        new_id: impl Fn() -> Uuid + Send,
     ) -> Vec<OwedToken> {
-        let mut definitions = Vec::with_capacity(1 + owed.len());
-        definitions.push(definition);
-        definitions.extend_from_slice(owed);
-        let mut open = self.open.lock();
-        let Some(segment) = self.write(&mut open, record, &definitions, new_id) else {
+        if !self.takes(&entry) {
             return Vec::new();
+        }
+        let (written, tokens) = oneshot::channel();
+        let is_first = {
+            let mut waiting = self.waiting.lock();
+            waiting.entries.push(entry);
+            waiting.written.push(written);
+            waiting.entries.len() == 1
         };
-        let index = segment.lives;
-        segment.lives += 1;
-        let debts = Arc::clone(&segment.debts);
-        let id = segment.id;
-        debts.outstanding.fetch_add(owed.len(), Ordering::AcqRel);
-        self.close_if_full(&mut open);
-        drop(open);
-        (0..owed.len())
-            .map(|slot| OwedToken {
-                owed: Owed {
-                    segment: id,
-                    index,
-                    slot: slot as u8,
-                },
-                debts: Arc::clone(&debts),
-            })
-            .collect()
+        if is_first {
+            // The first writes for all who wait, even if it is dropped.
+            let writer = Writer { log: self, new_id };
+            if with_others {
+                yield_now().await;
+            }
+            drop(writer);
+        }
+        let untaken = tokens.await.ok();
+        untaken.map_or_else(Vec::new, |mut untaken| std::mem::take(&mut untaken.0))
+    }
+
+    /// Whether a record is of a size that can be read again; if not, it is counted as lost.
+    fn takes(&self, entry: &Entry) -> bool {
+        let takes = entry.record.frame().len() <= MAX_PAYLOAD_BYTES;
+        if !takes {
+            self.room.lose(DropReason::SpoolFull, 1);
+        }
+        takes
+    }
+
+    /// Writes the live records that wait.
+    fn write_waiting(&self, new_id: impl Fn() -> Uuid) {
+        let mut open = self.open.lock();
+        let Waiting { entries, written } = std::mem::take(&mut *self.waiting.lock());
+        let mut written = written.into_iter();
+        self.write(&mut open, entries, new_id, |mut segment, entries| {
+            for (entry, written) in entries.iter().zip(&mut written) {
+                // Those in no segment are lost, and nothing is owed to them.
+                let tokens = segment.as_deref_mut().map(|segment| tokens(segment, entry));
+                let _ = written.send(Untaken(tokens.unwrap_or_default()));
+            }
+        });
     }
 
     /// Writes a shadow's record. `false` if it is lost, which is counted.
-    pub(crate) fn append_shadow(
-        &self,
-        record: &Encoded,
-        definition: &Definition,
-        new_id: impl FnOnce() -> Uuid,
-    ) -> bool {
-        let mut open = self.open.lock();
-        let written = self.write(&mut open, record, &[definition], new_id).is_some();
-        self.close_if_full(&mut open);
-        written
+    pub(crate) fn append_shadow(&self, entry: Entry, new_id: impl Fn() -> Uuid) -> bool {
+        if !self.takes(&entry) {
+            return false;
+        }
+        let mut is_written = false;
+        self.write(&mut self.open.lock(), vec![entry], new_id, |segment, _| {
+            is_written = segment.is_some();
+        });
+        is_written
     }
 
-    fn write<'a>(
-        &self,
-        open: &'a mut Open,
-        record: &Encoded,
-        definitions: &[&Definition],
-        new_id: impl FnOnce() -> Uuid,
-    ) -> Option<&'a mut Segment> {
-        if record.frame().len() > MAX_PAYLOAD_BYTES {
-            self.room.lose(DropReason::SpoolFull, 1);
-            return None;
-        }
-        match self.try_write(open, record, definitions, new_id) {
-            Ok(()) => open.segment.as_mut(),
-            Err(error) => {
-                tracing::debug!(endpoint = %self.key, %error, "a prediction could not be logged");
-                let full = matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded);
-                let reason = if full {
-                    DropReason::DiskFull
-                } else {
-                    DropReason::WriteFailed
-                };
-                self.room.lose(reason, 1);
-                None
-            }
-        }
-    }
-
-    fn try_write(
+    /// Writes entries to as many segments as they fill. Tells of each part of them in which segment it is; those in none are
+    /// lost, which is counted.
+    fn write(
         &self,
         open: &mut Open,
-        record: &Encoded,
-        definitions: &[&Definition],
-        new_id: impl FnOnce() -> Uuid,
-    ) -> io::Result<()> {
-        if open.segment.is_none() {
-            open.segment = Some(Segment::create(&self.folder, open.next_number, new_id(), &self.key)?);
-            open.next_number += 1;
-            self.room.add(open.segment.as_ref().map_or(0, |segment| segment.bytes));
-            self.changed.notify_one();
+        mut entries: Vec<Entry>,
+        new_id: impl Fn() -> Uuid,
+        mut tell: impl FnMut(Option<&mut Segment>, &[Entry]),
+    ) {
+        while !entries.is_empty() {
+            let fitting = match self.segment(open, &new_id) {
+                Ok(segment) => segment.fitting(&entries, &self.room.limits),
+                Err(error) => {
+                    self.lose(&error, entries.len());
+                    return tell(None, &entries);
+                }
+            };
+            let later = entries.split_off(fitting);
+            let Some(segment) = &mut open.segment else { return };
+            let before = segment.bytes;
+            match segment.append(&entries) {
+                Ok(()) => {
+                    self.room.add(segment.bytes - before);
+                    tell(Some(&mut *segment), &entries);
+                    if segment.is_full(&self.room.limits) {
+                        self.close(open);
+                    }
+                }
+                Err(Failed { error, is_cut }) => {
+                    self.lose(&error, entries.len());
+                    tell(None, &entries);
+                    if !is_cut {
+                        self.close(open);
+                    }
+                }
+            }
+            entries = later;
         }
-        let Some(segment) = &mut open.segment else {
-            return Ok(());
-        };
-        let before = segment.bytes;
-        let result = segment.append(record, definitions);
-        self.room.add(segment.bytes - before);
-        if result.is_err() && segment.cut().is_err() {
-            // Half a record may be at the end: no more behind it. A reader cuts it off.
-            self.close(open);
-        }
-        result
     }
 
-    fn close_if_full(&self, open: &mut Open) {
-        let limits = &self.room.limits;
-        if open
-            .segment
-            .as_ref()
-            .is_some_and(|segment| segment.rows >= limits.segment_rows || segment.bytes >= limits.segment_bytes)
-        {
-            self.close(open);
+    /// The segment that takes records, a new one if there is none.
+    fn segment<'a>(&self, open: &'a mut Open, new_id: impl Fn() -> Uuid) -> io::Result<&'a mut Segment> {
+        if open.segment.is_none() {
+            let segment = Segment::create(&self.folder, open.next_number, new_id(), &self.key)?;
+            open.next_number += 1;
+            self.room.add(segment.bytes);
+            self.changed.notify_one();
+            open.segment = Some(segment);
         }
+        open.segment.as_mut().ok_or_else(|| io::ErrorKind::NotFound.into())
+    }
+
+    fn lose(&self, error: &io::Error, records: usize) {
+        tracing::debug!(endpoint = %self.key, %error, records, "predictions could not be logged");
+        let is_full = matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded);
+        let reason = if is_full {
+            DropReason::DiskFull
+        } else {
+            DropReason::WriteFailed
+        };
+        self.room.lose(reason, records as u64);
     }
 
     fn close(&self, open: &mut Open) {
@@ -343,50 +365,20 @@ impl EndpointLog {
     }
 }
 
-impl Segment {
-    fn create(folder: &Path, number: u64, id: Uuid, key: &EndpointKey) -> io::Result<Self> {
-        let path = folder.join(file_name(number, id));
-        let mut file = File::options().append(true).create_new(true).open(&path)?;
-        let header = header_frame(&Header {
-            format: FORMAT,
-            segment: id,
-            endpoint: key.clone(),
-        });
-        if let Err(error) = file.write_all(&header) {
-            // Best effort: a reader takes a segment without a header for empty.
-            let _ = fs::remove_file(&path);
-            return Err(error);
-        }
-        Ok(Self {
-            file,
-            path,
-            id,
-            bytes: header.len() as u64,
-            rows: 0,
-            lives: 0,
-            defined: Vec::new(),
-            opened: Instant::now(),
-            debts: Arc::default(),
+/// Counts a live record that was written, and what is owed to it.
+fn tokens(segment: &mut Segment, entry: &Entry) -> Vec<OwedToken> {
+    let index = segment.lives;
+    segment.lives += 1;
+    let debts = &segment.debts;
+    debts.outstanding.fetch_add(entry.owed.len(), Ordering::AcqRel);
+    (0..entry.owed.len())
+        .map(|slot| OwedToken {
+            owed: Owed {
+                segment: segment.id,
+                index,
+                slot: slot as u8,
+            },
+            debts: Arc::clone(debts),
         })
-    }
-
-    fn append(&mut self, record: &Encoded, definitions: &[&Definition]) -> io::Result<()> {
-        for definition in definitions {
-            if !self.defined.contains(&definition.key) {
-                let frame = definition_frame(definition);
-                self.file.write_all(&frame)?;
-                self.bytes += frame.len() as u64;
-                self.defined.push(definition.key);
-            }
-        }
-        self.file.write_all(record.frame())?;
-        self.bytes += record.frame().len() as u64;
-        self.rows += record.rows as u64;
-        Ok(())
-    }
-
-    /// Cuts off what a failed write has left behind the last whole record.
-    fn cut(&self) -> io::Result<()> {
-        self.file.set_len(self.bytes)
-    }
+        .collect()
 }

@@ -1,7 +1,7 @@
 //! The spool of the inference log: predictions on this machine's disk until monitoring has taken them over.
 //!
-//! Each endpoint has a folder of segments. One is open and takes records as they come, with a plain `write`, which
-//! survives the death of this process; a closed one becomes Parquet files in the storage, is handed to monitoring, and
+//! Each endpoint has a folder of segments. One is open and takes records as they come, with plain writes, which
+//! survive the death of this process; a closed one becomes Parquet files in the storage, is handed to monitoring, and
 //! is removed when that has answered. Segments are handed over in the order of their making and only when no shadow's
 //! answer is owed to them any more, so that what is left on disk always tells what is still to be done.
 
@@ -9,6 +9,7 @@ mod append;
 mod convert;
 mod read;
 mod record;
+mod segment;
 mod ship;
 mod table;
 #[cfg(test)]
@@ -30,6 +31,7 @@ pub(crate) use convert::Converter;
 use metrics::Gauge;
 use parking_lot::Mutex;
 pub(crate) use record::{Definition, Encoded, Owed, Protocol, RawPrediction, RequestFacts, read_live};
+pub(crate) use segment::Entry;
 pub(crate) use ship::Shipping;
 
 use crate::{

@@ -208,9 +208,9 @@ impl Encoded {
         &self.frame
     }
 
-    /// The finished payload.
-    pub(crate) fn into_payload(self) -> Bytes {
-        Bytes::from(self.frame).slice(FRAME_HEADER_BYTES..)
+    /// A copy of the finished payload.
+    pub(crate) fn payload(&self) -> Bytes {
+        Bytes::copy_from_slice(self.frame.get(FRAME_HEADER_BYTES..).unwrap_or_default())
     }
 }
 
@@ -537,7 +537,7 @@ mod tests {
                 (Encoded::live(&definition, &facts, &inputs, &owed), Part::Live(owed.clone())),
                 (Encoded::shadow(&definition, &facts, &inputs, of), Part::Shadow(of)),
             ] {
-                let payload = encoded.finish(&definition, latency, &outputs).unwrap().into_payload();
+                let payload = encoded.finish(&definition, latency, &outputs).unwrap().payload();
                 let Some(Payload::Prediction(read)) = read_payload(payload.clone()) else {
                     return Err(TestCaseError::fail("it is no prediction"));
                 };

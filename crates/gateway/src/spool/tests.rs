@@ -24,7 +24,7 @@ fn open(folder: &Path, limits: Limits) -> Arc<EndpointLog> {
     Spool::open(folder.to_owned(), limits).unwrap().log(&key).unwrap().0
 }
 
-fn definition(version: u32) -> Definition {
+fn definition(version: u32) -> Arc<Definition> {
     let spec = |name: &str| TensorSpec {
         name: name.to_owned(),
         datatype: DataType::Fp32,
@@ -40,7 +40,7 @@ fn definition(version: u32) -> Definition {
         inputs: vec![spec("x")],
         outputs: vec![spec("y")],
     };
-    Definition::new(&version, &signature, true, &[])
+    Arc::new(Definition::new(&version, &signature, true, &[]))
 }
 
 const FACTS: RequestFacts<'static> = RequestFacts {
@@ -54,17 +54,112 @@ fn tensor(name: &str, rows: i64) -> Vec<Tensor> {
     vec![Tensor::zeros(name, DataType::Fp32, vec![rows, 1]).unwrap()]
 }
 
-fn live(log: &EndpointLog, live: &Definition, shadows: &[&Definition], rows: i64) -> Vec<OwedToken> {
-    let keys: Vec<u32> = shadows.iter().map(|shadow| shadow.key()).collect();
-    let record = Encoded::live(live, &FACTS, &tensor("x", rows), &keys);
-    let record = record.finish(live, 1, &tensor("y", rows)).unwrap();
-    log.append_live(&record, live, shadows, || Uuid::from_u128(rand::random()))
+fn new_id() -> Uuid {
+    Uuid::from_u128(rand::random())
 }
 
-fn answer(log: &EndpointLog, shadow: &Definition, owed: Owed) {
+fn entry(live: &Arc<Definition>, shadows: &[&Arc<Definition>], rows: i64) -> Entry {
+    let keys: Vec<u32> = shadows.iter().map(|shadow| shadow.key()).collect();
+    let record = Encoded::live(live, &FACTS, &tensor("x", rows), &keys);
+    Entry {
+        record: record.finish(live, 1, &tensor("y", rows)).unwrap(),
+        definition: Arc::clone(live),
+        owed: shadows.iter().map(|&shadow| Arc::clone(shadow)).collect(),
+    }
+}
+
+fn live(log: &EndpointLog, live: &Arc<Definition>, shadows: &[&Arc<Definition>], rows: i64) -> Vec<OwedToken> {
+    by_hand(log.append_live(entry(live, shadows, rows), false, new_id))
+        .ready()
+        .unwrap()
+}
+
+fn answer(log: &EndpointLog, shadow: &Arc<Definition>, owed: Owed) {
     let record = Encoded::shadow(shadow, &FACTS, &tensor("x", 1), owed);
-    let record = record.finish(shadow, 1, &tensor("y", 1)).unwrap();
-    assert!(log.append_shadow(&record, shadow, || Uuid::from_u128(rand::random())));
+    let entry = Entry {
+        record: record.finish(shadow, 1, &tensor("y", 1)).unwrap(),
+        definition: Arc::clone(shadow),
+        owed: Vec::new(),
+    };
+    assert!(log.append_shadow(entry, new_id));
+}
+
+/// How many predictions each of the log's closed segments has.
+fn closed(log: &EndpointLog) -> Vec<usize> {
+    log.close_aged(true);
+    let mut counts = Vec::new();
+    while let Some(oldest) = log.oldest() {
+        counts.push(read::read(&oldest.path).unwrap().predictions.len());
+        log.forget_oldest();
+    }
+    counts
+}
+
+#[tokio::test]
+async fn records_that_come_together_are_written_by_the_first() {
+    let folder = tempfile::tempdir().unwrap();
+    let (main, shadow) = (definition(1), definition(2));
+    let log = open(folder.path(), LIMITS);
+    let together = || by_hand(log.append_live(entry(&main, &[&shadow], 1), true, new_id));
+    // More than two segments hold.
+    let mut waiting: Vec<_> = (0..25).map(|_| together()).collect();
+    for one in &mut waiting {
+        assert!(one.pending());
+    }
+    let mut tokens: Vec<OwedToken> = waiting.iter_mut().flat_map(|one| one.ready().unwrap()).collect();
+    assert_eq!(tokens.len(), 25);
+    let places: Vec<u32> = tokens.iter().map(|token| token.owed().index).collect();
+    assert_eq!(
+        places,
+        [(0..10), (0..10), (0..5)].into_iter().flatten().collect::<Vec<_>>()
+    );
+    tokens.clear();
+    assert_eq!(closed(&log), [10, 10, 5]);
+}
+
+#[tokio::test]
+async fn who_waits_is_written_even_if_the_writer_or_itself_is_gone() {
+    let folder = tempfile::tempdir().unwrap();
+    let (main, shadow) = (definition(1), definition(2));
+    let log = open(folder.path(), LIMITS);
+    let together = || by_hand(log.append_live(entry(&main, &[&shadow], 1), true, new_id));
+    let (mut first, mut second, mut third) = (together(), together(), together());
+    assert!(first.pending() && second.pending() && third.pending());
+    drop(second);
+    drop(first);
+    assert_eq!(third.ready().unwrap().len(), 1);
+    log.close_aged(true);
+    // What was owed to those who are gone is computed from the file.
+    let debts = log.oldest().unwrap().debts.unwrap();
+    let postponed = by_hand(debts.settled()).ready().unwrap();
+    assert_eq!(postponed.len(), 2);
+    assert_eq!(closed(&log), [3]);
+}
+
+#[test]
+fn a_large_record_between_small_ones_keeps_its_place() {
+    let folder = tempfile::tempdir().unwrap();
+    let main = definition(1);
+    let mut log = segment::Segment::create(
+        folder.path(),
+        0,
+        new_id(),
+        &EndpointKey {
+            project: "default".to_owned(),
+            name: "e".to_owned(),
+        },
+    )
+    .unwrap();
+    let rows = [1, 20_000, 3];
+    let entries: Vec<Entry> = rows.iter().map(|&rows| entry(&main, &[], rows)).collect();
+    log.append(&entries).unwrap();
+    let content = read::read(&log.path).unwrap();
+    assert_eq!(content.bytes, log.bytes);
+    let read: Vec<i64> = content
+        .lives()
+        .map(|(_, live, _)| live.inputs(&main).unwrap()[0].shape()[0])
+        .collect();
+    assert_eq!(read, rows);
 }
 
 #[test]
