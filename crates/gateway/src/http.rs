@@ -8,10 +8,8 @@ use std::{borrow::Cow, convert::Infallible, sync::Arc, time::Instant};
 
 use axum::{
     Router,
-    body::Body as HttpBody,
-    extract::{
-        DefaultBodyLimit, FromRequest as _, FromRequestParts as _, Path, Request, State, rejection::BytesRejection,
-    },
+    body::{Body as HttpBody, to_bytes},
+    extract::{DefaultBodyLimit, Path, Request, State, rejection::BytesRejection},
     middleware::from_fn_with_state,
     response::{IntoResponse, Response},
     routing::{get, post},
@@ -19,16 +17,17 @@ use axum::{
 use bytes::Bytes;
 use futures::stream;
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
+use http_body_util::LengthLimitError;
 use modelyard_auth::{
     Access, Action,
-    http::{REQUEST_ID, admit, authenticate, id_of_answer},
+    http::{admit, authenticate, id_of_answer},
 };
 use modelyard_common::error::{Fault as _, Problem};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
 use crate::{
-    client::Client,
+    client::{Client, return_id},
     error::{Error, Result},
     meters,
     oip::{
@@ -53,22 +52,12 @@ static BINARY: HeaderValue = HeaderValue::from_static("application/octet-stream"
 type Shared = State<Arc<Gateway>>;
 pub(crate) type Received = Result<Bytes, BytesRejection>;
 
-/// What a prediction needs. Its route has no layers: each would cost every request several allocations.
-#[derive(Clone)]
-struct Predictions {
-    gateway: Arc<Gateway>,
-    access: Access,
-}
-
-/// All routes of prediction.
+/// All routes of prediction. Those that [`crate::Predictions`] does not answer first come here.
 pub(crate) fn router(gateway: Arc<Gateway>, access: Access) -> Router {
     let predictions = Router::new()
-        .route("/v2/models/{model}/infer", post(infer))
-        .route("/v2/models/{model}/versions/{version}/infer", post(infer))
-        .with_state(Predictions {
-            gateway: Arc::clone(&gateway),
-            access: access.clone(),
-        });
+        .route("/v2/models/{model}/infer", post(infer_routed))
+        .route("/v2/models/{model}/versions/{version}/infer", post(infer_routed))
+        .with_state((Arc::clone(&gateway), access.clone()));
     let models = Router::new()
         .route("/v2/models", get(models))
         .route("/v2/models/{model}", get(model))
@@ -161,6 +150,10 @@ pub(crate) fn received(headers: &HeaderMap, body: Received) -> Result<Bytes> {
             Error::invalid(rejection.body_text())
         }
     })?;
+    unpacked(headers, body)
+}
+
+fn unpacked(headers: &HeaderMap, body: Bytes) -> Result<Bytes> {
     decompress(headers.get(header::CONTENT_ENCODING), body)
 }
 
@@ -217,7 +210,7 @@ async fn no_shared_memory() -> Response {
 #[derive(Deserialize)]
 pub(crate) struct Named {
     /// The endpoint's project, where the path names it.
-    project: Option<String>,
+    pub(crate) project: Option<String>,
     /// The endpoint.
     pub(crate) model: String,
     /// The version that must answer.
@@ -257,31 +250,45 @@ async fn model_ready(State(gateway): Shared, client: Client, Path(named): Path<N
     }
 }
 
-/// The parts are taken out of the request by hand: a copy of the headers for each would be noticed here.
-async fn infer(State(Predictions { gateway, access }): State<Predictions>, mut request: Request) -> Response {
+async fn infer_routed(
+    State((gateway, access)): State<(Arc<Gateway>, Access)>,
+    Path(named): Path<Named>,
+    request: Request,
+) -> Response {
+    infer(gateway, access, named, request).await
+}
+
+/// A prediction. It asks by hand who sent it, and how long its body is, because each layer and extension costs it dearly.
+pub(crate) async fn infer(gateway: Arc<Gateway>, access: Access, named: Named, request: Request) -> Response {
     let arrived = Instant::now();
-    DefaultBodyLimit::max(MAX_BODY_BYTES).apply(&mut request);
-    let (mut parts, body) = request.into_parts();
-    let caller = match admit(&access, &parts).await {
-        Ok(caller) => caller,
+    let (parts, body) = request.into_parts();
+    let client = match admit(&access, &parts).await {
+        Ok(caller) => Client::new(caller, named.project.as_deref(), &parts.headers),
         Err(refused) => return refused,
     };
-    let named = match Path::<Named>::from_request_parts(&mut parts, &()).await {
-        Ok(Path(named)) => named,
-        Err(refused) => return refused.into_response(),
-    };
-    let headers = std::mem::take(&mut parts.headers);
-    let client = Client::new(caller, named.project.as_deref(), &headers);
-    let body = Bytes::from_request(Request::from_parts(parts, body), &()).await;
+    let headers = parts.headers;
+    let body = whole(body).await;
     let accepted = Encoding::accepted(headers.get(header::ACCEPT_ENCODING));
     let mut response = match run(&gateway, &client, &named, &headers, body, arrived).await {
         Ok(body) => respond(body, accepted),
         Err(error) => refuse(error),
     };
-    if let Some(id) = id_of_answer(&headers) {
-        response.headers_mut().insert(REQUEST_ID, id);
-    }
+    return_id(id_of_answer(&headers), &mut response);
     response
+}
+
+/// The body in one piece.
+async fn whole(body: HttpBody) -> Result<Bytes> {
+    to_bytes(body, MAX_BODY_BYTES).await.map_err(|error| {
+        let error = error.into_inner();
+        if error.is::<LengthLimitError>() {
+            Error::BodyTooLarge {
+                limit_bytes: MAX_BODY_BYTES,
+            }
+        } else {
+            Error::invalid(format!("the body broke off: {error}"))
+        }
+    })
 }
 
 async fn run(
@@ -289,12 +296,12 @@ async fn run(
     client: &Client,
     named: &Named,
     headers: &HeaderMap,
-    body: Received,
+    body: Result<Bytes>,
     arrived: Instant,
 ) -> Result<Body> {
     client.authorize(Action::EndpointPredict, &named.model)?;
     let read = header_bytes(headers)
-        .and_then(|header_bytes| oip::read(&received(headers, body)?, header_bytes))
+        .and_then(|header_bytes| oip::read(&unpacked(headers, body?)?, header_bytes))
         .inspect_err(|_| meters::refused_request())?;
     if read.outputs.len() > MAX_TENSORS {
         return Err(Error::invalid(format!("at most {MAX_TENSORS} outputs are possible")));

@@ -31,6 +31,7 @@ mod oip;
 mod options;
 mod persist;
 mod predict;
+mod predictions;
 mod python;
 mod queues;
 mod reconcile;
@@ -48,4 +49,5 @@ mod watch;
 
 pub use config::{AcceleratorConfig, Config, ProviderConfig, PythonConfig};
 pub use error::Error;
+pub use predictions::Predictions;
 pub use service::{Service, start};

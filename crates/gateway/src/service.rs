@@ -33,6 +33,7 @@ use crate::{
     oip::MAX_BODY_BYTES,
     persist::{Kept, StateFile},
     predict::Gateway,
+    predictions::Predictions,
     queues,
     reconcile::{Before, Reconciler},
     repository,
@@ -53,6 +54,8 @@ pub struct Service {
     /// The inference protocols over HTTP. Not to be wrapped in what observes each request of the API: these routes
     /// measure themselves.
     pub inference: Router,
+    /// Predictions of the protocol, to be asked before both.
+    pub predictions: Predictions,
     /// The inference protocol over gRPC and `grpc.health.v1`, for the public listener.
     pub grpc: Routes,
 }
@@ -170,6 +173,7 @@ pub async fn start(
         .build_v1()?;
     Ok(Service {
         http: OpenApiRouter::new(),
+        predictions: Predictions::new(Arc::clone(&gateway), access.clone(), inference.clone()),
         inference: http::router(gateway, access.clone()),
         grpc: Routes::from(
             Routes::new(inference)

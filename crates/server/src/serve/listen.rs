@@ -22,6 +22,7 @@ use modelyard_common::{
     telemetry,
     tls::{Connection, ServerTls, Tls},
 };
+use modelyard_gateway::Predictions;
 use modelyard_registry::mlflow::MLFLOW_VERSION;
 use tokio::net::TcpListener;
 use tonic::{Status, service::Routes};
@@ -81,6 +82,7 @@ impl Listeners {
         let public = Front {
             http: public_router(context, http, services.inference_http, description),
             grpc: services.inference_grpc,
+            predictions: services.predictions,
             forwarder: Forwarder::new(Arc::new(config.clone()), tls.forwarding.as_ref()),
             is_open: !config.auth.sign_in,
             origins: Origins::new(config.auth.trusted_proxies.clone()),
@@ -143,6 +145,7 @@ async fn from_this_machine(request: Request, next: Next) -> Response {
 /// What answers on the public listener: gRPC goes to the gateway's contract, HTTP to the routes here, and both onward when
 /// their role is elsewhere.
 struct Front {
+    predictions: Option<Predictions>,
     http: Router,
     grpc: Option<Routes>,
     forwarder: Forwarder,
@@ -158,6 +161,17 @@ impl Front {
         }
         let peer = self.forwarder.peer_of(request.uri().path());
         let is_grpc = is_grpc(request.headers());
+        if let (None, Some(predictions)) = (peer, &self.predictions) {
+            let answering = if is_grpc {
+                predictions.grpc(request)
+            } else {
+                predictions.http(request)
+            };
+            match answering {
+                Ok(answering) => return answering,
+                Err(other) => request = other,
+            }
+        }
         if peer.is_none() && !is_grpc {
             return answer(&self.http, request);
         }

@@ -9,6 +9,7 @@ use modelyard_common::{
     Context,
     rpc::{self, Channel, PeerIdentity},
 };
+use modelyard_gateway::Predictions;
 use tonic::service::Routes;
 use utoipa_axum::router::OpenApiRouter;
 
@@ -25,6 +26,8 @@ pub struct Services {
     pub http: OpenApiRouter,
     /// Inference over HTTP, when the gateway is here.
     pub inference_http: Option<axum::Router>,
+    /// Predictions, before these and those over gRPC.
+    pub predictions: Option<Predictions>,
     /// Inference over gRPC, when the gateway is here.
     pub inference_grpc: Option<Routes>,
     /// The services' own contracts, by the prefix of their paths.
@@ -93,6 +96,7 @@ impl Services {
                 let config = config.gateway.clone();
                 let service = modelyard_gateway::start(config, context, storage, access, registry, monitoring).await?;
                 self.http = std::mem::take(&mut self.http).merge(service.http);
+                self.predictions = Some(service.predictions);
                 self.inference_http = Some(service.inference);
                 self.inference_grpc = Some(service.grpc);
             }

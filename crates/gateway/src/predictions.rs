@@ -1,0 +1,153 @@
+//! The two requests that a gateway mostly gets, answered without a router: its layers, boxes and notes of the matched path
+//! would cost each of them more than what is left to do.
+
+use std::sync::Arc;
+
+use axum::{
+    body::Body,
+    extract::Request,
+    response::{IntoResponse as _, Response},
+};
+use futures::FutureExt as _;
+use http::Method;
+use modelyard_auth::{
+    Access,
+    http::{admit, id_of_answer},
+};
+use modelyard_common::serve::Answering;
+use modelyard_proto::inference::grpc_inference_service_server::GrpcInferenceServiceServer;
+use tower::Service as _;
+
+use crate::{
+    client::return_id,
+    grpc::InferenceService,
+    http::{Named, infer},
+    predict::Gateway,
+};
+
+/// A prediction over gRPC.
+const MODEL_INFER: &str = "/inference.GRPCInferenceService/ModelInfer";
+
+/// Answers predictions.
+#[derive(Clone)]
+pub struct Predictions {
+    gateway: Arc<Gateway>,
+    access: Access,
+    calls: GrpcInferenceServiceServer<InferenceService>,
+}
+
+impl Predictions {
+    pub(crate) const fn new(
+        gateway: Arc<Gateway>,
+        access: Access,
+        calls: GrpcInferenceServiceServer<InferenceService>,
+    ) -> Self {
+        Self { gateway, access, calls }
+    }
+
+    /// The answer to a prediction over HTTP whose path is written plainly.
+    ///
+    /// # Errors
+    /// The request, if it is another one: the router answers it.
+    pub fn http(&self, request: Request) -> Result<Answering, Request> {
+        if request.method() != Method::POST {
+            return Err(request);
+        }
+        let Some(named) = named(request.uri().path()) else {
+            return Err(request);
+        };
+        let (gateway, access) = (Arc::clone(&self.gateway), self.access.clone());
+        Ok(infer(gateway, access, named, request).boxed())
+    }
+
+    /// The answer to a prediction over gRPC.
+    ///
+    /// # Errors
+    /// The request, if it is another call: the routes of the contract answer it.
+    pub fn grpc(&self, request: Request) -> Result<Answering, Request> {
+        if request.uri().path() != MODEL_INFER {
+            return Err(request);
+        }
+        Ok(call(self.access.clone(), self.calls.clone(), request).boxed())
+    }
+}
+
+async fn call(access: Access, mut calls: GrpcInferenceServiceServer<InferenceService>, request: Request) -> Response {
+    let (mut parts, body) = request.into_parts();
+    match admit(&access, &parts).await {
+        Ok(caller) => parts.extensions.insert(caller),
+        Err(refused) => return refused,
+    };
+    let id = id_of_answer(&parts.headers);
+    let Ok(response) = calls.call(Request::from_parts(parts, body)).await;
+    let mut response = response.map(Body::new).into_response();
+    return_id(id, &mut response);
+    response
+}
+
+/// What the path of a prediction names, if it is one and no part of it is encoded.
+fn named(path: &str) -> Option<Named> {
+    if path.contains('%') {
+        return None;
+    }
+    let (project, path) = match path.strip_prefix("/projects/") {
+        Some(rest) => {
+            let (project, _) = rest.split_once('/')?;
+            (Some(project), rest.get(project.len()..)?)
+        }
+        None => (None, path),
+    };
+    let path = path.strip_prefix("/v2/models/")?.strip_suffix("/infer")?;
+    let (model, version) = match path.split_once('/') {
+        Some((model, rest)) => (model, Some(rest.strip_prefix("versions/")?)),
+        None => (path, None),
+    };
+    let is_name = |name: &str| !name.is_empty() && !name.contains('/');
+    let are_names = [project, Some(model), version].into_iter().flatten().all(is_name);
+    are_names.then(|| Named {
+        project: project.map(str::to_owned),
+        model: model.to_owned(),
+        version: version.map(str::to_owned),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_path_of_a_prediction_names_what_is_asked() {
+        let read = |path| named(path).map(|named| (named.project, named.model, named.version));
+        let name = |name: &str| name.to_owned();
+        assert_eq!(read("/v2/models/m/infer"), Some((None, name("m"), None)));
+        assert_eq!(
+            read("/v2/models/m/versions/3/infer"),
+            Some((None, name("m"), Some(name("3"))))
+        );
+        assert_eq!(
+            read("/projects/p/v2/models/m/infer"),
+            Some((Some(name("p")), name("m"), None))
+        );
+        assert_eq!(
+            read("/projects/p/v2/models/infer/versions/1/infer"),
+            Some((Some(name("p")), name("infer"), Some(name("1"))))
+        );
+        for other in [
+            "/v2/models/m",
+            "/v2/models//infer",
+            "/v2/models/infer",
+            "/v2/models/m/infer/",
+            "/v2/models/m/versions/infer",
+            "/v2/models/m/versions//infer",
+            "/v2/models/m/versions/1/2/infer",
+            "/v2/models/a%2Fb/infer",
+            "/projects//v2/models/m/infer",
+            "/projects/p/q/v2/models/m/infer",
+            "/projects/v2/models/m/infer",
+            "/projects/p",
+            "/x/v2/models/m/infer",
+        ] {
+            assert_eq!(read(other), None, "{other}");
+        }
+    }
+}
