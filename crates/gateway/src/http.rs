@@ -9,7 +9,10 @@ use std::{borrow::Cow, convert::Infallible, sync::Arc, time::Instant};
 use axum::{
     Router,
     body::{Body as HttpBody, to_bytes},
-    extract::{DefaultBodyLimit, Path, Request, State, rejection::BytesRejection},
+    extract::{
+        DefaultBodyLimit, Path, Request, State,
+        rejection::{BytesRejection, PathRejection},
+    },
     middleware::from_fn_with_state,
     response::{IntoResponse, Response},
     routing::{get, post},
@@ -252,21 +255,36 @@ async fn model_ready(State(gateway): Shared, client: Client, Path(named): Path<N
 
 async fn infer_routed(
     State((gateway, access)): State<(Arc<Gateway>, Access)>,
-    Path(named): Path<Named>,
+    named: Result<Path<Named>, PathRejection>,
     request: Request,
 ) -> Response {
-    infer(gateway, access, named, request).await
+    let named = named.map(|Path(named)| named);
+    infer(
+        gateway,
+        access,
+        named.map_err(|refused| refused.into_response()),
+        request,
+    )
+    .await
 }
 
-/// A prediction. It asks by hand who sent it, and how long its body is, because each layer and extension costs it dearly.
-pub(crate) async fn infer(gateway: Arc<Gateway>, access: Access, named: Named, request: Request) -> Response {
-    let arrived = Instant::now();
+/// A prediction, or the answer to what names none. It asks by hand who sent it, and how long its body is, because each layer and
+/// extension costs it dearly.
+pub(crate) async fn infer(
+    gateway: Arc<Gateway>,
+    access: Access,
+    named: Result<Named, Response>,
+    request: Request,
+) -> Response {
     let (parts, body) = request.into_parts();
-    let client = match admit(&access, &parts).await {
-        Ok(caller) => Client::new(caller, named.project.as_deref(), &parts.headers),
-        Err(refused) => return refused,
+    let admitted = admit(&access, &parts).await;
+    let (caller, named) = match (admitted, named) {
+        (Ok(caller), Ok(named)) => (caller, named),
+        (Err(refused), _) | (_, Err(refused)) => return refused,
     };
+    let arrived = Instant::now();
     let headers = parts.headers;
+    let client = Client::new(caller, named.project.as_deref(), &headers);
     let body = whole(body).await;
     let accepted = Encoding::accepted(headers.get(header::ACCEPT_ENCODING));
     let mut response = match run(&gateway, &client, &named, &headers, body, arrived).await {

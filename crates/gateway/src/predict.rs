@@ -302,19 +302,26 @@ impl Call<'_> {
             log.room().lose(DropReason::TooLarge, 1);
             return;
         }
-        // Shadows repeat what is written.
-        let payload = (!shadows.is_empty()).then(|| encoded.payload());
-        let entry = Entry {
-            record: encoded,
+        let new_id = || self.gateway.ids.next();
+        let entry = |record, owed| Entry {
+            record,
             definition: Arc::clone(definition),
-            owed: shadows
-                .iter()
-                .map(|route| Arc::clone(&route.version.definition))
-                .collect(),
+            owed,
         };
-        let with_others = self.gateway.requests.len() > 1;
-        let tokens = log.append_live(entry, with_others, || self.gateway.ids.next()).await;
-        let (Some(payload), Some(shared)) = (payload, &self.endpoint.log) else {
+        if shadows.is_empty() {
+            // Whatever else runs may be about to bring a record; who is alone does not wait for any.
+            if self.gateway.requests.len() > 1 {
+                log.append_with_others(entry(encoded, Vec::new()), new_id).await;
+            } else {
+                log.append_live(entry(encoded, Vec::new()), new_id);
+            }
+            return;
+        }
+        // Shadows repeat what is written.
+        let payload = encoded.payload();
+        let owed = shadows.iter().map(|route| Arc::clone(&route.version.definition));
+        let tokens = log.append_live(entry(encoded, owed.collect()), new_id);
+        let Some(shared) = &self.endpoint.log else {
             return;
         };
         for (owed, route) in tokens.into_iter().zip(shadows) {

@@ -57,7 +57,7 @@ impl Predictions {
             return Err(request);
         };
         let (gateway, access) = (Arc::clone(&self.gateway), self.access.clone());
-        Ok(infer(gateway, access, named, request).boxed())
+        Ok(infer(gateway, access, Ok(named), request).boxed())
     }
 
     /// The answer to a prediction over gRPC.

@@ -54,7 +54,7 @@ pub struct Service {
     /// The inference protocols over HTTP. Not to be wrapped in what observes each request of the API: these routes
     /// measure themselves.
     pub inference: Router,
-    /// Predictions of the protocol, to be asked before both.
+    /// Answers `infer` and `ModelInfer`; to be asked before `inference` and `grpc`.
     pub predictions: Predictions,
     /// The inference protocol over gRPC and `grpc.health.v1`, for the public listener.
     pub grpc: Routes,

@@ -7,6 +7,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail, ensure};
+use serde_json::{Value, json};
 
 use crate::{
     clients::{run_client, run_client_of},
@@ -76,6 +77,44 @@ async fn a_stream_that_is_open_ends_with_the_token_of_its_caller() -> Result<()>
         at.deployment.stop().await?;
     }
     Ok(())
+}
+
+/// What the path says plainly, it may say in other words, too; the gateway answers the two by different ways.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_same_prediction_is_answered_alike_however_its_path_is_written() -> Result<()> {
+    let deployment = deployment(Topology::AllInOne).await?;
+    let client = reqwest::Client::new();
+    let body = json!({
+        "id": "same",
+        "inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 4], "data": [1, 2, 3, 4]}],
+    });
+    let mut answers = Vec::new();
+    for path in [
+        "/v2/models/classes/infer",
+        "/v2/models/classes/versions/1/infer",
+        "/projects/default/v2/models/classes/infer",
+        "/projects/default/v2/models/classes/versions/1/infer",
+        "/v2/models/%63lasses/infer",
+        "/v2/models/classes/versions/%31/infer",
+        "/projects/%64efault/v2/models/classes/infer",
+    ] {
+        let url = format!("{}{path}", deployment.url());
+        let sent = client
+            .post(&url)
+            .header("x-request-id", "mine")
+            .json(&body)
+            .send()
+            .await?;
+        ensure!(sent.status() == 200, "{path}: {}", sent.text().await?);
+        ensure!(sent.headers()["x-request-id"] == "mine", "{path}");
+        answers.push(sent.json::<Value>().await?);
+        ensure!(client.get(&url).send().await?.status() == 405, "{path}");
+        let other = url.replacen("lasses", "lass", 1);
+        let sent = client.post(&other).json(&body).send().await?;
+        ensure!(sent.status() == 404, "{path}: {}", sent.text().await?);
+    }
+    ensure!(answers.iter().all(|answer| *answer == answers[0]), "{answers:?}");
+    deployment.stop().await
 }
 
 /// The folder of a library that came with a Python package.

@@ -7,6 +7,7 @@ use modelyard_auth::http::Again;
 use modelyard_proto::inference::{
     InferParameter, ModelInferRequest, ModelInferResponse, ModelStreamInferResponse, infer_parameter::ParameterChoice,
 };
+use tokio_util::task::AbortOnDropHandle;
 use tonic::{Status, Streaming, metadata::MetadataMap};
 
 use super::{InferenceService, choice};
@@ -37,7 +38,13 @@ pub(super) fn infer(
     let sender = Arc::new(sender);
     let answers = requests.map(move |request| {
         let (service, sender) = (service.clone(), Arc::clone(&sender));
-        async move { Ok(answer(&service, &sender, request?).await) }
+        async move {
+            let request = request?;
+            // In a task of its own: a client that does not read must not hold up others whose work is done together.
+            let answering = tokio::spawn(async move { answer(&service, &sender, request).await });
+            let answered = AbortOnDropHandle::new(answering).await;
+            answered.map_err(|_| Status::internal("the answer broke off: the server's log has the details"))
+        }
     });
     let mut has_failed = false;
     answers

@@ -6,16 +6,13 @@ use std::{
     path::PathBuf,
     sync::{
         Arc,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicU64, AtomicUsize, Ordering},
     },
     time::Instant,
 };
 
 use parking_lot::Mutex;
-use tokio::{
-    sync::{Notify, oneshot},
-    task::yield_now,
-};
+use tokio::{sync::Notify, task::yield_now};
 use uuid::Uuid;
 
 use super::{
@@ -33,6 +30,8 @@ pub(crate) struct EndpointLog {
     pub(super) room: Arc<Room>,
     open: Mutex<Open>,
     waiting: Mutex<Waiting>,
+    /// How many of those that waited have been written, or lost.
+    written: AtomicU64,
     closed: Mutex<VecDeque<Closed>>,
     /// A segment was opened or closed.
     pub(super) changed: Notify,
@@ -44,32 +43,27 @@ struct Open {
     next_number: u64,
 }
 
-/// Live records that wait for being written, with whom to tell.
+/// Live records that wait for being written together.
 #[derive(Debug, Default)]
 struct Waiting {
     entries: Vec<Entry>,
-    written: Vec<oneshot::Sender<Untaken>>,
+    /// How many came before them.
+    before: u64,
 }
 
-/// Tokens on their way to a request. If that is gone by then, they are postponed.
-#[derive(Debug)]
-struct Untaken(Vec<OwedToken>);
-
-impl Drop for Untaken {
-    fn drop(&mut self) {
-        self.0.drain(..).for_each(OwedToken::postpone);
-    }
-}
-
-/// Whoever writes the records that wait. They are written when it is dropped.
-struct Writer<'a, F: Fn() -> Uuid> {
+/// Whoever brought a record that waits. When this is dropped, the record has been written by somebody.
+struct Brought<'a, F: Fn() -> Uuid> {
     log: &'a EndpointLog,
+    /// How many had come with this one.
+    number: u64,
     new_id: F,
 }
 
-impl<F: Fn() -> Uuid> Drop for Writer<'_, F> {
+impl<F: Fn() -> Uuid> Drop for Brought<'_, F> {
     fn drop(&mut self) {
-        self.log.write_waiting(&self.new_id);
+        if self.log.written.load(Ordering::Acquire) < self.number {
+            self.log.write_waiting(&self.new_id);
+        }
     }
 }
 
@@ -166,6 +160,7 @@ impl EndpointLog {
                 next_number,
             }),
             waiting: Mutex::default(),
+            written: AtomicU64::new(0),
             closed: Mutex::new(found.into_iter().map(|(_, closed)| closed).collect()),
             changed: Notify::new(),
         })
@@ -187,35 +182,36 @@ impl EndpointLog {
         &self.room
     }
 
-    /// Writes a live record, with those that others bring meanwhile if there are any who are about to: one write for many costs
-    /// each of them less. It is written when this returns. Gives a token for each shadow that follows it; none if the record
-    /// is lost, which is counted.
-    pub(crate) async fn append_live(
-        &self,
-        entry: Entry,
-        with_others: bool,
-        new_id: impl Fn() -> Uuid + Send,
-    ) -> Vec<OwedToken> {
-        if !self.takes(&entry) {
-            return Vec::new();
+    /// Writes a live record that shadows follow. Gives a token for each of these; none if the record is lost, which is counted.
+    pub(crate) fn append_live(&self, entry: Entry, new_id: impl Fn() -> Uuid) -> Vec<OwedToken> {
+        let mut tokens = Vec::new();
+        if self.takes(&entry) {
+            let count = entry.owed.len();
+            let tell = &mut |segment: &Segment| tokens = owe(segment, count);
+            self.write(&mut self.open.lock(), vec![entry], &new_id, tell);
         }
-        let (written, tokens) = oneshot::channel();
-        let is_first = {
+        tokens
+    }
+
+    /// Writes a live record that no shadow follows, after a turn of this thread in which others may bring theirs: one write for
+    /// many costs each of them less. Nobody waits for another, who may be stuck: whose turn is first writes them all. A record that
+    /// is lost is counted. It is written even if this is dropped before its turn.
+    pub(crate) async fn append_with_others(&self, entry: Entry, new_id: impl Fn() -> Uuid + Send) {
+        if !self.takes(&entry) {
+            return;
+        }
+        let number = {
             let mut waiting = self.waiting.lock();
             waiting.entries.push(entry);
-            waiting.written.push(written);
-            waiting.entries.len() == 1
+            waiting.before + waiting.entries.len() as u64
         };
-        if is_first {
-            // The first writes for all who wait, even if it is dropped.
-            let writer = Writer { log: self, new_id };
-            if with_others {
-                yield_now().await;
-            }
-            drop(writer);
-        }
-        let untaken = tokens.await.ok();
-        untaken.map_or_else(Vec::new, |mut untaken| std::mem::take(&mut untaken.0))
+        let brought = Brought {
+            log: self,
+            number,
+            new_id,
+        };
+        yield_now().await;
+        drop(brought);
     }
 
     /// Whether a record is of a size that can be read again; if not, it is counted as lost.
@@ -228,62 +224,58 @@ impl EndpointLog {
     }
 
     /// Writes the live records that wait.
-    fn write_waiting(&self, new_id: impl Fn() -> Uuid) {
+    fn write_waiting(&self, new_id: &dyn Fn() -> Uuid) {
+        // Who takes them from those that wait has the segment already, so that whoever has it next finds them written.
         let mut open = self.open.lock();
-        let Waiting { entries, written } = std::mem::take(&mut *self.waiting.lock());
-        let mut written = written.into_iter();
-        self.write(&mut open, entries, new_id, |mut segment, entries| {
-            for (entry, written) in entries.iter().zip(&mut written) {
-                // Those in no segment are lost, and nothing is owed to them.
-                let tokens = segment.as_deref_mut().map(|segment| tokens(segment, entry));
-                let _ = written.send(Untaken(tokens.unwrap_or_default()));
-            }
-        });
+        let (entries, written) = {
+            let mut waiting = self.waiting.lock();
+            waiting.before += waiting.entries.len() as u64;
+            (std::mem::take(&mut waiting.entries), waiting.before)
+        };
+        self.write(&mut open, entries, new_id, &mut |_| {});
+        self.written.store(written, Ordering::Release);
     }
 
     /// Writes a shadow's record. `false` if it is lost, which is counted.
     pub(crate) fn append_shadow(&self, entry: Entry, new_id: impl Fn() -> Uuid) -> bool {
-        if !self.takes(&entry) {
-            return false;
-        }
         let mut is_written = false;
-        self.write(&mut self.open.lock(), vec![entry], new_id, |segment, _| {
-            is_written = segment.is_some();
-        });
+        if self.takes(&entry) {
+            self.write(&mut self.open.lock(), vec![entry], &new_id, &mut |_| is_written = true);
+        }
         is_written
     }
 
-    /// Writes entries to as many segments as they fill. Tells of each part of them in which segment it is; those in none are
-    /// lost, which is counted.
+    /// Writes entries to as many segments as they fill, and tells of each part of them in which segment it is. If they cannot be
+    /// written together, each is tried alone; what is lost is counted.
     fn write(
         &self,
         open: &mut Open,
         mut entries: Vec<Entry>,
-        new_id: impl Fn() -> Uuid,
-        mut tell: impl FnMut(Option<&mut Segment>, &[Entry]),
+        new_id: &dyn Fn() -> Uuid,
+        tell: &mut dyn FnMut(&Segment),
     ) {
         while !entries.is_empty() {
-            let fitting = match self.segment(open, &new_id) {
-                Ok(segment) => segment.fitting(&entries, &self.room.limits),
-                Err(error) => {
-                    self.lose(&error, entries.len());
-                    return tell(None, &entries);
-                }
+            let segment = match self.segment(open, new_id) {
+                Ok(segment) => segment,
+                Err(error) => return self.lose(&error, entries.len()),
             };
-            let later = entries.split_off(fitting);
-            let Some(segment) = &mut open.segment else { return };
+            let later = entries.split_off(segment.fitting(&entries, &self.room.limits));
             let before = segment.bytes;
             match segment.append(&entries) {
                 Ok(()) => {
                     self.room.add(segment.bytes - before);
-                    tell(Some(&mut *segment), &entries);
+                    tell(segment);
                     if segment.is_full(&self.room.limits) {
                         self.close(open);
                     }
                 }
+                Err(Failed { is_cut: true, .. }) if entries.len() > 1 => {
+                    for entry in entries {
+                        self.write(open, vec![entry], new_id, tell);
+                    }
+                }
                 Err(Failed { error, is_cut }) => {
                     self.lose(&error, entries.len());
-                    tell(None, &entries);
                     if !is_cut {
                         self.close(open);
                     }
@@ -294,7 +286,7 @@ impl EndpointLog {
     }
 
     /// The segment that takes records, a new one if there is none.
-    fn segment<'a>(&self, open: &'a mut Open, new_id: impl Fn() -> Uuid) -> io::Result<&'a mut Segment> {
+    fn segment<'a>(&self, open: &'a mut Open, new_id: &dyn Fn() -> Uuid) -> io::Result<&'a mut Segment> {
         if open.segment.is_none() {
             let segment = Segment::create(&self.folder, open.next_number, new_id(), &self.key)?;
             open.next_number += 1;
@@ -365,17 +357,15 @@ impl EndpointLog {
     }
 }
 
-/// Counts a live record that was written, and what is owed to it.
-fn tokens(segment: &mut Segment, entry: &Entry) -> Vec<OwedToken> {
-    let index = segment.lives;
-    segment.lives += 1;
+/// Counts what is owed to the last live record of a segment.
+fn owe(segment: &Segment, count: usize) -> Vec<OwedToken> {
     let debts = &segment.debts;
-    debts.outstanding.fetch_add(entry.owed.len(), Ordering::AcqRel);
-    (0..entry.owed.len())
+    debts.outstanding.fetch_add(count, Ordering::AcqRel);
+    (0..count)
         .map(|slot| OwedToken {
             owed: Owed {
                 segment: segment.id,
-                index,
+                index: segment.lives - 1,
                 slot: slot as u8,
             },
             debts: Arc::clone(debts),

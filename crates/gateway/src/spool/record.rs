@@ -208,6 +208,11 @@ impl Encoded {
         &self.frame
     }
 
+    /// Whether it is a live one.
+    pub(super) fn is_live(&self) -> bool {
+        self.frame.get(FRAME_HEADER_BYTES) == Some(&KIND_LIVE)
+    }
+
     /// A copy of the finished payload.
     pub(crate) fn payload(&self) -> Bytes {
         Bytes::copy_from_slice(self.frame.get(FRAME_HEADER_BYTES..).unwrap_or_default())

@@ -117,7 +117,10 @@ impl Segment {
         match self.write(entries) {
             Ok(bytes) => {
                 self.bytes += bytes;
-                self.rows += entries.iter().map(|entry| entry.record.rows as u64).sum::<u64>();
+                for entry in entries {
+                    self.rows += entry.record.rows as u64;
+                    self.lives += u32::from(entry.record.is_live());
+                }
                 Ok(())
             }
             Err(error) => {
@@ -159,7 +162,7 @@ impl Segment {
 #[derive(Debug)]
 pub(super) struct Failed {
     pub error: io::Error,
-    /// Whether nothing of it is left behind. If not, half a record may be at the end, which a reader cuts off: nothing may
-    /// come behind it.
+    /// Whether nothing of it is left behind. If something is, half a record may be at the end, which a reader cuts off: nothing may
+    /// come behind it. Whole ones before it were counted as lost, and are there all the same.
     pub is_cut: bool,
 }

@@ -69,9 +69,7 @@ fn entry(live: &Arc<Definition>, shadows: &[&Arc<Definition>], rows: i64) -> Ent
 }
 
 fn live(log: &EndpointLog, live: &Arc<Definition>, shadows: &[&Arc<Definition>], rows: i64) -> Vec<OwedToken> {
-    by_hand(log.append_live(entry(live, shadows, rows), false, new_id))
-        .ready()
-        .unwrap()
+    log.append_live(entry(live, shadows, rows), new_id)
 }
 
 fn answer(log: &EndpointLog, shadow: &Arc<Definition>, owed: Owed) {
@@ -96,44 +94,49 @@ fn closed(log: &EndpointLog) -> Vec<usize> {
 }
 
 #[tokio::test]
-async fn records_that_come_together_are_written_by_the_first() {
+async fn records_that_come_together_are_written_by_whose_turn_is_first() {
     let folder = tempfile::tempdir().unwrap();
-    let (main, shadow) = (definition(1), definition(2));
+    let main = definition(1);
     let log = open(folder.path(), LIMITS);
-    let together = || by_hand(log.append_live(entry(&main, &[&shadow], 1), true, new_id));
     // More than two segments hold.
-    let mut waiting: Vec<_> = (0..25).map(|_| together()).collect();
+    let mut waiting: Vec<_> = (0..25)
+        .map(|_| by_hand(log.append_with_others(entry(&main, &[], 1), new_id)))
+        .collect();
     for one in &mut waiting {
         assert!(one.pending());
     }
-    let mut tokens: Vec<OwedToken> = waiting.iter_mut().flat_map(|one| one.ready().unwrap()).collect();
-    assert_eq!(tokens.len(), 25);
-    let places: Vec<u32> = tokens.iter().map(|token| token.owed().index).collect();
-    assert_eq!(
-        places,
-        [(0..10), (0..10), (0..5)].into_iter().flatten().collect::<Vec<_>>()
-    );
-    tokens.clear();
+    // The others are stuck, or gone.
+    assert!(!waiting.pop().unwrap().pending());
     assert_eq!(closed(&log), [10, 10, 5]);
+    // Nothing is written twice.
+    for one in &mut waiting {
+        assert!(!one.pending());
+    }
+    assert!(closed(&log).is_empty());
 }
 
 #[tokio::test]
-async fn who_waits_is_written_even_if_the_writer_or_itself_is_gone() {
+async fn nobody_waits_for_one_who_is_stuck() {
     let folder = tempfile::tempdir().unwrap();
     let (main, shadow) = (definition(1), definition(2));
     let log = open(folder.path(), LIMITS);
-    let together = || by_hand(log.append_live(entry(&main, &[&shadow], 1), true, new_id));
-    let (mut first, mut second, mut third) = (together(), together(), together());
-    assert!(first.pending() && second.pending() && third.pending());
-    drop(second);
-    drop(first);
-    assert_eq!(third.ready().unwrap().len(), 1);
-    log.close_aged(true);
-    // What was owed to those who are gone is computed from the file.
-    let debts = log.oldest().unwrap().debts.unwrap();
-    let postponed = by_hand(debts.settled()).ready().unwrap();
-    assert_eq!(postponed.len(), 2);
-    assert_eq!(closed(&log), [3]);
+    let append = || by_hand(log.append_with_others(entry(&main, &[], 1), new_id));
+    let (mut stuck, mut next) = (append(), append());
+    assert!(stuck.pending() && next.pending());
+    assert!(!next.pending());
+    let mut later = append();
+    assert!(later.pending() && !later.pending());
+    // Its place is counted with those that waited.
+    let tokens = live(&log, &main, &[&shadow], 1);
+    assert_eq!(tokens[0].owed().index, 3);
+    drop(tokens);
+    assert_eq!(closed(&log), [4]);
+    // Who is gone is written.
+    let mut gone = append();
+    assert!(gone.pending());
+    drop(gone);
+    assert_eq!(closed(&log), [1]);
+    drop(stuck);
 }
 
 #[test]

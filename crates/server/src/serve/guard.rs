@@ -33,10 +33,11 @@ fn refusal(headers: &HeaderMap, uri: &Uri) -> Option<String> {
     (!is_origin_here).then(|| format!("requests from pages of `{}` are refused", origin.escape_default()))
 }
 
-/// The host of an authority. One with a user's name stays what is no host.
+/// The host of an authority. What has a user's name or a port that is no number is given back as it is, and is no host here.
 fn without_port(authority: &str) -> &str {
+    let is_port = |port: &str| port.bytes().all(|byte| byte.is_ascii_digit());
     match authority.rsplit_once(':') {
-        Some((host, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => host,
+        Some((host, port)) if is_port(port) && (host.starts_with('[') || !host.contains(':')) => host,
         _ => authority,
     }
 }
@@ -89,6 +90,7 @@ mod tests {
             "localhost@evil.example",
             "evil.example@localhost:80",
             "localhost:80:evil.example",
+            "::1:7070",
             "localhost:80@evil.example:80",
         ] {
             assert!(refused(host, None), "{host}");

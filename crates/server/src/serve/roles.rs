@@ -26,7 +26,7 @@ pub struct Services {
     pub http: OpenApiRouter,
     /// Inference over HTTP, when the gateway is here.
     pub inference_http: Option<axum::Router>,
-    /// Predictions, before these and those over gRPC.
+    /// Single predictions, to be asked before both kinds of inference.
     pub predictions: Option<Predictions>,
     /// Inference over gRPC, when the gateway is here.
     pub inference_grpc: Option<Routes>,
