@@ -245,7 +245,7 @@ struct WireSignature {
 #[serde(rename_all = "camelCase")]
 struct Statement {
     #[serde(rename = "_type")]
-    statement_type: String,
+    format: String,
     subject: Vec<Subject>,
     predicate_type: String,
     predicate: Predicate,
@@ -422,7 +422,7 @@ impl Bundle {
 impl Statement {
     /// What it says of files: those that are signed, and paths that were left out.
     fn into_files(self) -> Result<(Files, Vec<String>), SigningError> {
-        expect("_type", STATEMENT_TYPE, &self.statement_type)?;
+        expect("_type", STATEMENT_TYPE, &self.format)?;
         expect("predicateType", PREDICATE_TYPE, &self.predicate_type)?;
         let Predicate {
             serialization,

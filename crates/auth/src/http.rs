@@ -38,9 +38,7 @@ pub async fn authenticate(State(access): State<Access>, request: Request, next: 
     let id = id_of_answer(&parts.headers);
     parts.extensions.insert(caller);
     let mut response = next.run(Request::from_parts(parts, body)).await;
-    if let Some(id) = id {
-        response.headers_mut().insert(REQUEST_ID, id);
-    }
+    return_id(id, &mut response);
     response
 }
 
@@ -60,6 +58,13 @@ pub async fn admit(access: &Access, parts: &Parts) -> Result<Caller, Response> {
 pub fn id_of_answer(headers: &HeaderMap) -> Option<HeaderValue> {
     request_id(headers)?;
     headers.get(REQUEST_ID).cloned()
+}
+
+/// Puts the client's own id of a request into its answer.
+pub fn return_id(id: Option<HeaderValue>, response: &mut Response) {
+    if let Some(id) = id {
+        response.headers_mut().insert(REQUEST_ID, id);
+    }
 }
 
 /// Who sends the messages of a stream, asked again for each: a stream can outlive what its caller may.

@@ -1,5 +1,5 @@
-//! What every crate of Modelyard shares: errors, time, ids, configuration, telemetry, lifecycle, readiness and the RPC
-//! channel. It knows no word of the domain and no SQL; what is about models, runs or endpoints lives with its owner.
+//! What every crate of Modelyard shares: errors, time, ids, configuration, telemetry, lifecycle, readiness, listeners and the
+//! RPC channel. It knows no word of the domain and no SQL; what is about models, runs or endpoints lives with its owner.
 
 pub mod clock;
 pub mod config;

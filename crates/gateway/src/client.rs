@@ -10,10 +10,10 @@ use axum::{
     middleware::Next,
     response::{IntoResponse as _, Response},
 };
-use http::{HeaderMap, HeaderValue, request::Parts};
+use http::{HeaderMap, request::Parts};
 use modelyard_auth::{
     Access, Action, Caller, Kind, Resource,
-    http::{Again, REQUEST_ID, authenticate},
+    http::{Again, authenticate},
 };
 use modelyard_common::error::Problem;
 use tonic::Request;
@@ -103,13 +103,6 @@ impl Client {
             caller: caller.ok_or(modelyard_auth::Error::Missing)?,
             project: project(named.and_then(|name| name.to_str().ok())),
         })
-    }
-}
-
-/// Puts the client's own id of a request into its answer.
-pub(crate) fn return_id(id: Option<HeaderValue>, response: &mut Response) {
-    if let Some(id) = id {
-        response.headers_mut().insert(REQUEST_ID, id);
     }
 }
 

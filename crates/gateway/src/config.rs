@@ -279,12 +279,12 @@ mod tests {
     fn what_cannot_work_is_named() {
         let cases: [(&str, Spoil); 8] = [
             ("signatures.keys", |config| {
-                config.signatures.projects.push("*".to_owned())
+                config.signatures.projects.push("*".to_owned());
             }),
             ("python.max_workers", |config| config.python.max_workers = 0),
             ("worker_processors", |config| config.python.worker_processors = Some(0)),
             ("worker_memory_bytes", |config| {
-                config.python.worker_memory_bytes = Some(1)
+                config.python.worker_memory_bytes = Some(1);
             }),
             ("flush_interval", |config| config.flush_interval = Duration::ZERO),
             ("request_timeout", |config| config.request_timeout = Duration::ZERO),

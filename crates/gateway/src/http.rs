@@ -23,14 +23,14 @@ use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use http_body_util::LengthLimitError;
 use modelyard_auth::{
     Access, Action,
-    http::{admit, authenticate, id_of_answer},
+    http::{admit, authenticate, id_of_answer, return_id},
 };
 use modelyard_common::error::{Fault as _, Problem};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
 use crate::{
-    client::{Client, return_id},
+    client::Client,
     error::{Error, Result},
     meters,
     oip::{
@@ -259,13 +259,7 @@ async fn infer_routed(
     request: Request,
 ) -> Response {
     let named = named.map(|Path(named)| named);
-    infer(
-        gateway,
-        access,
-        named.map_err(|refused| refused.into_response()),
-        request,
-    )
-    .await
+    infer(gateway, access, named.map_err(IntoResponse::into_response), request).await
 }
 
 /// A prediction, or the answer to what names none. It asks by hand who sent it, and how long its body is, because each layer and
@@ -382,23 +376,19 @@ fn respond(body: Body, accepted: Option<Encoding>) -> Response {
             headers.insert(&HEADER_LENGTH, HeaderValue::from(bytes));
         }
     }
-    *response.body_mut() = match compressed {
-        Some((bytes, encoding)) => {
-            response
-                .headers_mut()
-                .insert(header::CONTENT_ENCODING, encoding.header());
-            HttpBody::from(bytes)
-        }
-        None => {
-            let length = body.length();
-            let mut parts = body.parts;
-            if parts.len() > 1 {
-                response.headers_mut().insert(header::CONTENT_LENGTH, length.into());
-                HttpBody::from_stream(stream::iter(parts.into_iter().map(Ok::<_, Infallible>)))
-            } else {
-                HttpBody::from(parts.pop().unwrap_or_default())
-            }
+    let body = if let Some((bytes, encoding)) = compressed {
+        headers.insert(header::CONTENT_ENCODING, encoding.header());
+        HttpBody::from(bytes)
+    } else {
+        let length = body.length();
+        let mut parts = body.parts;
+        if parts.len() > 1 {
+            headers.insert(header::CONTENT_LENGTH, length.into());
+            HttpBody::from_stream(stream::iter(parts.into_iter().map(Ok::<_, Infallible>)))
+        } else {
+            HttpBody::from(parts.pop().unwrap_or_default())
         }
     };
+    *response.body_mut() = body;
     response
 }

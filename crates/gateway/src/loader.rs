@@ -6,7 +6,7 @@ use std::{
     io::{self, Read as _},
     path::{Path, PathBuf},
     sync::{Arc, Weak},
-    thread,
+    thread::{self, ScopedJoinHandle},
     time::{Duration, SystemTime},
 };
 
@@ -406,7 +406,7 @@ fn gently<T: Send>(work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
         let thread = thread::Builder::new()
             .name("load".to_owned())
             .spawn_scoped(scope, gentle);
-        thread.map(|thread| thread.join())
+        thread.map(ScopedJoinHandle::join)
     });
     match worked {
         Ok(Ok(result)) => result,

@@ -12,14 +12,13 @@ use futures::FutureExt as _;
 use http::Method;
 use modelyard_auth::{
     Access,
-    http::{admit, id_of_answer},
+    http::{admit, id_of_answer, return_id},
 };
 use modelyard_common::serve::Answering;
 use modelyard_proto::inference::grpc_inference_service_server::GrpcInferenceServiceServer;
 use tower::Service as _;
 
 use crate::{
-    client::return_id,
     grpc::InferenceService,
     http::{Named, infer},
     predict::Gateway,
@@ -36,6 +35,9 @@ pub struct Predictions {
     calls: GrpcInferenceServiceServer<InferenceService>,
 }
 
+/// What a prediction is asked of: over HTTP its path names it, over gRPC its message.
+pub struct Asked(Option<Named>);
+
 impl Predictions {
     pub(crate) const fn new(
         gateway: Arc<Gateway>,
@@ -45,30 +47,25 @@ impl Predictions {
         Self { gateway, access, calls }
     }
 
-    /// The answer to a prediction over HTTP whose path is written plainly.
-    ///
-    /// # Errors
-    /// The request, if it is another one: the router answers it.
-    pub fn http(&self, request: Request) -> Result<Answering, Request> {
+    /// What a request asks for, if it asks for a prediction and its path is written plainly. Others are for the routers.
+    pub fn asked(request: &Request, is_grpc: bool) -> Option<Asked> {
         if request.method() != Method::POST {
-            return Err(request);
+            return None;
         }
-        let Some(named) = named(request.uri().path()) else {
-            return Err(request);
-        };
-        let (gateway, access) = (Arc::clone(&self.gateway), self.access.clone());
-        Ok(infer(gateway, access, Ok(named), request).boxed())
+        let path = request.uri().path();
+        if is_grpc {
+            return (path == MODEL_INFER).then_some(Asked(None));
+        }
+        named(path).map(|named| Asked(Some(named)))
     }
 
-    /// The answer to a prediction over gRPC.
-    ///
-    /// # Errors
-    /// The request, if it is another call: the routes of the contract answer it.
-    pub fn grpc(&self, request: Request) -> Result<Answering, Request> {
-        if request.uri().path() != MODEL_INFER {
-            return Err(request);
+    /// The answer to a request that asks for this.
+    pub fn answer(&self, asked: Asked, request: Request) -> Answering {
+        let access = self.access.clone();
+        match asked.0 {
+            Some(named) => infer(Arc::clone(&self.gateway), access, Ok(named), request).boxed(),
+            None => call(access, self.calls.clone(), request).boxed(),
         }
-        Ok(call(self.access.clone(), self.calls.clone(), request).boxed())
     }
 }
 

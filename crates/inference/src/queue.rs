@@ -383,16 +383,14 @@ impl State {
         if self.holding_workers > 0 || !self.is_little(options) {
             return None;
         }
-        match self.leader {
-            Some(since) => (since.elapsed() < LEADER_PATIENCE).then_some(Part::Wait),
-            None => {
-                let now = Instant::now();
-                self.leader = Some(now);
-                let led = self.led.replace(now);
-                let is_alone = led.is_none_or(|led| now.saturating_duration_since(led) >= ALONE_AFTER);
-                Some(if is_alone { Part::Run } else { Part::Lead })
-            }
+        if let Some(since) = self.leader {
+            return (since.elapsed() < LEADER_PATIENCE).then_some(Part::Wait);
         }
+        let now = Instant::now();
+        self.leader = Some(now);
+        let led = self.led.replace(now);
+        let is_alone = led.is_none_or(|led| now.saturating_duration_since(led) >= ALONE_AFTER);
+        Some(if is_alone { Part::Run } else { Part::Lead })
     }
 
     /// How long so much work takes all workers.

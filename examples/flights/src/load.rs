@@ -215,7 +215,7 @@ async fn one_connection(
         if is_well {
             answered.push(Answered {
                 at: now.as_secs_f64(),
-                took: (now - sent).as_secs_f64() * 1e6,
+                took: now.saturating_sub(sent).as_secs_f64() * 1e6,
             });
         } else {
             refused += 1;

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use crate::{
     clients::{run_client, run_client_of},
     deployment::{Deployment, Engine, Topology},
-    permissions::installation::Installation,
+    permissions::installation::{Installation, PATIENCE},
 };
 
 /// The variable that names the Python with KServe's client.
@@ -83,7 +83,7 @@ async fn a_stream_that_is_open_ends_with_the_token_of_its_caller() -> Result<()>
 #[tokio::test(flavor = "multi_thread")]
 async fn the_same_prediction_is_answered_alike_however_its_path_is_written() -> Result<()> {
     let deployment = deployment(Topology::AllInOne).await?;
-    let client = reqwest::Client::new();
+    let client = reqwest::Client::builder().timeout(PATIENCE).build()?;
     let body = json!({
         "id": "same",
         "inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 4], "data": [1, 2, 3, 4]}],

@@ -94,6 +94,9 @@ fn a_model_of_one_file_is_signed_under_any_name() {
     }
 }
 
+/// What is changed in a statement.
+type Change<'a> = &'a dyn Fn(&mut Value);
+
 #[test]
 fn a_bundle_that_was_changed_is_refused() {
     let good: Value = serde_json::from_str(&Bundle::sign("m", &files(&[("a", "1")]), &key(&KEY)).unwrap()).unwrap();
@@ -115,20 +118,20 @@ fn a_bundle_that_was_changed_is_refused() {
         swapped.unwrap().verify(&[key(&KEY).public()]),
         Err(SigningError::NotTrusted)
     ));
-    let refused: [(&str, &dyn Fn(&mut Value)); 7] = [
+    let refused: [(&str, Change<'_>); 7] = [
         ("subject", &|statement| {
             statement["predicate"]["resources"][0]["digest"] = other.to_hex().into();
         }),
         ("about 0 models", &|statement| statement["subject"] = json!([])),
         ("_type", &|statement| statement["_type"] = "other".into()),
         ("predicateType", &|statement| {
-            statement["predicateType"] = "other".into()
+            statement["predicateType"] = "other".into();
         }),
         ("method", &|statement| {
-            statement["predicate"]["serialization"]["method"] = "shards".into()
+            statement["predicate"]["serialization"]["method"] = "shards".into();
         }),
         ("algorithm", &|statement| {
-            statement["predicate"]["resources"][0]["algorithm"] = "blake2b".into()
+            statement["predicate"]["resources"][0]["algorithm"] = "blake2b".into();
         }),
         ("twice", &|statement| {
             let resources = statement["predicate"]["resources"].as_array_mut().unwrap();

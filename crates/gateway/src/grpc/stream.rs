@@ -41,7 +41,8 @@ pub(super) fn infer(
         async move {
             let request = request?;
             // In a task of its own: a client that does not read must not hold up others whose work is done together.
-            let answering = tokio::spawn(async move { answer(&service, &sender, request).await });
+            let requests = service.gateway.requests.clone();
+            let answering = requests.spawn(async move { answer(&service, &sender, request).await });
             let answered = AbortOnDropHandle::new(answering).await;
             answered.map_err(|_| Status::internal("the answer broke off: the server's log has the details"))
         }

@@ -492,13 +492,15 @@ fn nobody_waits_for_one_who_leads_and_is_gone() {
         get_known(&predictor).await;
         for round in 0..ROUNDS {
             // The first to ask leads, the second too where the first was alone; whoever leads goes away before it has run anything.
-            let gone = JoinSet::from_iter((0..2).map(|_| {
-                let predictor = Arc::clone(&predictor);
-                async move {
-                    let input = Tensor::from_vec("x", vec![1], vec![-1]).unwrap();
-                    let _ = tokio::time::timeout(Duration::ZERO, predictor.predict(vec![input], None)).await;
-                }
-            }));
+            let gone: JoinSet<()> = (0..2)
+                .map(|_| {
+                    let predictor = Arc::clone(&predictor);
+                    async move {
+                        let input = Tensor::from_vec("x", vec![1], vec![-1]).unwrap();
+                        let _ = tokio::time::timeout(Duration::ZERO, predictor.predict(vec![input], None)).await;
+                    }
+                })
+                .collect();
             let input = Tensor::from_vec("x", vec![1], vec![round]).unwrap();
             let answer = tokio::time::timeout(PATIENCE, predictor.predict(vec![input], None)).await;
             assert!(matches!(answer, Ok(Ok(_))), "round {round}: {answer:?}");

@@ -12,10 +12,9 @@ const IN_MARCH: &str = "start=2013-03-01T00:00:00Z&end=2013-04-01T00:00:00Z";
 
 fn find<'a>(comparison: &'a Value, metric: &str) -> &'a Value {
     let differences = comparison["differences"].as_array().unwrap();
-    differences
-        .iter()
-        .find(|difference| difference["metric"] == metric)
-        .unwrap_or_else(|| panic!("no {metric}: {comparison}"))
+    let found = differences.iter().find(|difference| difference["metric"] == metric);
+    assert!(found.is_some(), "no {metric}: {comparison}");
+    found.unwrap()
 }
 
 fn number(value: &Value) -> f64 {

@@ -161,16 +161,10 @@ impl Front {
         }
         let peer = self.forwarder.peer_of(request.uri().path());
         let is_grpc = is_grpc(request.headers());
-        if let (None, Some(predictions)) = (peer, &self.predictions) {
-            let answering = if is_grpc {
-                predictions.grpc(request)
-            } else {
-                predictions.http(request)
-            };
-            match answering {
-                Ok(answering) => return answering,
-                Err(other) => request = other,
-            }
+        if let (None, Some(predictions)) = (peer, &self.predictions)
+            && let Some(asked) = Predictions::asked(&request, is_grpc)
+        {
+            return predictions.answer(asked, request);
         }
         if peer.is_none() && !is_grpc {
             return answer(&self.http, request);

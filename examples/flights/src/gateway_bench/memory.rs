@@ -52,7 +52,8 @@ pub async fn measure(folder: &Path, time: Duration) -> Result<Memory> {
     // What sequences are filled up with is left out by the model, so those of unlike lengths may be merged.
     let ragged = json!({"batching": {"ragged": [{"tensor": TOKENS, "axis": 1, "fill": 0}]}});
     gateway.serve(SEQUENCES, &encoder(), ragged).await?;
-    let (rows, sequences): (Arc<[Vec<u8>]>, Arc<[Vec<u8>]>) = (rows().into(), sequences().into());
+    let rows: Arc<[Vec<u8>]> = rows().into();
+    let sequences: Arc<[Vec<u8>]> = sequences().into();
     let mut connections = JoinSet::new();
     let started = Instant::now();
     for connection in 0..CONNECTIONS {
