@@ -28,6 +28,10 @@ const CALLERS: usize = 4;
 /// What a version must keep below half the time; the slow one needs many times as long, the others a hundredth.
 const MEDIAN: &str = "40ms";
 
+/// How long a rollout may take to come to an end: its version is loaded at a low priority, and a slow one must answer some requests
+/// before it can be judged, while other tests have the processors.
+const ROLLOUT_PATIENCE: Duration = Duration::from_mins(2);
+
 /// An endpoint `e` that follows an alias, under load.
 pub struct Scene {
     pub deployment: Deployment,
@@ -162,7 +166,12 @@ impl Scene {
             let is_it = rollout.get("to") == Some(&wanted) && rollout.get("state") == Some(&json!(state));
             is_it.then_some(rollout)
         };
-        Ok(until(&format!("the rollout of version {to} is {state}"), PATIENCE, look).await)
+        Ok(until(
+            &format!("the rollout of version {to} is {state}"),
+            ROLLOUT_PATIENCE,
+            look,
+        )
+        .await)
     }
 
     /// Waits until all who ask get this version, and gives what came of requests until then.
