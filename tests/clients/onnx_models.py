@@ -67,7 +67,7 @@ def versions(folder):
         weights = [numpy_helper.from_array(numpy.array([factor], numpy.float32), "factor")]
         save(folder, name, [helper.make_node("Mul", ["x", "factor"], ["y"])], inputs, outputs, weights)
     # A row becomes wide, is multiplied again and again by a matrix that changes nothing, and becomes narrow again.
-    width, steps = 1024, 3000
+    width, steps = 1024, 2000
     wide = numpy.zeros((2, width), numpy.float32)
     wide[0, 0] = wide[1, 1] = 1
     weights = [

@@ -30,7 +30,7 @@ const MEDIAN: &str = "40ms";
 
 /// How long a rollout may take to come to an end: its version is loaded at a low priority, and a slow one must answer some requests
 /// before it can be judged, while other tests have the processors.
-const ROLLOUT_PATIENCE: Duration = Duration::from_mins(2);
+const ROLLOUT_PATIENCE: Duration = Duration::from_mins(3);
 
 /// An endpoint `e` that follows an alias, under load.
 pub struct Scene {
