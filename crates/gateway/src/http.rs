@@ -9,24 +9,24 @@ use std::{borrow::Cow, convert::Infallible, sync::Arc, time::Instant};
 use axum::{
     Router,
     body::{Body as HttpBody, to_bytes},
-    extract::{
-        DefaultBodyLimit, Path, Request, State,
-        rejection::{BytesRejection, PathRejection},
-    },
+    extract::{DefaultBodyLimit, FromRequestParts, Request, State, rejection::BytesRejection},
     middleware::from_fn_with_state,
     response::{IntoResponse, Response},
     routing::{get, post},
 };
 use bytes::Bytes;
 use futures::stream;
-use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header, request::Parts};
 use http_body_util::LengthLimitError;
 use modelyard_auth::{
     Access, Action,
     http::{admit, authenticate, id_of_answer, return_id},
 };
-use modelyard_common::error::{Fault as _, Problem};
-use serde::Deserialize;
+use modelyard_common::{
+    error::{Fault as _, Problem},
+    extract::Path,
+};
+use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::{Value, json};
 
 use crate::{
@@ -209,6 +209,20 @@ async fn no_shared_memory() -> Response {
     )
 }
 
+/// What a path names, refused in the protocol's shape if it is no text.
+pub(crate) struct InPath<T>(pub T);
+
+impl<S: Send + Sync, T: DeserializeOwned + Send> FromRequestParts<S> for InPath<T> {
+    type Rejection = Response;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Response> {
+        let named = Path::from_request_parts(parts, state).await;
+        named
+            .map(|Path(named)| Self(named))
+            .map_err(|problem| refuse(Error::invalid(problem.detail)))
+    }
+}
+
 /// The parts of a path below `/v2/models`.
 #[derive(Deserialize)]
 pub(crate) struct Named {
@@ -220,7 +234,7 @@ pub(crate) struct Named {
     pub(crate) version: Option<String>,
 }
 
-async fn model(State(gateway): Shared, client: Client, Path(named): Path<Named>) -> Response {
+async fn model(State(gateway): Shared, client: Client, InPath(named): InPath<Named>) -> Response {
     or_refuse(describe(&gateway, &client, &named))
 }
 
@@ -237,7 +251,7 @@ fn describe(gateway: &Gateway, client: &Client, named: &Named) -> Result<Value> 
     }))
 }
 
-async fn model_ready(State(gateway): Shared, client: Client, Path(named): Path<Named>) -> Response {
+async fn model_ready(State(gateway): Shared, client: Client, InPath(named): InPath<Named>) -> Response {
     let described = client
         .authorize(Action::EndpointRead, &named.model)
         .and_then(|()| gateway.endpoint(&client.project, &named.model))
@@ -255,11 +269,10 @@ async fn model_ready(State(gateway): Shared, client: Client, Path(named): Path<N
 
 async fn infer_routed(
     State((gateway, access)): State<(Arc<Gateway>, Access)>,
-    named: Result<Path<Named>, PathRejection>,
+    named: Result<InPath<Named>, Response>,
     request: Request,
 ) -> Response {
-    let named = named.map(|Path(named)| named);
-    infer(gateway, access, named.map_err(IntoResponse::into_response), request).await
+    infer(gateway, access, named.map(|InPath(named)| named), request).await
 }
 
 /// A prediction, or the answer to what names none. It asks by hand who sent it, and how long its body is, because each layer and

@@ -6,10 +6,7 @@ mod table;
 use std::{sync::Arc, time::Instant};
 
 use arrow::array::RecordBatch;
-use axum::{
-    extract::{Path, State},
-    response::Response,
-};
+use axum::{extract::State, response::Response};
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, StatusCode, header};
 use modelyard_auth::Action;
@@ -22,7 +19,7 @@ use self::table::{read_parquet, table_tensors};
 use crate::{
     client::Client,
     error::{Error, Result},
-    http::{Named, Received, header_value, json_response, received, refuse},
+    http::{InPath, Named, Received, header_value, json_response, received, refuse},
     meters,
     oip::{DataSeed, write_elements},
     options::Attribute,
@@ -63,7 +60,7 @@ enum Rows {
 pub(crate) async fn invocations(
     State(gateway): State<Arc<Gateway>>,
     client: Client,
-    Path(named): Path<Named>,
+    InPath(named): InPath<Named>,
     headers: HeaderMap,
     body: Received,
 ) -> Response {
@@ -90,7 +87,7 @@ pub(crate) async fn invocations(
 pub(crate) async fn predict(
     State(gateway): State<Arc<Gateway>>,
     client: Client,
-    Path(named): Path<Named>,
+    InPath(named): InPath<Named>,
     headers: HeaderMap,
     body: Received,
 ) -> Response {
@@ -128,7 +125,7 @@ pub(crate) async fn predict(
 pub(crate) async fn model_status(
     State(gateway): State<Arc<Gateway>>,
     client: Client,
-    Path(named): Path<Named>,
+    InPath(named): InPath<Named>,
 ) -> Response {
     let endpoint = client
         .authorize(Action::EndpointRead, &named.model)

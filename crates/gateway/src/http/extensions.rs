@@ -1,15 +1,12 @@
 //! Triton's extensions of the protocol over HTTP: configuration, statistics and the repository of models.
 
-use axum::{
-    extract::{Path, State},
-    response::Response,
-};
+use axum::{extract::State, response::Response};
 use bytes::Bytes;
 use http::StatusCode;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
-use super::{Named, Received, Shared, json_response, or_refuse, received, refuse};
+use super::{InPath, Named, Received, Shared, json_response, or_refuse, received, refuse};
 use crate::{
     client::Client,
     error::{Error, Result},
@@ -17,12 +14,12 @@ use crate::{
     repository::{self, Change},
 };
 
-pub(super) async fn config(State(gateway): Shared, client: Client, Path(named): Path<Named>) -> Response {
+pub(super) async fn config(State(gateway): Shared, client: Client, InPath(named): InPath<Named>) -> Response {
     let config = model_config(&gateway, &client, &named.model, named.version.as_deref());
     or_refuse(config.map(|config| model_config_json(&config)))
 }
 
-pub(super) async fn statistics(State(gateway): Shared, client: Client, Path(named): Path<Named>) -> Response {
+pub(super) async fn statistics(State(gateway): Shared, client: Client, InPath(named): InPath<Named>) -> Response {
     let counted = statistics_of(&gateway, &client, &named.model, named.version.as_deref());
     or_refuse(counted.map(|counted| statistics_json(&counted)))
 }
@@ -81,7 +78,7 @@ pub(super) struct Stored {
 pub(super) async fn load(
     gateway: Shared,
     client: Client,
-    stored: Path<Stored>,
+    stored: InPath<Stored>,
     headers: http::HeaderMap,
     body: Received,
 ) -> Response {
@@ -91,7 +88,7 @@ pub(super) async fn load(
 pub(super) async fn unload(
     gateway: Shared,
     client: Client,
-    stored: Path<Stored>,
+    stored: InPath<Stored>,
     headers: http::HeaderMap,
     body: Received,
 ) -> Response {
@@ -101,7 +98,7 @@ pub(super) async fn unload(
 async fn change(
     State(gateway): Shared,
     client: Client,
-    Path(stored): Path<Stored>,
+    InPath(stored): InPath<Stored>,
     body: Result<Bytes>,
     change: Change,
 ) -> Response {

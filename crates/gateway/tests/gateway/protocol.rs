@@ -133,6 +133,19 @@ async fn the_server_and_its_models_describe_themselves() {
         assert_eq!(answer.status, StatusCode::NOT_FOUND, "{path}");
         assert!(answer.json()["error"].is_string(), "{path}");
     }
+    for path in [
+        "/v2/models/%ff",
+        "/v2/models/e/versions/%ff",
+        "/v2/models/%ff/ready",
+        "/v2/models/%ff/stats",
+    ] {
+        let answer = running.get(path).await;
+        assert_eq!(answer.status, StatusCode::BAD_REQUEST, "{path}");
+        assert!(answer.json()["error"].as_str().unwrap().contains("UTF-8"), "{path}");
+    }
+    let answer = running.post("/v2/models/%ff/infer", &json!({})).await;
+    assert_eq!(answer.status, StatusCode::BAD_REQUEST);
+    assert!(answer.json()["error"].as_str().unwrap().contains("UTF-8"));
     assert_eq!(
         running.get("/v2/models/e/infer").await.status,
         StatusCode::METHOD_NOT_ALLOWED
