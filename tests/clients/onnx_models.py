@@ -60,25 +60,46 @@ def classes(folder):
     save(folder, "classes", nodes, inputs, outputs, weights)
 
 
+def slow(folder, inputs, outputs):
+    """A row becomes wide, is multiplied again and again by a matrix that changes nothing, and becomes narrow again: a loop loads at once."""
+    width, steps = 256, 30_000
+    wide = numpy.zeros((2, width), numpy.float32)
+    wide[0, 0] = wide[1, 1] = 1
+    weights = [
+        numpy_helper.from_array(numpy.array(steps, numpy.int64), "steps"),
+        numpy_helper.from_array(wide, "wide"),
+        numpy_helper.from_array(numpy.eye(width, dtype=numpy.float32), "same"),
+        numpy_helper.from_array(wide.T.copy(), "narrow"),
+    ]
+    rows = ["rows", width]
+    body = helper.make_graph(
+        [helper.make_node("MatMul", ["before", "same"], ["after"]), helper.make_node("Identity", ["going"], ["on"])],
+        "step",
+        [
+            helper.make_tensor_value_info("step", TensorProto.INT64, []),
+            helper.make_tensor_value_info("going", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("before", TensorProto.FLOAT, rows),
+        ],
+        [
+            helper.make_tensor_value_info("on", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("after", TensorProto.FLOAT, rows),
+        ],
+    )
+    nodes = [
+        helper.make_node("MatMul", ["x", "wide"], ["first"]),
+        helper.make_node("Loop", ["steps", "", "first"], ["last"], body=body),
+        helper.make_node("MatMul", ["last", "narrow"], ["y"]),
+    ]
+    save(folder, "slow", nodes, inputs, outputs, weights)
+
+
 def versions(folder):
     inputs = [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["rows", 2])]
     outputs = [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["rows", 2])]
     for name, factor in [("good", 1), ("better", 2)]:
         weights = [numpy_helper.from_array(numpy.array([factor], numpy.float32), "factor")]
         save(folder, name, [helper.make_node("Mul", ["x", "factor"], ["y"])], inputs, outputs, weights)
-    # A row becomes wide, is multiplied again and again by a matrix that changes nothing, and becomes narrow again.
-    width, steps = 1024, 2000
-    wide = numpy.zeros((2, width), numpy.float32)
-    wide[0, 0] = wide[1, 1] = 1
-    weights = [
-        numpy_helper.from_array(wide, "wide"),
-        numpy_helper.from_array(numpy.eye(width, dtype=numpy.float32), "same"),
-        numpy_helper.from_array(wide.T.copy(), "narrow"),
-    ]
-    nodes = [helper.make_node("MatMul", ["x", "wide"], ["h0"])]
-    nodes += [helper.make_node("MatMul", [f"h{step}", "same"], [f"h{step + 1}"]) for step in range(steps)]
-    nodes += [helper.make_node("MatMul", [f"h{steps}", "narrow"], ["y"])]
-    save(folder, "slow", nodes, inputs, outputs, weights)
+    slow(folder, inputs, outputs)
     # Seven does not divide what comes.
     weights = [numpy_helper.from_array(numpy.array([7, -1], numpy.int64), "shape")]
     nodes = [helper.make_node("Reshape", ["x", "shape"], ["folded"]), helper.make_node("Identity", ["folded"], ["y"])]
