@@ -127,6 +127,8 @@ struct Inner {
     clock: SharedClock,
     ids: SharedIds,
     snapshot: ArcSwap<Snapshot>,
+    /// Everybody, on a server that asks nobody to sign in.
+    local: Arc<Identified>,
     revision: watch::Sender<u64>,
     is_known: AtomicBool,
     limiter: Option<RateLimiter>,
@@ -158,6 +160,7 @@ impl Access {
                 clock,
                 ids,
                 snapshot: ArcSwap::from_pointee(Snapshot::new(0, State::default())?),
+                local: Arc::new(local()),
                 revision: watch::Sender::new(0),
                 is_known: AtomicBool::new(false),
                 limiter: requests_per_second.map(RateLimiter::new),
@@ -287,7 +290,7 @@ impl Access {
     pub async fn authenticate(&self, credentials: Credentials<'_>, facts: Facts<'_>) -> Result<Caller> {
         let snapshot = self.snapshot();
         let identified = match (self.inner.mode, credentials) {
-            (Mode::Open, _) => local(),
+            (Mode::Open, _) => Arc::clone(&self.inner.local),
             (Mode::SignIn, _) if !self.is_known() => return Err(Error::Starting),
             (_, Credentials::None) => return Err(Error::Missing),
             (_, Credentials::Malformed) => return Err(Error::Malformed),
@@ -304,12 +307,12 @@ impl Access {
         Ok(self.caller(snapshot, identified, facts))
     }
 
-    fn caller(&self, snapshot: Arc<Snapshot>, identified: Identified, facts: Facts<'_>) -> Caller {
+    fn caller(&self, snapshot: Arc<Snapshot>, identified: Arc<Identified>, facts: Facts<'_>) -> Caller {
         let request_id = facts.request_id.map(str::to_owned);
         Caller::new(self.clone(), snapshot, identified, request_id, facts.source)
     }
 
-    fn by_token(&self, snapshot: &Snapshot, text: &str, kinds: &[TokenKind]) -> Result<Identified> {
+    fn by_token(&self, snapshot: &Snapshot, text: &str, kinds: &[TokenKind]) -> Result<Arc<Identified>> {
         let token = Token::parse(text).ok_or(Error::Token)?;
         let live = snapshot.token(&token.hash()).ok_or(Error::Token)?;
         let entry = &live.entry;
@@ -325,17 +328,7 @@ impl Access {
                 uses.insert(entry.id.clone(), now);
             }
         }
-        Ok(Identified {
-            principal: entry.owner.clone(),
-            scope: entry.scope.clone(),
-            via: match entry.kind {
-                TokenKind::Api => Via::Token,
-                TokenKind::Session => Via::Session,
-                TokenKind::Exchanged => Via::Exchange,
-            },
-            service: None,
-            token_id: Some(entry.id.clone()),
-        })
+        Ok(Arc::clone(&live.identified))
     }
 
     async fn by_password(
@@ -344,7 +337,7 @@ impl Access {
         name: &str,
         password: &str,
         source: Option<IpAddr>,
-    ) -> Result<Identified> {
+    ) -> Result<Arc<Identified>> {
         let principal = Principal::user(name);
         let identity = snapshot.state().identities.get(&principal);
         let revision = identity.map_or(0, |identity| identity.password_revision);
@@ -363,13 +356,13 @@ impl Access {
                 })?;
             self.inner.passwords.add(name, password, revision, Instant::now());
         }
-        Ok(Identified {
+        Ok(Arc::new(Identified {
             principal,
             scope: None,
             via: Via::Password,
             service: None,
             token_id: None,
-        })
+        }))
     }
 
     /// The caller behind a call between services: the service itself, or somebody for whom it works.
@@ -410,7 +403,7 @@ impl Access {
                 }
             }
         };
-        Ok(self.caller(snapshot, identified, facts))
+        Ok(self.caller(snapshot, Arc::new(identified), facts))
     }
 
     /// What a principal would be decided about, without being there: for explanations.
@@ -427,7 +420,7 @@ impl Access {
             request_id: None,
             source: None,
         };
-        self.caller(self.snapshot(), identified, facts)
+        self.caller(self.snapshot(), Arc::new(identified), facts)
     }
 
     fn check_rate(&self, identified: &Identified) -> Result<()> {

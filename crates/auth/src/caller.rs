@@ -17,7 +17,8 @@ use crate::{
     error::{Error, Result},
     principal::{Principal, PrincipalKind},
     resource::{Kind, Resource},
-    state::{Grant, InvalidGrant, Place},
+    state::{Grant, InvalidGrant, Place, TokenEntry},
+    token::TokenKind,
 };
 
 /// For whom a service works later: who started it, and the most that its token opened. Written as `user:alice`, or
@@ -94,7 +95,7 @@ pub struct Caller {
 struct Inner {
     access: Access,
     snapshot: Arc<Snapshot>,
-    identified: Identified,
+    identified: Arc<Identified>,
     request_id: OnceLock<String>,
     source: Option<IpAddr>,
 }
@@ -109,6 +110,23 @@ pub(crate) struct Identified {
     pub token_id: Option<String>,
 }
 
+impl From<&TokenEntry> for Identified {
+    /// Who brings the token.
+    fn from(token: &TokenEntry) -> Self {
+        Self {
+            principal: token.owner.clone(),
+            scope: token.scope.clone(),
+            via: match token.kind {
+                TokenKind::Api => Via::Token,
+                TokenKind::Session => Via::Session,
+                TokenKind::Exchanged => Via::Exchange,
+            },
+            service: None,
+            token_id: Some(token.id.clone()),
+        }
+    }
+}
+
 impl fmt::Debug for Caller {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Caller({} via {})", self.principal(), self.via().as_str())
@@ -119,7 +137,7 @@ impl Caller {
     pub(crate) fn new(
         access: Access,
         snapshot: Arc<Snapshot>,
-        identified: Identified,
+        identified: Arc<Identified>,
         request_id: Option<String>,
         source: Option<IpAddr>,
     ) -> Self {

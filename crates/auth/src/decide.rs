@@ -20,6 +20,7 @@ pub use self::built_in::{actions_of_built_in_role, is_built_in_role};
 use self::asked::{Asked, Remembered};
 use crate::{
     action::Action,
+    caller::Identified,
     principal::{Principal, PrincipalKind},
     resource::{Kind, Resource},
     state::{Grant, ResourceKey, State, Subject, TokenEntry},
@@ -153,6 +154,8 @@ pub struct Snapshot {
 /// A token, and when its use was noticed last.
 pub(crate) struct LiveToken {
     pub(crate) entry: TokenEntry,
+    /// Who brings it.
+    pub(crate) identified: Arc<Identified>,
     /// Microseconds since the epoch.
     pub(crate) noticed: AtomicI64,
 }
@@ -301,7 +304,8 @@ impl Snapshot {
                 .or_default()
                 .push(binding.grant.clone());
         }
-        let live = |entry| LiveToken {
+        let live = |entry: TokenEntry| LiveToken {
+            identified: Arc::new(Identified::from(&entry)),
             entry,
             noticed: AtomicI64::new(0),
         };

@@ -1,13 +1,15 @@
 //! Authentication of what arrives over HTTP, gRPC to clients included: every router of a service stands behind
 //! [`authenticate`], and its handlers take a [`Caller`]; predictions ask [`admit`] themselves.
 
+use std::net::IpAddr;
+
 use axum::{
     extract::{FromRequestParts, Request, State},
     middleware::Next,
     response::{IntoResponse, Response},
 };
 use base64::{Engine as _, prelude::BASE64_STANDARD};
-use http::{HeaderMap, HeaderValue, Method, Uri, header, request::Parts, uri::Authority};
+use http::{Extensions, HeaderMap, HeaderValue, Method, Uri, header, request::Parts, uri::Authority};
 use modelyard_common::{
     error::{ErrorKind, Fault as _, Problem, to_status},
     tls::Connection,
@@ -31,7 +33,8 @@ const MAX_AUTHORIZATION_BYTES: usize = 4096;
 /// Middleware: finds out who sent the request, and puts the [`Caller`] among its extensions.
 pub async fn authenticate(State(access): State<Access>, request: Request, next: Next) -> Response {
     let (mut parts, body) = request.into_parts();
-    let caller = match admit(&access, &parts).await {
+    let source = source(&parts.extensions);
+    let caller = match admit(&access, &parts, source).await {
         Ok(caller) => caller,
         Err(refused) => return refused,
     };
@@ -42,13 +45,19 @@ pub async fn authenticate(State(access): State<Access>, request: Request, next: 
     response
 }
 
-/// Who sent a request, for a route that cannot afford the middleware.
+/// Where a request came from, by what the listener put among its extensions.
+#[must_use]
+pub fn source(extensions: &Extensions) -> Option<IpAddr> {
+    extensions.get::<Connection>().map(|connection| connection.remote.ip())
+}
+
+/// Who sent a request from somewhere, for a route that cannot afford the middleware.
 ///
 /// # Errors
 /// The answer to a request that nobody is known to have sent.
-pub async fn admit(access: &Access, parts: &Parts) -> Result<Caller, Response> {
-    identify(access, parts).await.map_err(|error| {
-        access.note_rejection(&error, facts(parts));
+pub async fn admit(access: &Access, parts: &Parts, source: Option<IpAddr>) -> Result<Caller, Response> {
+    identify(access, parts, source).await.map_err(|error| {
+        access.note_rejection(&error, facts(parts, source));
         refusal(&error, &parts.headers)
     })
 }
@@ -86,11 +95,11 @@ impl Again {
     /// # Errors
     /// As [`Access::authenticate`].
     pub async fn caller(&self) -> Result<Caller> {
-        identify(&self.access, &self.parts).await
+        identify(&self.access, &self.parts, source(&self.parts.extensions)).await
     }
 }
 
-async fn identify(access: &Access, parts: &Parts) -> Result<Caller> {
+async fn identify(access: &Access, parts: &Parts, source: Option<IpAddr>) -> Result<Caller> {
     let headers = &parts.headers;
     let credentials = credentials(headers);
     let mut decoded = String::new();
@@ -101,16 +110,13 @@ async fn identify(access: &Access, parts: &Parts) -> Result<Caller> {
     if matches!(credentials, Credentials::Session(_)) && !is_same_site(&parts.method, headers, &parts.uri) {
         return Err(Error::CrossSite);
     }
-    access.authenticate(credentials, facts(parts)).await
+    access.authenticate(credentials, facts(parts, source)).await
 }
 
-fn facts(parts: &Parts) -> Facts<'_> {
+fn facts(parts: &Parts, source: Option<IpAddr>) -> Facts<'_> {
     Facts {
         request_id: request_id(&parts.headers),
-        source: parts
-            .extensions
-            .get::<Connection>()
-            .map(|connection| connection.remote.ip()),
+        source,
     }
 }
 

@@ -2,13 +2,18 @@
 
 use std::{
     convert::Infallible,
-    future::IntoFuture as _,
+    future::{IntoFuture as _, Ready, ready},
     io,
     sync::Arc,
     task::{Context, Poll},
 };
 
-use axum::{Router, extract::Request, response::Response, serve::Listener};
+use axum::{
+    Router,
+    extract::Request,
+    response::Response,
+    serve::{IncomingStream, Listener},
+};
 use futures::{
     FutureExt as _,
     future::{BoxFuture, Map},
@@ -17,7 +22,7 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tower::Service;
 
-use crate::tls::{Connection, PlainListener, ServerTls, TlsListener, WithConnection};
+use crate::tls::{Connection, PlainListener, ServerTls, TlsListener};
 
 /// An answer that is being made.
 pub type Answering = BoxFuture<'static, Response>;
@@ -25,27 +30,53 @@ pub type Answering = BoxFuture<'static, Response>;
 /// What answers the requests of a listener. It is one type whatever is behind it, so that the machinery of connections is
 /// compiled, and optimized, in this crate and not once more with every program.
 #[derive(Clone)]
-pub struct Answers(Arc<dyn Fn(Request) -> Answering + Send + Sync>);
+pub struct Answers(Arc<dyn Fn(Connection, Request) -> Answering + Send + Sync>);
 
 impl Answers {
-    /// Answers as this function does.
-    pub fn new(answer: impl Fn(Request) -> Answering + Send + Sync + 'static) -> Self {
+    /// Answers as this function does, by what is known of the connection and by the request.
+    pub fn new(answer: impl Fn(Connection, Request) -> Answering + Send + Sync + 'static) -> Self {
         Self(Arc::new(answer))
     }
 }
 
 impl From<Router> for Answers {
     fn from(router: Router) -> Self {
-        Self::new(move |request| answer(&router, request))
+        Self::new(move |connection, request| answer(&router, connection, request))
     }
 }
 
-/// A router's answer.
-pub fn answer(router: &Router, request: Request) -> Answering {
+/// A router's answer. Its handlers find what is known of the connection among the request's extensions.
+pub fn answer(router: &Router, connection: Connection, mut request: Request) -> Answering {
+    request.extensions_mut().insert(connection);
     Box::pin(router.clone().call(request).map(|Ok(response)| response))
 }
 
-impl Service<Request> for Answers {
+/// For `axum::serve`: what answers the requests of each connection.
+impl<L: Listener<Addr = Connection>> Service<IncomingStream<'_, L>> for Answers {
+    type Response = OnConnection;
+    type Error = Infallible;
+    type Future = Ready<Result<OnConnection, Infallible>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, stream: IncomingStream<'_, L>) -> Self::Future {
+        ready(Ok(OnConnection {
+            answers: self.clone(),
+            connection: *stream.remote_addr(),
+        }))
+    }
+}
+
+/// What answers the requests of one connection.
+#[derive(Clone)]
+pub struct OnConnection {
+    answers: Answers,
+    connection: Connection,
+}
+
+impl Service<Request> for OnConnection {
     type Response = Response;
     type Error = Infallible;
     type Future = Map<Answering, fn(Response) -> Result<Response, Infallible>>;
@@ -55,7 +86,7 @@ impl Service<Request> for Answers {
     }
 
     fn call(&mut self, request: Request) -> Self::Future {
-        (self.0)(request).map(Ok as _)
+        (self.answers.0)(self.connection, request).map(Ok as _)
     }
 }
 
@@ -80,6 +111,6 @@ fn on(
     answers: Answers,
     soft: CancellationToken,
 ) -> BoxFuture<'static, io::Result<()>> {
-    let serving = axum::serve(listener, WithConnection(answers)).with_graceful_shutdown(soft.cancelled_owned());
+    let serving = axum::serve(listener, answers).with_graceful_shutdown(soft.cancelled_owned());
     serving.into_future().boxed()
 }

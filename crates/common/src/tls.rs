@@ -20,7 +20,7 @@ use tokio_rustls::rustls::{
     server::{NoServerSessionStorage, WebPkiClientVerifier, danger::ClientCertVerifier},
 };
 
-pub(crate) use self::listener::{PlainListener, TlsListener, WithConnection};
+pub(crate) use self::listener::{PlainListener, TlsListener};
 pub use self::{
     certificate::TlsError,
     connector::{Connector, PeerStream},

@@ -1,10 +1,8 @@
 //! Who asks for predictions, and in which project.
 
-use std::{
-    borrow::Cow,
-    hash::{DefaultHasher, Hash as _, Hasher as _},
-};
+use std::{borrow::Cow, sync::LazyLock};
 
+use ahash::RandomState;
 use axum::{
     extract::{FromRequestParts, RawPathParams, Request as HttpRequest, State},
     middleware::Next,
@@ -37,6 +35,7 @@ const PROBES: [&str; 3] = [
 const STREAM: &str = "/inference.GRPCInferenceService/ModelStreamInfer";
 
 /// Who asks, and in which project.
+#[derive(Clone)]
 pub(crate) struct Client {
     pub caller: Caller,
     pub project: Cow<'static, str>,
@@ -70,9 +69,8 @@ impl Client {
 
     /// The caller as a number: those of one caller take turns with those of others.
     pub(crate) fn number(&self) -> u64 {
-        let mut hasher = DefaultHasher::new();
-        self.caller.principal().hash(&mut hasher);
-        hasher.finish()
+        static HASHES: LazyLock<RandomState> = LazyLock::new(RandomState::new);
+        HASHES.hash_one(self.caller.principal())
     }
 
     /// Whether the caller may see an endpoint.

@@ -10,29 +10,38 @@ use std::{
     time::{Duration, Instant},
 };
 
+use axum::extract::Request as HttpRequest;
 use bytes::Bytes;
-use futures::stream::BoxStream;
+use futures::{FutureExt as _, future::BoxFuture, stream::BoxStream};
+use http::Response as HttpResponse;
 use modelyard_auth::Action;
 use modelyard_common::{Timestamp, error::to_status};
 use modelyard_inference::{DataType, Priority, Tensor, TensorData, TensorSpec};
 use modelyard_proto::inference::{
     self as proto, InferParameter, InferTensorContents, ModelInferRequest, ModelInferResponse,
     ModelStreamInferResponse,
-    grpc_inference_service_server::GrpcInferenceService,
+    grpc_inference_service_server::{GrpcInferenceService, GrpcInferenceServiceServer},
     infer_parameter::ParameterChoice,
     model_infer_request::{InferInputTensor, InferRequestedOutputTensor},
     model_infer_response::InferOutputTensor,
     model_metadata_response::TensorMetadata,
 };
-use tonic::{Request, Response, Status, Streaming, metadata::MetadataMap};
+use tonic::{
+    Request, Response, Status, Streaming,
+    body::Body,
+    codec::CompressionEncoding,
+    metadata::MetadataMap,
+    server::{Grpc, UnaryService},
+};
+use tonic_prost::ProstCodec;
 
 use self::stream::Sender;
 use crate::{
     client::Client,
     error::{Error, Result},
     oip::{
-        EXTENSIONS, MAX_TENSORS, RequestedOutput, SERVER_NAME, SERVER_VERSION, all_statistics_of, model_config,
-        priority, refuse_sequence, select, statistics_of,
+        EXTENSIONS, MAX_BODY_BYTES, MAX_TENSORS, RequestedOutput, SERVER_NAME, SERVER_VERSION, all_statistics_of,
+        model_config, priority, refuse_sequence, select, statistics_of,
     },
     options::Attribute,
     predict::{Answer, Gateway, Inputs, Request as PredictRequest},
@@ -49,6 +58,44 @@ pub(crate) struct InferenceService {
 impl InferenceService {
     pub(crate) const fn new(gateway: Arc<Gateway>) -> Self {
         Self { gateway }
+    }
+
+    /// What answers all calls.
+    pub(crate) fn into_server(self) -> GrpcInferenceServiceServer<Self> {
+        GrpcInferenceServiceServer::new(self)
+            .max_decoding_message_size(MAX_BODY_BYTES)
+            .max_encoding_message_size(MAX_BODY_BYTES)
+            // Answers are not compressed: every client says that it would take it, and few gain by it.
+            .accept_compressed(CompressionEncoding::Gzip)
+            .accept_compressed(CompressionEncoding::Deflate)
+    }
+
+    /// Answers one `ModelInfer` as the server does, without its search for the method, and without what it would have to be told by
+    /// the request's extensions: that costs much beside such a call.
+    pub(crate) async fn answer(self, client: Client, request: HttpRequest) -> HttpResponse<Body> {
+        Grpc::new(ProstCodec::<ModelInferResponse, ModelInferRequest>::default())
+            .max_decoding_message_size(MAX_BODY_BYTES)
+            .max_encoding_message_size(MAX_BODY_BYTES)
+            .accept_compressed(CompressionEncoding::Gzip)
+            .accept_compressed(CompressionEncoding::Deflate)
+            .unary(ModelInfer { calls: self, client }, request)
+            .await
+    }
+}
+
+/// One call of `ModelInfer`.
+struct ModelInfer {
+    calls: InferenceService,
+    client: Client,
+}
+
+impl UnaryService<ModelInferRequest> for ModelInfer {
+    type Response = ModelInferResponse;
+    type Future = BoxFuture<'static, Result<Response<ModelInferResponse>, Status>>;
+
+    fn call(&mut self, request: Request<ModelInferRequest>) -> Self::Future {
+        let (calls, client) = (self.calls.clone(), self.client.clone());
+        async move { calls.infer_unary(&client, request).await }.boxed()
     }
 }
 
@@ -133,13 +180,8 @@ impl GrpcInferenceService for InferenceService {
     }
 
     async fn model_infer(&self, request: Request<ModelInferRequest>) -> Result<Response<ModelInferResponse>, Status> {
-        let arrived = Instant::now();
         let client = Client::of(&request).map_err(|error| to_status(&error))?;
-        let (metadata, _, request) = request.into_parts();
-        self.infer(&client, request, &metadata, grpc_timeout(&metadata), arrived)
-            .await
-            .map(Response::new)
-            .map_err(|error| to_status(&error))
+        self.infer_unary(&client, request).await
     }
 
     type ModelStreamInferStream = BoxStream<'static, Result<ModelStreamInferResponse, Status>>;
@@ -222,6 +264,19 @@ impl GrpcInferenceService for InferenceService {
 }
 
 impl InferenceService {
+    async fn infer_unary(
+        &self,
+        client: &Client,
+        request: Request<ModelInferRequest>,
+    ) -> Result<Response<ModelInferResponse>, Status> {
+        let arrived = Instant::now();
+        let (metadata, _, request) = request.into_parts();
+        self.infer(client, request, &metadata, grpc_timeout(&metadata), arrived)
+            .await
+            .map(Response::new)
+            .map_err(|error| to_status(&error))
+    }
+
     async fn infer(
         &self,
         client: &Client,

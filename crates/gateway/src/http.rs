@@ -4,7 +4,7 @@
 
 mod extensions;
 
-use std::{borrow::Cow, convert::Infallible, sync::Arc, time::Instant};
+use std::{borrow::Cow, convert::Infallible, net::IpAddr, sync::Arc, time::Instant};
 
 use axum::{
     Router,
@@ -20,7 +20,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header, request::Part
 use http_body_util::LengthLimitError;
 use modelyard_auth::{
     Access, Action,
-    http::{admit, authenticate, id_of_answer, return_id},
+    http::{admit, authenticate, id_of_answer, return_id, source},
 };
 use modelyard_common::{
     error::{Fault as _, Problem},
@@ -272,7 +272,9 @@ async fn infer_routed(
     named: Result<InPath<Named>, Response>,
     request: Request,
 ) -> Response {
-    infer(gateway, access, named.map(|InPath(named)| named), request).await
+    let source = source(request.extensions());
+    let named = named.map(|InPath(named)| named);
+    infer(gateway, access, named, source, request).await
 }
 
 /// A prediction, or the answer to what names none. It asks by hand who sent it, and how long its body is, because each layer and
@@ -281,10 +283,11 @@ pub(crate) async fn infer(
     gateway: Arc<Gateway>,
     access: Access,
     named: Result<Named, Response>,
+    source: Option<IpAddr>,
     request: Request,
 ) -> Response {
     let (parts, body) = request.into_parts();
-    let admitted = admit(&access, &parts).await;
+    let admitted = admit(&access, &parts, source).await;
     let (caller, named) = match (admitted, named) {
         (Ok(caller), Ok(named)) => (caller, named),
         (Err(refused), _) | (_, Err(refused)) => return refused,

@@ -228,13 +228,18 @@ impl Model {
         self.predictor.load().is_some()
     }
 
+    /// What runs it, if it is in memory.
+    pub(crate) fn at_hand(&self) -> Option<Arc<Predictor>> {
+        self.used_ms.store(now_ms(), Ordering::Relaxed);
+        self.predictor.load_full()
+    }
+
     /// What runs it. Where it is not in memory, whoever asks first has it loaded, and all wait for that.
     ///
     /// # Errors
     /// Why it cannot be loaded; a failure is the answer to all who ask for a moment, before it is tried again.
     pub(crate) async fn predictor(self: &Arc<Self>) -> Result<Arc<Predictor>> {
-        self.used_ms.store(now_ms(), Ordering::Relaxed);
-        if let Some(predictor) = self.predictor.load_full() {
+        if let Some(predictor) = self.at_hand() {
             return Ok(predictor);
         }
         let loading = self.loading()?;

@@ -250,11 +250,12 @@ impl Call<'_> {
             priority: self.priority,
             caller: self.client.number(),
         };
-        let loaded = self.version.model.predictor();
+        let model = &self.version.model;
         // A model that has to be loaded first is waited for as long as the request may take.
-        let predictor = match deadline {
-            None => loaded.await?,
-            Some(deadline) => timeout_at(deadline.into(), loaded)
+        let predictor = match (model.at_hand(), deadline) {
+            (Some(predictor), _) => predictor,
+            (None, None) => model.predictor().await?,
+            (None, Some(deadline)) => timeout_at(deadline.into(), model.predictor())
                 .await
                 .map_err(|_| InferenceError::DeadlineExceeded)??,
         };

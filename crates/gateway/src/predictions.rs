@@ -1,13 +1,9 @@
 //! The two requests that a gateway mostly gets, answered without a router: its layers, boxes and notes of the matched path
 //! would cost each of them more than what is left to do.
 
-use std::sync::Arc;
+use std::{net::IpAddr, sync::Arc};
 
-use axum::{
-    body::Body,
-    extract::Request,
-    response::{IntoResponse as _, Response},
-};
+use axum::{body::Body, extract::Request, response::Response};
 use futures::FutureExt as _;
 use http::Method;
 use modelyard_auth::{
@@ -15,10 +11,9 @@ use modelyard_auth::{
     http::{admit, id_of_answer, return_id},
 };
 use modelyard_common::serve::Answering;
-use modelyard_proto::inference::grpc_inference_service_server::GrpcInferenceServiceServer;
-use tower::Service as _;
 
 use crate::{
+    client::Client,
     grpc::InferenceService,
     http::{Named, infer},
     predict::Gateway,
@@ -32,18 +27,14 @@ const MODEL_INFER: &str = "/inference.GRPCInferenceService/ModelInfer";
 pub struct Predictions {
     gateway: Arc<Gateway>,
     access: Access,
-    calls: GrpcInferenceServiceServer<InferenceService>,
+    calls: InferenceService,
 }
 
 /// What a prediction is asked of: over HTTP its path names it, over gRPC its message.
 pub struct Asked(Option<Named>);
 
 impl Predictions {
-    pub(crate) const fn new(
-        gateway: Arc<Gateway>,
-        access: Access,
-        calls: GrpcInferenceServiceServer<InferenceService>,
-    ) -> Self {
+    pub(crate) const fn new(gateway: Arc<Gateway>, access: Access, calls: InferenceService) -> Self {
         Self { gateway, access, calls }
     }
 
@@ -59,25 +50,25 @@ impl Predictions {
         named(path).map(|named| Asked(Some(named)))
     }
 
-    /// The answer to a request that asks for this.
-    pub fn answer(&self, asked: Asked, request: Request) -> Answering {
-        let access = self.access.clone();
+    /// The answer to a request from somewhere that asks for this.
+    pub fn answer(&self, asked: Asked, source: IpAddr, request: Request) -> Answering {
+        let (access, source) = (self.access.clone(), Some(source));
         match asked.0 {
-            Some(named) => infer(Arc::clone(&self.gateway), access, Ok(named), request).boxed(),
-            None => call(access, self.calls.clone(), request).boxed(),
+            Some(named) => infer(Arc::clone(&self.gateway), access, Ok(named), source, request).boxed(),
+            None => call(access, self.calls.clone(), source, request).boxed(),
         }
     }
 }
 
-async fn call(access: Access, mut calls: GrpcInferenceServiceServer<InferenceService>, request: Request) -> Response {
-    let (mut parts, body) = request.into_parts();
-    match admit(&access, &parts).await {
-        Ok(caller) => parts.extensions.insert(caller),
+async fn call(access: Access, calls: InferenceService, source: Option<IpAddr>, request: Request) -> Response {
+    let (parts, body) = request.into_parts();
+    let client = match admit(&access, &parts, source).await {
+        Ok(caller) => Client::new(caller, None, &parts.headers),
         Err(refused) => return refused,
     };
     let id = id_of_answer(&parts.headers);
-    let Ok(response) = calls.call(Request::from_parts(parts, body)).await;
-    let mut response = response.map(Body::new).into_response();
+    let response = calls.answer(client, Request::from_parts(parts, body)).await;
+    let mut response = response.map(Body::new);
     return_id(id, &mut response);
     response
 }

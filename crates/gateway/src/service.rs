@@ -12,14 +12,14 @@ use modelyard_artifacts::{Artifacts, Storage};
 use modelyard_auth::Access;
 use modelyard_common::{Context, rpc::Channel};
 use modelyard_inference::{Accelerator, Runtime};
-use modelyard_proto::inference::{FILE_DESCRIPTOR_SET, grpc_inference_service_server::GrpcInferenceServiceServer};
+use modelyard_proto::inference::FILE_DESCRIPTOR_SET;
 use tokio::{
     sync::watch,
     task::spawn_blocking,
     time::{MissedTickBehavior, interval},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use tonic::{codec::CompressionEncoding, service::Routes};
+use tonic::service::Routes;
 use utoipa_axum::router::OpenApiRouter;
 
 use crate::{
@@ -30,7 +30,6 @@ use crate::{
     grpc::InferenceService,
     http,
     loader::Loader,
-    oip::MAX_BODY_BYTES,
     persist::{Kept, StateFile},
     predict::Gateway,
     predictions::Predictions,
@@ -161,22 +160,17 @@ pub async fn start(
     context
         .lifecycle
         .spawn("gateway.watch", desired_watch::follow(registry, node, desired, soft));
-    let inference = GrpcInferenceServiceServer::new(InferenceService::new(Arc::clone(&gateway)))
-        .max_decoding_message_size(MAX_BODY_BYTES)
-        .max_encoding_message_size(MAX_BODY_BYTES)
-        // Answers are not compressed: every client says that it would take it, and few gain by it.
-        .accept_compressed(CompressionEncoding::Gzip)
-        .accept_compressed(CompressionEncoding::Deflate);
+    let calls = InferenceService::new(Arc::clone(&gateway));
     let reflection = tonic_reflection::server::Builder::configure()
         .register_encoded_file_descriptor_set(FILE_DESCRIPTOR_SET)
         .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
         .build_v1()?;
     Ok(Service {
         http: OpenApiRouter::new(),
-        predictions: Predictions::new(Arc::clone(&gateway), access.clone(), inference.clone()),
+        predictions: Predictions::new(Arc::clone(&gateway), access.clone(), calls.clone()),
         inference: http::router(gateway, access.clone()),
         grpc: Routes::from(
-            Routes::new(inference)
+            Routes::new(calls.into_server())
                 .into_axum_router()
                 .layer(from_fn_with_state(access, authenticate_calls)),
         )

@@ -76,14 +76,21 @@ impl Batch {
         self.jobs.push(job);
     }
 
-    /// Whether one more request can run with these.
-    pub fn takes(&self, job: &Job, facts: &ModelFacts, options: &BatcherOptions, ragged: &Ragged) -> bool {
+    /// Whether one more request can run with these, as so many rows at most.
+    pub fn takes(
+        &self,
+        job: &Job,
+        most_rows: usize,
+        facts: &ModelFacts,
+        options: &BatcherOptions,
+        ragged: &Ragged,
+    ) -> bool {
         let (Some(first), Some(own_rows)) = (self.jobs.first(), job.rows) else {
             return false;
         };
         let rows = self.rows.saturating_add(own_rows);
         let elements = rows.saturating_mul(self.row_elements.max(job.row_elements()));
-        if own_rows == 0 || rows > options.max_batch_rows || elements > options.max_batch_elements {
+        if own_rows == 0 || rows > most_rows || elements > options.max_batch_elements {
             return false;
         }
         if facts.rows_are_fixed || have_same_rows(first, job) {

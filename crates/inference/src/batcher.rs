@@ -14,7 +14,10 @@ use std::{
 };
 
 use tokio::{
-    sync::{oneshot, watch},
+    sync::{
+        oneshot::{self, error::TryRecvError},
+        watch,
+    },
     task::{coop::unconstrained, yield_now},
     time::timeout_at,
 };
@@ -188,15 +191,19 @@ impl Predictor {
     pub async fn predict_on(&self, terms: Terms, inputs: Vec<Tensor>) -> Result<Prediction> {
         let shared = &self.shared;
         let (inputs, rows) = shared.facts.accept(inputs)?;
-        let (reply, part) = self.submit(inputs, rows, terms, shared.may_lead(rows))?;
+        let (mut reply, part) = self.submit(inputs, rows, terms, shared.may_lead(rows))?;
         match part {
             Part::Run => Leader(Some(shared)).lead(false).await,
             Part::Lead => Leader(Some(shared)).lead(true).await,
+            Part::Follow => yield_now().await,
             Part::Wait => {}
         }
-        let reply = match terms.deadline {
-            None => reply.await,
-            Some(deadline) => timeout_at(deadline.into(), reply)
+        // Mostly it is there by now, and a timer would cost more than what led to it.
+        let reply = match (reply.try_recv(), terms.deadline) {
+            (Ok(reply), _) => return reply,
+            (Err(TryRecvError::Closed), _) => return Err(worker_gone()),
+            (Err(TryRecvError::Empty), None) => reply.await,
+            (Err(TryRecvError::Empty), Some(deadline)) => timeout_at(deadline.into(), reply)
                 .await
                 .map_err(|_| Error::DeadlineExceeded)?,
         };
@@ -496,9 +503,10 @@ fn deliver(shared: &Shared, jobs: Vec<Job>, run: Run, started: Instant) -> usize
     };
     let counters = &shared.counters;
     counters.ran(jobs.len(), batch_rows, run.times);
+    let queue_time = |job: &Job| started.saturating_duration_since(job.enqueued);
+    counters.queue_time.add_time(jobs.iter().map(queue_time).sum());
     for (job, outputs) in jobs.into_iter().zip(run.outputs) {
-        let queue_time = started.saturating_duration_since(job.enqueued);
-        counters.queue_time.add_time(queue_time);
+        let queue_time = queue_time(&job);
         // A caller that is gone needs no answer.
         let _ = job.reply.send(Ok(Prediction {
             outputs,

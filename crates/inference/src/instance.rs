@@ -3,13 +3,16 @@
 use std::{
     fmt,
     panic::{AssertUnwindSafe, catch_unwind},
-    time::Instant,
+    sync::Arc,
+    time::{Duration, Instant},
 };
 
+use bytes::Bytes;
 use ort::{
     session::{RunOptions, Session, SessionInputValue, SessionOutputs},
     value::{DynValue, TensorRef},
 };
+use zerocopy::IntoBytes as _;
 
 use crate::{
     backend::{Backend, Run, RunTimes},
@@ -20,21 +23,37 @@ use crate::{
     tensor::{Tensor, concat_data, concat_shape, element_count, texts},
 };
 
-/// Above this many input elements the session gives its memory back after the run: its arena only ever grows, and one
-/// outlier would otherwise keep its size for good.
-const SHRINK_ABOVE_ELEMENTS: usize = 1 << 20;
+/// Above this many input elements a run is a large one: the session gives its memory back after it, because its arena only ever
+/// grows, and an outlier would otherwise keep its size for good.
+const LARGE_ELEMENTS: usize = 1 << 20;
+
+/// Large runs that follow one another within this time are no outliers: each would take the memory back from the system that the
+/// one before gave to it. They keep it, and the first run after them that is not large gives it back.
+const LARGE_TOGETHER: Duration = Duration::from_secs(1);
 
 /// A session, owned by one thread at a time, because ONNX Runtime's run is not safe to call concurrently.
 pub(crate) struct Instance {
     session: Session,
     shrink: RunOptions,
+    /// When a run was large last.
+    large: Option<Instant>,
+    /// Whether the arena may hold what a large run took.
+    grown: bool,
+    /// Held by each output that lies in the arena still.
+    lent: Arc<()>,
 }
 
 impl Instance {
     pub(crate) fn new(session: Session) -> Result<Self, ort::Error> {
         let mut shrink = RunOptions::new()?;
         shrink.set("memory.enable_memory_arena_shrinkage", "cpu:0")?;
-        Ok(Self { session, shrink })
+        Ok(Self {
+            session,
+            shrink,
+            large: None,
+            grown: false,
+            lent: Arc::default(),
+        })
     }
 
     fn run_unguarded(&mut self, signature: &Signature, requests: &[&[Tensor]]) -> Result<Run> {
@@ -48,14 +67,28 @@ impl Instance {
         let values = inputs.iter().map(Input::value).collect::<Result<Vec<_>>>()?;
         let elements: usize = inputs.iter().map(|input| input.count).sum();
         let prepared = Instant::now();
-        let outputs = if elements > SHRINK_ABOVE_ELEMENTS {
+        let is_large = elements > LARGE_ELEMENTS;
+        let is_one_of_many = is_large && self.large.is_some_and(|large| prepared - large < LARGE_TOGETHER);
+        let gives_back = !is_one_of_many && (is_large || self.grown);
+        self.grown |= is_large;
+        let outputs = if gives_back {
             self.session.run_with_options(values.as_slice(), &self.shrink)
         } else {
             self.session.run(values.as_slice())
         }
         .map_err(|error| Error::run(&error))?;
         let ran = Instant::now();
-        let outputs = take_outputs(signature, &outputs, requests)?;
+        if is_large {
+            self.large = Some(ran);
+        }
+        if gives_back {
+            // What is lent cannot be given back yet.
+            self.grown = Arc::strong_count(&self.lent) > 1;
+        }
+        let outputs = match requests {
+            [_] if is_one_of_many => lend_outputs(signature, outputs, &self.lent)?,
+            _ => take_outputs(signature, &outputs, requests)?,
+        };
         Ok(Run {
             outputs,
             times: RunTimes {
@@ -204,13 +237,56 @@ fn take_outputs(
     Ok(taken)
 }
 
+/// The outputs of a single request, where they lie.
+fn lend_outputs(signature: &Signature, outputs: SessionOutputs<'_>, lent: &Arc<()>) -> Result<Vec<Vec<Tensor>>> {
+    let mut tensors = Vec::with_capacity(signature.outputs.len());
+    for (spec, (_, value)) in signature.outputs.iter().zip(outputs) {
+        let datatype = output_type(&spec.name, &value)?;
+        if datatype == DataType::Bytes {
+            tensors.extend(read_output(&spec.name, &value, None)?);
+            continue;
+        }
+        let shape = value.dtype().tensor_shape().map(|shape| shape.to_vec());
+        let bytes = Bytes::from_owner(Lent {
+            value,
+            datatype,
+            _of: Arc::clone(lent),
+        });
+        tensors.push(Tensor::from_raw(
+            &spec.name,
+            datatype,
+            shape.unwrap_or_default(),
+            bytes,
+        )?);
+    }
+    Ok(vec![tensors])
+}
+
+/// An output that lies in the arena of the session that made it. It keeps the session, too.
+struct Lent {
+    value: DynValue,
+    datatype: DataType,
+    _of: Arc<()>,
+}
+
+impl AsRef<[u8]> for Lent {
+    fn as_ref(&self) -> &[u8] {
+        with_element!(
+            self.datatype,
+            T => self.value.try_extract_tensor::<T>().map_or(&[], |(_, values)| values.as_bytes()),
+            text => &[],
+        )
+    }
+}
+
+fn output_type(name: &str, value: &DynValue) -> Result<DataType> {
+    let datatype = value.dtype().tensor_type().and_then(DataType::from_onnx);
+    datatype.ok_or_else(|| Error::output(name, format!("it came out as {}", value.dtype())))
+}
+
 /// One output, whole or by the rows of each request.
 fn read_output(name: &str, value: &DynValue, rows: Option<&[usize]>) -> Result<Vec<Tensor>> {
-    let datatype = value
-        .dtype()
-        .tensor_type()
-        .and_then(DataType::from_onnx)
-        .ok_or_else(|| Error::output(name, format!("it came out as {}", value.dtype())))?;
+    let datatype = output_type(name, value)?;
     let invalid = |error: ort::Error| Error::output(name, error.message());
     with_element!(
         datatype,

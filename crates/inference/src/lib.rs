@@ -13,6 +13,7 @@ mod accelerator;
 mod backend;
 mod batch;
 mod batcher;
+mod best_size;
 mod columns;
 mod cost;
 mod datatype;

@@ -9,11 +9,13 @@ use std::{
     time::{Duration, Instant},
 };
 
+use ahash::RandomState;
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use crate::{
     backend::Backend,
     batch::{Batch, Job},
+    best_size::BestSize,
     cost::Cost,
     error::{Error, Result},
     model::ModelFacts,
@@ -72,7 +74,9 @@ pub(crate) enum Part {
     Run,
     /// To run it, with those that others bring within moments.
     Lead,
-    /// Nothing.
+    /// Nothing: somebody leads, and will have run it within moments.
+    Follow,
+    /// Nothing: a worker runs it.
     Wait,
 }
 
@@ -114,8 +118,9 @@ struct State {
     work: usize,
     /// The tag of the last request that left, and the last tag of each caller.
     now: u64,
-    callers: HashMap<u64, u64>,
+    callers: HashMap<u64, u64, RandomState>,
     cost: Cost,
+    best_size: BestSize,
     workers: usize,
     most_workers: usize,
     idle_workers: usize,
@@ -165,6 +170,7 @@ impl Queue {
         if state.closed {
             return Err(Error::Closed);
         }
+        let now = job.enqueued;
         let turn = state.turn_of(&job);
         let place = state.jobs.partition_point(|queued| queued.turn <= turn);
         state.check_wait(&job, place, &self.options)?;
@@ -173,7 +179,7 @@ impl Queue {
         state.elements += job.elements;
         state.work += job.work();
         state.jobs.insert(place, Queued { turn, job });
-        if may_lead && let Some(part) = state.part(&self.options) {
+        if may_lead && let Some(part) = state.part(now, &self.options) {
             return Ok(part);
         }
         let (idle, holding) = (state.idle_workers > 0, state.holding_workers > 0);
@@ -216,16 +222,14 @@ impl Queue {
         backend: &mut Option<Box<dyn Backend>>,
     ) -> Next {
         let mut state = self.state.lock();
-        if let Some(ran) = ran {
-            state.cost.observe(ran.work, ran.took);
-        }
+        state.observe(ran, &self.options);
         let first = loop {
             // One that somebody else uses for a moment is waited for.
             if backend.is_none() {
                 *backend = state.parked.pop();
             }
             if backend.is_some()
-                && let Some(job) = state.pop_live(counters)
+                && let Some(job) = state.pop_live(Instant::now(), counters)
             {
                 break job;
             }
@@ -239,8 +243,10 @@ impl Queue {
         let is_mergeable = merge && first.rows.is_some_and(|rows| rows > 0);
         let mut batch = Batch::of(first);
         if is_mergeable {
-            state.gather(&mut batch, facts, self, counters);
-            self.hold(&mut state, &mut batch, facts, counters);
+            let waiting = batch.rows + state.work;
+            let most_rows = state.best_size.next(waiting, self.options.max_batch_rows);
+            state.gather(&mut batch, most_rows, facts, self, counters);
+            self.hold(&mut state, &mut batch, most_rows, facts, counters);
         }
         let grow = state.grow();
         let left_over = !state.jobs.is_empty() && state.idle_workers > 0;
@@ -283,7 +289,7 @@ impl Queue {
         };
         state.leader = None;
         let first = if state.is_little(&self.options) {
-            state.pop_live(counters)
+            state.pop_live(Instant::now(), counters)
         } else {
             None
         };
@@ -295,7 +301,8 @@ impl Queue {
         let is_mergeable = merge && first.rows.is_some_and(|rows| rows > 0);
         let mut batch = Batch::of(first);
         if is_mergeable {
-            state.gather(&mut batch, facts, self, counters);
+            // What is little has no size that is too large, and what were left over would need a worker.
+            state.gather(&mut batch, self.options.max_batch_rows, facts, self, counters);
         }
         Led::Batch(batch, backend)
     }
@@ -317,9 +324,7 @@ impl Queue {
     /// Gives back what was borrowed, with what it did.
     pub(crate) fn give_back(&self, backend: Box<dyn Backend>, ran: Option<Ran>) {
         let mut state = self.state.lock();
-        if let Some(ran) = ran {
-            state.cost.observe(ran.work, ran.took);
-        }
+        state.observe(ran, &self.options);
         state.parked.push(backend);
         self.wake_for_rest(&state);
     }
@@ -336,18 +341,25 @@ impl Queue {
     }
 
     /// Waits for more to join, as long as the options allow.
-    fn hold(&self, state: &mut MutexGuard<'_, State>, batch: &mut Batch, facts: &ModelFacts, counters: &Counters) {
+    fn hold(
+        &self,
+        state: &mut MutexGuard<'_, State>,
+        batch: &mut Batch,
+        most_rows: usize,
+        facts: &ModelFacts,
+        counters: &Counters,
+    ) {
         if self.options.max_queue_delay.is_zero() {
             return;
         }
-        while batch.rows < self.options.max_batch_rows && !state.closed {
+        while batch.rows < most_rows && !state.closed {
             let Some(until) = batch.hold_until(self.options.max_queue_delay) else {
                 return;
             };
             state.holding_workers += 1;
             let timed_out = self.more.wait_until(state, until).timed_out();
             state.holding_workers -= 1;
-            state.gather(batch, facts, self, counters);
+            state.gather(batch, most_rows, facts, self, counters);
             // What cannot join this batch must not wait for it.
             if !state.jobs.is_empty() && state.idle_workers > 0 {
                 self.work.notify_one();
@@ -372,21 +384,31 @@ impl State {
         }
     }
 
+    /// Learns from a run.
+    fn observe(&mut self, ran: Option<Ran>, options: &BatcherOptions) {
+        if let Some(ran) = ran {
+            self.cost.observe(ran.work, ran.took);
+            self.best_size.observe(ran.work, ran.took, options.max_batch_rows);
+        }
+    }
+
     /// Whether all that waits is done within moments.
     fn is_little(&self, options: &BatcherOptions) -> bool {
-        let takes = self.cost.estimate(self.work, options.max_batch_rows);
+        let takes = self
+            .cost
+            .estimate(self.work, self.best_size.rows(options.max_batch_rows));
         takes.is_some_and(|takes| takes <= LITTLE)
     }
 
     /// What is left to do for whoever brought the newest request; none: a worker does it all.
-    fn part(&mut self, options: &BatcherOptions) -> Option<Part> {
+    fn part(&mut self, now: Instant, options: &BatcherOptions) -> Option<Part> {
         if self.holding_workers > 0 || !self.is_little(options) {
             return None;
         }
         if let Some(since) = self.leader {
-            return (since.elapsed() < LEADER_PATIENCE).then_some(Part::Wait);
+            let is_there = now.saturating_duration_since(since) < LEADER_PATIENCE;
+            return is_there.then_some(Part::Follow);
         }
-        let now = Instant::now();
         self.leader = Some(now);
         let led = self.led.replace(now);
         let is_alone = led.is_none_or(|led| now.saturating_duration_since(led) >= ALONE_AFTER);
@@ -395,7 +417,8 @@ impl State {
 
     /// How long so much work takes all workers.
     fn expected_wait(&self, work: usize, options: &BatcherOptions) -> Duration {
-        let alone = self.cost.estimate(work, options.max_batch_rows).unwrap_or_default();
+        let rows = self.best_size.rows(options.max_batch_rows);
+        let alone = self.cost.estimate(work, rows).unwrap_or_default();
         alone / u32::try_from(self.workers).unwrap_or(u32::MAX).max(1)
     }
 
@@ -452,10 +475,10 @@ impl State {
 
     /// The request whose turn it is, of those that somebody still waits for and that are still in time. The others are
     /// answered here, so that they cost no run.
-    fn pop_live(&mut self, counters: &Counters) -> Option<Job> {
+    fn pop_live(&mut self, now: Instant, counters: &Counters) -> Option<Job> {
         while let Some(queued) = self.jobs.pop_front() {
             self.took(&queued.job);
-            if let Some(job) = live(queued.job, counters) {
+            if let Some(job) = live(queued.job, now, counters) {
                 self.now = self.now.max(queued.turn.tag);
                 return Some(job);
             }
@@ -463,17 +486,18 @@ impl State {
         None
     }
 
-    fn gather(&mut self, batch: &mut Batch, facts: &ModelFacts, queue: &Queue, counters: &Counters) {
+    fn gather(&mut self, batch: &mut Batch, most_rows: usize, facts: &ModelFacts, queue: &Queue, counters: &Counters) {
+        let now = Instant::now();
         let mut index = 0;
-        while batch.rows < queue.options.max_batch_rows {
+        while batch.rows < most_rows {
             let Some(queued) = self.jobs.get(index) else { return };
-            if !batch.takes(&queued.job, facts, &queue.options, &queue.ragged) {
+            if !batch.takes(&queued.job, most_rows, facts, &queue.options, &queue.ragged) {
                 index += 1;
                 continue;
             }
             let Some(queued) = self.jobs.remove(index) else { return };
             self.took(&queued.job);
-            if let Some(job) = live(queued.job, counters) {
+            if let Some(job) = live(queued.job, now, counters) {
                 self.now = self.now.max(queued.turn.tag);
                 batch.add(job);
             }
@@ -503,8 +527,8 @@ fn full(options: &BatcherOptions) -> Error {
 }
 
 /// The job, unless its deadline has passed or its caller is gone.
-fn live(job: Job, counters: &Counters) -> Option<Job> {
-    if job.terms.deadline.is_some_and(|deadline| deadline <= Instant::now()) {
+fn live(job: Job, now: Instant, counters: &Counters) -> Option<Job> {
+    if job.terms.deadline.is_some_and(|deadline| deadline <= now) {
         counters.expired.add(1);
         // The caller may be gone as well; either way nobody is owed more.
         let _ = job.reply.send(Err(Error::DeadlineExceeded));

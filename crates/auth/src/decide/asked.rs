@@ -1,10 +1,11 @@
 //! Questions that were asked, and their answers.
 
 use std::{
-    hash::{Hash, Hasher, RandomState},
+    hash::{Hash, Hasher},
     sync::Arc,
 };
 
+use ahash::RandomState;
 use hashbrown::Equivalent;
 
 use super::{Decision, Question, Via};

@@ -1,26 +1,14 @@
 //! Listeners for `axum::serve`, plain and with TLS. Both tell handlers what is known of the connection.
 
-use std::{
-    convert::Infallible,
-    future::{Ready, ready},
-    io,
-    net::SocketAddr,
-    task::{Context, Poll},
-    time::Duration,
-};
+use std::{io, net::SocketAddr, time::Duration};
 
-use axum::{
-    Extension,
-    middleware::AddExtension,
-    serve::{IncomingStream, Listener},
-};
+use axum::serve::Listener;
 use tokio::{
     net::{TcpListener, TcpStream},
     task::JoinSet,
     time::timeout,
 };
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
-use tower::{Layer, Service};
 
 use super::ServerTls;
 
@@ -30,7 +18,7 @@ pub const MAX_HANDSHAKES: usize = 1024;
 /// How long a handshake may take.
 pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// What is known of a connection; it is among the extensions of each of its requests.
+/// What is known of a connection; routers find it among the extensions of each of its requests.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Connection {
     /// The other side's address.
@@ -45,28 +33,6 @@ impl Connection {
             remote,
             verified_peer: false,
         }
-    }
-}
-
-/// For `axum::serve`: gives each connection a service that has what is known of it among the extensions of its requests.
-#[derive(Clone)]
-pub(crate) struct WithConnection<S>(pub(crate) S);
-
-impl<L, S> Service<IncomingStream<'_, L>> for WithConnection<S>
-where
-    L: Listener<Addr = Connection>,
-    S: Clone,
-{
-    type Response = AddExtension<S, Connection>;
-    type Error = Infallible;
-    type Future = Ready<Result<Self::Response, Infallible>>;
-
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, stream: IncomingStream<'_, L>) -> Self::Future {
-        ready(Ok(Extension(*stream.remote_addr()).layer(self.0.clone())))
     }
 }
 

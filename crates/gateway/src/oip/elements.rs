@@ -6,16 +6,30 @@
 
 use std::fmt;
 
+use jiter::{Jiter, Peek};
 use modelyard_inference::{DataType, TensorData, bf16, f16};
 use serde::{
     Deserializer,
     de::{DeserializeSeed, Error, SeqAccess, Visitor},
 };
 
+use super::json::Fault;
+
+/// The most characters of a value that an error shows.
+const MAX_SHOWN_CHARACTERS: usize = 64;
+
+/// The deepest nesting of data.
+const MAX_DEPTH: usize = 128;
+
 /// How a JSON value becomes an element; `None`: it does not.
 trait Scalar: Sized {
     const EXPECTED: &'static str;
+    /// Whether numbers become elements as floats; else as the digits that they are.
+    const IS_FLOAT: bool = false;
 
+    fn from_digits(_: &str) -> Option<Self> {
+        None
+    }
     fn from_bool(_: bool) -> Option<Self> {
         None
     }
@@ -41,6 +55,9 @@ macro_rules! integers {
         $(impl Scalar for $type {
             const EXPECTED: &'static str = $expected;
 
+            fn from_digits(digits: &str) -> Option<Self> {
+                digits.parse().ok()
+            }
             fn from_u64(value: u64) -> Option<Self> {
                 value.try_into().ok()
             }
@@ -61,6 +78,7 @@ macro_rules! floats {
     ($($type:ty, $expected:literal, $narrow:expr);*) => {
         $(impl Scalar for $type {
             const EXPECTED: &'static str = $expected;
+            const IS_FLOAT: bool = true;
 
             fn from_u64(value: u64) -> Option<Self> {
                 <Self as Scalar>::from_f64(value as f64)
@@ -172,7 +190,85 @@ impl<'de, T: Scalar> Visitor<'de> for Append<'_, T> {
     }
 }
 
-/// Reads the elements of a datatype.
+/// The elements that come next in a text.
+///
+/// # Errors
+/// What is no element, or no JSON.
+pub(super) fn read_elements(json: &mut Jiter<'_>, datatype: DataType, count: usize) -> Result<TensorData, Fault> {
+    macro_rules! read {
+        ($($datatype:ident => $variant:ident),*) => {
+            match datatype {
+                $(DataType::$datatype => TensorData::$variant(read_all(json, count)?),)*
+            }
+        };
+    }
+    Ok(read!(
+        Bool => Bool, Uint8 => Uint8, Uint16 => Uint16, Uint32 => Uint32, Uint64 => Uint64, Int8 => Int8, Int16 => Int16,
+        Int32 => Int32, Int64 => Int64, Fp16 => Fp16, Bf16 => Bf16, Fp32 => Fp32, Fp64 => Fp64, Bytes => Text
+    ))
+}
+
+/// One integer of the text.
+pub(super) fn read_integer(json: &mut Jiter<'_>, next: Peek) -> Result<i64, Fault> {
+    read_one(json, next)
+}
+
+fn read_all<T: Scalar>(json: &mut Jiter<'_>, count: usize) -> Result<Vec<T>, Fault> {
+    let mut values = Vec::with_capacity(count);
+    let mut depth = 0;
+    let mut next = Some(json.peek()?);
+    loop {
+        match next {
+            Some(Peek::Array) if depth == MAX_DEPTH => {
+                return Err(Fault::at(json.current_index(), "the data is nested too deeply"));
+            }
+            Some(Peek::Array) => {
+                depth += 1;
+                next = json.known_array()?;
+                continue;
+            }
+            Some(value) => values.push(read_one(json, value)?),
+            None => depth -= 1,
+        }
+        if depth == 0 {
+            return Ok(values);
+        }
+        next = json.array_step()?;
+    }
+}
+
+fn read_one<T: Scalar>(json: &mut Jiter<'_>, next: Peek) -> Result<T, Fault> {
+    let start = json.current_index();
+    let value = match next {
+        Peek::String => T::from_text(json.known_str()?),
+        Peek::True | Peek::False => T::from_bool(json.known_bool(next)?),
+        Peek::Null => {
+            json.known_null()?;
+            T::from_null()
+        }
+        Peek::Array | Peek::Object => {
+            json.known_skip(next)?;
+            None
+        }
+        _ if T::IS_FLOAT => T::from_f64(json.known_float(next)?),
+        _ => {
+            let digits = json.known_number_bytes(next)?;
+            std::str::from_utf8(digits).ok().and_then(T::from_digits)
+        }
+    };
+    value.ok_or_else(|| {
+        let given = match next {
+            Peek::String => "a string".into(),
+            Peek::Array => "an array".into(),
+            Peek::Object => "an object".into(),
+            _ => String::from_utf8_lossy(json.slice_to_current(start)),
+        };
+        let given: String = given.chars().take(MAX_SHOWN_CHARACTERS).collect();
+        Fault::at(start, format!("expected {}, got {given}", T::EXPECTED))
+    })
+}
+
+/// Reads the elements of a datatype, out of JSON that has been read.
 pub(crate) struct DataSeed {
     pub datatype: DataType,
     /// How many there will be, if that is known; only a hint.

@@ -3,6 +3,7 @@
 mod classification;
 mod compress;
 mod elements;
+mod json;
 mod model_config;
 mod read;
 mod statistics;

@@ -1,21 +1,21 @@
-//! Requests, read in one pass.
+//! Requests: what their JSON and the bytes behind it mean.
 
 use std::{borrow::Cow, fmt, time::Duration};
 
 use bytes::Bytes;
 use modelyard_common::Timestamp;
-use modelyard_inference::{DataType, Priority, Signature, Tensor, TensorData};
+use modelyard_inference::{Priority, Signature, Tensor};
 use serde::{
     Deserialize, Deserializer,
-    de::{DeserializeSeed, Error as _, IgnoredAny, MapAccess, Visitor},
+    de::{MapAccess, Visitor},
 };
-use serde_json::{Value, value::RawValue};
+use serde_json::Value;
 
-use super::{MAX_TENSORS, elements::DataSeed};
+use super::{
+    MAX_TENSORS,
+    json::{WireInput, WireOutput, WireRequest},
+};
 use crate::error::{Error, Result};
-
-/// The most elements that are made room for on the word of a shape alone.
-const MAX_HINTED_ELEMENTS: usize = 1 << 16;
 
 /// The most parameters that mean nothing here and are kept for the routes.
 const MAX_OTHER_PARAMETERS: usize = 64;
@@ -90,12 +90,8 @@ pub(crate) fn read(body: &Bytes, header_bytes: Option<usize>) -> Result<InferReq
             body.len()
         )));
     };
-    let request: WireRequest<'_> = serde_json::from_slice(header).map_err(|error| {
-        Error::invalid(format!(
-            "the body is no inference request: {error}{}",
-            hint_at(&error, header)
-        ))
-    })?;
+    let request = WireRequest::<RequestParameters>::read(header)
+        .map_err(|fault| Error::invalid(format!("the body is no inference request: {}", fault.describe(header))))?;
     if request.parameters.is_of_sequence() {
         return Err(refuse_sequence());
     }
@@ -117,7 +113,7 @@ pub(crate) fn read(body: &Bytes, header_bytes: Option<usize>) -> Result<InferReq
             binary.len()
         )));
     }
-    let outputs = request.outputs.unwrap_or_default().into_iter();
+    let outputs = request.outputs.into_iter();
     Ok(InferRequest {
         id: request.id,
         inputs: RequestInputs::Tensors(inputs),
@@ -131,22 +127,6 @@ pub(crate) fn read(body: &Bytes, header_bytes: Option<usize>) -> Result<InferReq
         priority: priority(request.parameters.priority.unwrap_or(0)),
         others: request.parameters.others,
     })
-}
-
-/// What to do where a client's library wrote a float that JSON has no number for, as Python's does.
-fn hint_at(error: &serde_json::Error, header: &[u8]) -> &'static str {
-    // The longest such word, and the place where the reader may have stopped in it.
-    const BEFORE: usize = 3;
-    const AFTER: usize = 9;
-    let line = header.split(|&byte| byte == b'\n').nth(error.line().saturating_sub(1));
-    let line = line.unwrap_or_default();
-    let around = error.column().saturating_sub(BEFORE)..(error.column() + AFTER).min(line.len());
-    let around = String::from_utf8_lossy(line.get(around).unwrap_or_default());
-    if error.is_syntax() && (around.contains("NaN") || around.contains("Infinity")) {
-        ": JSON has no NaN and no Infinity: send null, \"NaN\", \"Infinity\" or binary data"
-    } else {
-        ""
-    }
 }
 
 /// The one row that a whole body is, for a model with one input.
@@ -184,28 +164,6 @@ pub(crate) fn whole_body(signature: &Signature, body: Bytes) -> Result<Vec<Tenso
         )));
     }
     Ok(vec![Tensor::from_raw(&input.name, input.datatype, shape, body)?])
-}
-
-#[derive(Deserialize)]
-struct WireRequest<'a> {
-    #[serde(default)]
-    id: Option<String>,
-    #[serde(default)]
-    parameters: RequestParameters,
-    #[serde(borrow)]
-    inputs: Vec<WireInput<'a>>,
-    #[serde(default)]
-    outputs: Option<Vec<WireOutput>>,
-}
-
-/// The parameters of a tensor that mean something here; the protocol lets others be.
-#[derive(Default, Deserialize)]
-#[serde(default)]
-struct Parameters {
-    binary_data: Option<bool>,
-    binary_data_size: Option<usize>,
-    classification: Option<usize>,
-    shared_memory_region: Option<IgnoredAny>,
 }
 
 /// The parameters of a request: those that mean something here, and others, by which routes may be chosen.
@@ -321,16 +279,9 @@ impl<'de> Deserialize<'de> for Micros {
     }
 }
 
-#[derive(Deserialize)]
-struct WireOutput {
-    name: String,
-    #[serde(default)]
-    parameters: Parameters,
-}
-
 impl WireOutput {
     fn into_requested(self) -> Result<RequestedOutput> {
-        if self.parameters.shared_memory_region.is_some() {
+        if self.parameters.in_shared_memory {
             return Err(Error::invalid(format!(
                 "output `{}`: shared memory is not offered: leave `shared_memory_region` out",
                 self.name
@@ -344,24 +295,10 @@ impl WireOutput {
     }
 }
 
-/// An input, with its data as elements already where its datatype came before it.
-struct WireInput<'a> {
-    name: String,
-    datatype: DataType,
-    shape: Vec<i64>,
-    parameters: Parameters,
-    data: Option<WireData<'a>>,
-}
-
-enum WireData<'a> {
-    Elements(TensorData),
-    Text(&'a RawValue),
-}
-
 impl WireInput<'_> {
     fn into_tensor(self, binary: &mut Bytes) -> Result<Tensor> {
         let name = self.name;
-        if self.parameters.shared_memory_region.is_some() {
+        if self.parameters.in_shared_memory {
             return Err(Error::invalid(format!(
                 "input `{name}`: shared memory is not offered: send the data"
             )));
@@ -380,96 +317,14 @@ impl WireInput<'_> {
                         binary.len()
                     )));
                 }
-                Ok(Tensor::from_raw(
-                    name,
-                    self.datatype,
-                    self.shape,
-                    binary.split_to(size),
-                )?)
+                let bytes = binary.split_to(size);
+                Ok(Tensor::from_raw(name, self.datatype, self.shape, bytes)?)
             }
-            (None, Some(WireData::Elements(data))) => Ok(Tensor::new(name, self.shape, data)?),
-            (None, Some(WireData::Text(text))) => {
-                let seed = DataSeed {
-                    datatype: self.datatype,
-                    count: hint(&self.shape),
-                };
-                let mut deserializer = serde_json::Deserializer::from_str(text.get());
-                let data = seed
-                    .deserialize(&mut deserializer)
-                    .map_err(|error| Error::invalid(format!("input `{name}`: {error}")))?;
+            (None, Some(data)) => {
+                let data = data.into_elements(self.datatype, &self.shape);
+                let data = data.map_err(|problem| Error::invalid(format!("input `{name}`: {problem}")))?;
                 Ok(Tensor::new(name, self.shape, data)?)
             }
         }
     }
-}
-
-/// How many elements a shape promises, as far as room is made for them.
-fn hint(shape: &[i64]) -> usize {
-    let product = shape.iter().try_fold(1_usize, |product, &dimension| {
-        product.checked_mul(usize::try_from(dimension).ok()?)
-    });
-    product.unwrap_or(0).min(MAX_HINTED_ELEMENTS)
-}
-
-#[derive(Deserialize)]
-#[serde(field_identifier, rename_all = "snake_case")]
-enum InputField {
-    Name,
-    Shape,
-    Datatype,
-    Parameters,
-    Data,
-    #[serde(other)]
-    Other,
-}
-
-impl<'de: 'a, 'a> Deserialize<'de> for WireInput<'a> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct InputVisitor;
-        impl<'de> Visitor<'de> for InputVisitor {
-            type Value = WireInput<'de>;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("an input with name, shape, datatype and data")
-            }
-
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<WireInput<'de>, A::Error> {
-                let (mut name, mut datatype, mut shape, mut data) = (None, None, None::<Vec<i64>>, None);
-                let mut parameters = Parameters::default();
-                while let Some(field) = map.next_key()? {
-                    match field {
-                        InputField::Name => name = Some(map.next_value()?),
-                        InputField::Shape => shape = Some(map.next_value()?),
-                        InputField::Datatype => datatype = Some(read_datatype(&map.next_value::<Cow<'_, str>>()?)?),
-                        InputField::Parameters => parameters = map.next_value()?,
-                        InputField::Data => {
-                            data = Some(match datatype {
-                                Some(datatype) => WireData::Elements(map.next_value_seed(DataSeed {
-                                    datatype,
-                                    count: shape.as_deref().map_or(0, hint),
-                                })?),
-                                // The datatype comes later, and so does the reading.
-                                None => WireData::Text(map.next_value()?),
-                            });
-                        }
-                        InputField::Other => {
-                            map.next_value::<IgnoredAny>()?;
-                        }
-                    }
-                }
-                Ok(WireInput {
-                    name: name.ok_or_else(|| A::Error::missing_field("name"))?,
-                    datatype: datatype.ok_or_else(|| A::Error::missing_field("datatype"))?,
-                    shape: shape.ok_or_else(|| A::Error::missing_field("shape"))?,
-                    parameters,
-                    data,
-                })
-            }
-        }
-        deserializer.deserialize_map(InputVisitor)
-    }
-}
-
-fn read_datatype<E: serde::de::Error>(name: &str) -> Result<DataType, E> {
-    name.parse().map_err(E::custom)
 }

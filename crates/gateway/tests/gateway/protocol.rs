@@ -280,7 +280,7 @@ async fn what_cannot_be_right_is_refused_by_name() {
             json!({"inputs": two_rows(), "id": "x".repeat(257)}),
             "the id has 257 bytes",
         ),
-        (json!({"inputs": 7}), "invalid type"),
+        (json!({"inputs": 7}), "expected array but found int"),
         (json!([]), "no inference request"),
         (json!({}), "missing field `inputs`"),
     ];

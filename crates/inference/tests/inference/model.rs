@@ -242,6 +242,39 @@ fn a_failing_run_says_why_and_the_session_lives_on() {
     assert_eq!(*run(2).unwrap()[0].data(), TensorData::Fp32(vec![2.0, 2.5]));
 }
 
+/// Large outputs of runs that follow one another are not copied: they lie in the session's memory, and keep it.
+#[test]
+fn large_outputs_stay_what_they_are_whatever_runs_after_them_and_without_their_model() {
+    const WIDTH: usize = 600_000;
+    let inputs = |width: usize, seed: f32| {
+        let values: Vec<f32> = (0..width).map(|place| place as f32 + seed).collect();
+        let shape = [1, width as i64];
+        vec![
+            floats("a", &shape, &values),
+            floats("b", &shape, &vec![1.0; width]),
+            Tensor::from_strings("who", vec![1], vec![seed.to_string()]).unwrap(),
+        ]
+    };
+    let check = |outputs: &[Tensor], width: usize, seed: f32| {
+        let sums: Vec<f32> = (0..width).map(|place| place as f32 + seed + 1.0).collect();
+        assert_eq!(outputs[0].shape(), [1, width as i64]);
+        assert!(outputs[0].values::<f32>().unwrap() == sums.as_slice(), "{seed}");
+        assert_eq!(outputs[1].strings().unwrap(), [seed.to_string()]);
+    };
+    let model = load(&graphs::add()).unwrap();
+    let run = |width, seed| model.run(inputs(width, seed)).unwrap();
+    let large: Vec<_> = (0..4).map(|seed| run(WIDTH, seed as f32)).collect();
+    // Others give memory back to the system, or use it again.
+    for seed in 10..14 {
+        check(&run(3, seed as f32), 3, seed as f32);
+        check(&run(WIDTH, seed as f32), WIDTH, seed as f32);
+    }
+    drop(model);
+    for (seed, outputs) in large.iter().enumerate() {
+        check(outputs, WIDTH, seed as f32);
+    }
+}
+
 #[test]
 fn inputs_are_checked_before_the_run() {
     let model = load(&graphs::add()).unwrap();

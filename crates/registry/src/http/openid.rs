@@ -9,12 +9,11 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header, request::Parts};
-use modelyard_auth::http::{SESSION_COOKIE, request_id};
+use modelyard_auth::http::{SESSION_COOKIE, request_id, source};
 use modelyard_common::{
     ErrorKind,
     error::Problem,
     extract::{Path, Query},
-    tls::Connection,
 };
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
@@ -138,10 +137,7 @@ impl<S: Send + Sync> FromRequestParts<S> for Origin {
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Problem> {
         Ok(Self {
             request_id: request_id(&parts.headers).map(str::to_owned),
-            source: parts
-                .extensions
-                .get::<Connection>()
-                .map(|connection| connection.remote.ip()),
+            source: source(&parts.extensions),
         })
     }
 }

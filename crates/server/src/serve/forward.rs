@@ -110,7 +110,7 @@ impl Forwarder {
     }
 
     /// Sends the request to the role's public listener and gives its answer back.
-    pub async fn forward(&self, role: Role, mut request: Request) -> Response {
+    pub async fn forward(&self, role: Role, connection: Connection, mut request: Request) -> Response {
         let Some(public) = &self.config.peers.get(role).public else {
             let detail = format!(
                 "this process does not have the role {0}: ask another, or set `peers.{0}.public`",
@@ -128,7 +128,7 @@ impl Forwarder {
         *request.uri_mut() = uri;
         let is_grpc = is_grpc(request.headers());
         remove_hop_headers(request.headers_mut(), is_grpc);
-        origin::name(&mut request);
+        origin::name(&connection, request.headers_mut());
         *request.version_mut() = if is_grpc {
             http::Version::HTTP_2
         } else {

@@ -88,7 +88,7 @@ impl Listeners {
             origins: Origins::new(config.auth.trusted_proxies.clone()),
         };
         let public = Arc::new(public);
-        let public = Answers::new(move |request| public.answer(request));
+        let public = Answers::new(move |connection, request| public.answer(connection, request));
         let contracts = Contracts {
             services: services.internal_grpc,
             door: Door {
@@ -155,8 +155,8 @@ struct Front {
 }
 
 impl Front {
-    fn answer(self: &Arc<Self>, mut request: Request) -> Answering {
-        if let Some(refused) = self.receive(&mut request) {
+    fn answer(self: &Arc<Self>, mut connection: Connection, mut request: Request) -> Answering {
+        if let Some(refused) = self.receive(&mut connection, &mut request) {
             return Box::pin(ready(refused));
         }
         let peer = self.forwarder.peer_of(request.uri().path());
@@ -164,32 +164,33 @@ impl Front {
         if let (None, Some(predictions)) = (peer, &self.predictions)
             && let Some(asked) = Predictions::asked(&request, is_grpc)
         {
-            return predictions.answer(asked, request);
+            return predictions.answer(asked, connection.remote.ip(), request);
         }
         if peer.is_none() && !is_grpc {
-            return answer(&self.http, request);
+            return answer(&self.http, connection, request);
         }
         let front = Arc::clone(self);
         Box::pin(async move {
             match (peer, &front.grpc) {
-                (Some(role), _) => front.forwarder.forward(role, request).await,
-                (None, Some(routes)) => call_grpc(routes.clone(), request).await,
+                (Some(role), _) => front.forwarder.forward(role, connection, request).await,
+                (None, Some(routes)) => call_grpc(routes.clone(), connection, request).await,
                 (None, None) => Status::unimplemented("this process serves no gRPC to clients").into_http(),
             }
         })
     }
 
     /// What every request of a client must pass; the answer to one that does not.
-    fn receive(&self, request: &mut Request) -> Option<Response> {
+    fn receive(&self, connection: &mut Connection, request: &mut Request) -> Option<Response> {
         let foreign = if self.is_open { guard::refuse(request) } else { None };
         let refused = foreign.or_else(|| guard::refuse_nul(request.uri()));
         rpc::remove_identity(request.headers_mut());
-        self.origins.apply(request);
+        self.origins.apply(connection, request.headers());
         refused
     }
 }
 
-async fn call_grpc(routes: Routes, request: Request) -> Response {
+async fn call_grpc(routes: Routes, connection: Connection, mut request: Request) -> Response {
+    request.extensions_mut().insert(connection);
     let request = request.map(tonic::body::Body::new);
     infallible(routes.oneshot(request).await).map(axum::body::Body::new)
 }

@@ -2,8 +2,7 @@
 
 use std::{fmt, net::IpAddr, str::FromStr};
 
-use axum::extract::Request;
-use http::{HeaderName, HeaderValue};
+use http::{HeaderMap, HeaderName, HeaderValue};
 use modelyard_common::tls::Connection;
 use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -109,17 +108,11 @@ impl Origins {
     }
 
     /// Puts the client's address in the place of the last proxy's: the last address in the header that no trusted proxy has.
-    pub fn apply(&self, request: &mut Request) {
-        if self.trusted.is_empty() {
-            return;
-        }
-        let Some(mut connection) = request.extensions().get::<Connection>().copied() else {
-            return;
-        };
+    pub fn apply(&self, connection: &mut Connection, headers: &HeaderMap) {
         if !self.trusts(connection.remote.ip()) {
             return;
         }
-        let values = request.headers().get_all(FORWARDED_FOR).iter().rev();
+        let values = headers.get_all(FORWARDED_FOR).iter().rev();
         let texts = values.filter_map(|value| value.to_str().ok());
         let hops = texts
             .flat_map(|text| text.rsplit(','))
@@ -134,19 +127,14 @@ impl Origins {
                 break;
             }
         }
-        request.extensions_mut().insert(connection);
     }
 }
 
-/// Says in a request that is forwarded where it came from; what the client said of that is kept only where it was believed.
-pub fn name(request: &mut Request) {
-    let client = request
-        .extensions()
-        .get::<Connection>()
-        .map(|connection| connection.remote.ip());
-    request.headers_mut().remove(FORWARDED_FOR);
-    if let Some(value) = client.and_then(|client| HeaderValue::from_str(&client.to_string()).ok()) {
-        request.headers_mut().insert(FORWARDED_FOR, value);
+/// Says to whom a request is forwarded where it came from; what the client said of that is kept only where it was believed.
+pub fn name(connection: &Connection, headers: &mut HeaderMap) {
+    headers.remove(FORWARDED_FOR);
+    if let Ok(value) = HeaderValue::from_str(&connection.remote.ip().to_string()) {
+        headers.insert(FORWARDED_FOR, value);
     }
 }
 
@@ -154,24 +142,21 @@ pub fn name(request: &mut Request) {
 mod tests {
     use std::net::SocketAddr;
 
-    use axum::body::Body;
-
     use super::*;
 
     fn seen(trusted: &[&str], remote: &str, forwarded: &[&str]) -> String {
-        let mut request = Request::new(Body::empty());
-        let remote = SocketAddr::new(remote.parse().unwrap(), 4711);
-        request.extensions_mut().insert(Connection {
-            remote,
+        let mut headers = HeaderMap::new();
+        let mut connection = Connection {
+            remote: SocketAddr::new(remote.parse().unwrap(), 4711),
             verified_peer: false,
-        });
+        };
         for value in forwarded {
-            request.headers_mut().append(FORWARDED_FOR, value.parse().unwrap());
+            headers.append(FORWARDED_FOR, value.parse().unwrap());
         }
         let trusted = trusted.iter().map(|network| network.parse().unwrap()).collect();
-        Origins::new(trusted).apply(&mut request);
-        name(&mut request);
-        request.headers()[FORWARDED_FOR].to_str().unwrap().to_owned()
+        Origins::new(trusted).apply(&mut connection, &headers);
+        name(&connection, &mut headers);
+        headers[FORWARDED_FOR].to_str().unwrap().to_owned()
     }
 
     #[test]
