@@ -8,7 +8,7 @@ use std::{borrow::Cow, convert::Infallible, net::IpAddr, sync::Arc, time::Instan
 
 use axum::{
     Router,
-    body::{Body as HttpBody, to_bytes},
+    body::Body as HttpBody,
     extract::{DefaultBodyLimit, FromRequestParts, Request, State, rejection::BytesRejection},
     middleware::from_fn_with_state,
     response::{IntoResponse, Response},
@@ -17,7 +17,8 @@ use axum::{
 use bytes::Bytes;
 use futures::stream;
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header, request::Parts};
-use http_body_util::LengthLimitError;
+use http_body::Body as _;
+use http_body_util::BodyExt as _;
 use modelyard_auth::{
     Access, Action,
     http::{admit, authenticate, id_of_answer, return_id, source},
@@ -45,6 +46,9 @@ use crate::{
 
 /// How many bytes of a body are JSON.
 static HEADER_LENGTH: HeaderName = HeaderName::from_static("inference-header-content-length");
+
+/// Where elements of any datatype can be read, in bytes.
+const ALIGNMENT: usize = 16;
 
 /// Before the paths of endpoints, where these name the project.
 const IN_PROJECT: &str = "/projects/{project}";
@@ -146,9 +150,7 @@ fn or_refuse(result: Result<Value>) -> Response {
 pub(crate) fn received(headers: &HeaderMap, body: Received) -> Result<Bytes> {
     let body = body.map_err(|rejection| {
         if rejection.status() == StatusCode::PAYLOAD_TOO_LARGE {
-            Error::BodyTooLarge {
-                limit_bytes: MAX_BODY_BYTES,
-            }
+            too_large()
         } else {
             Error::invalid(rejection.body_text())
         }
@@ -295,9 +297,11 @@ pub(crate) async fn infer(
     let arrived = Instant::now();
     let headers = parts.headers;
     let client = Client::new(caller, named.project.as_deref(), &headers);
-    let body = whole(body).await;
+    let header_bytes = header_bytes(&headers);
+    let body = whole(body, header_bytes.as_ref().map_or(0, |bytes| bytes.unwrap_or(0))).await;
     let accepted = Encoding::accepted(headers.get(header::ACCEPT_ENCODING));
-    let mut response = match run(&gateway, &client, &named, &headers, body, arrived).await {
+    let received = body.and_then(|body| Ok((body, header_bytes?)));
+    let mut response = match run(&gateway, &client, &named, &headers, received, arrived).await {
         Ok(body) => respond(body, accepted),
         Err(error) => refuse(error),
     };
@@ -305,18 +309,53 @@ pub(crate) async fn infer(
     response
 }
 
-/// The body in one piece.
-async fn whole(body: HttpBody) -> Result<Bytes> {
-    to_bytes(body, MAX_BODY_BYTES).await.map_err(|error| {
-        let error = error.into_inner();
-        if error.is::<LengthLimitError>() {
-            Error::BodyTooLarge {
-                limit_bytes: MAX_BODY_BYTES,
-            }
-        } else {
-            Error::invalid(format!("the body broke off: {error}"))
+/// The body in one piece. What is behind its first `header_bytes` lies such that its elements can be read in place.
+async fn whole(mut body: HttpBody, header_bytes: usize) -> Result<Bytes> {
+    // Most bodies come in one piece, and are taken as they are.
+    let first = next_piece(&mut body).await?.unwrap_or_default();
+    if first.len() > MAX_BODY_BYTES {
+        return Err(too_large());
+    }
+    let second = if body.is_end_stream() {
+        None
+    } else {
+        next_piece(&mut body).await?
+    };
+    let Some(second) = second else {
+        return Ok(first);
+    };
+    let padding = header_bytes.next_multiple_of(ALIGNMENT) - header_bytes;
+    let announced = usize::try_from(body.size_hint().lower()).unwrap_or(usize::MAX);
+    // Memory is taken from the system as the pieces come, whatever was announced.
+    let mut whole = Vec::with_capacity(padding + first.len() + second.len() + announced.min(MAX_BODY_BYTES));
+    whole.resize(padding, 0);
+    whole.extend_from_slice(&first);
+    let mut next = Some(second);
+    while let Some(piece) = next {
+        if whole.len() - padding + piece.len() > MAX_BODY_BYTES {
+            return Err(too_large());
         }
-    })
+        whole.extend_from_slice(&piece);
+        next = next_piece(&mut body).await?;
+    }
+    Ok(Bytes::from(whole).slice(padding..))
+}
+
+/// The body's next bytes.
+async fn next_piece(body: &mut HttpBody) -> Result<Option<Bytes>> {
+    while let Some(frame) = body.frame().await {
+        let frame = frame.map_err(|error| Error::invalid(format!("the body broke off: {error}")))?;
+        if let Ok(data) = frame.into_data() {
+            return Ok(Some(data));
+        }
+    }
+    Ok(None)
+}
+
+const fn too_large() -> Error {
+    Error::BodyTooLarge {
+        limit_bytes: MAX_BODY_BYTES,
+    }
 }
 
 async fn run(
@@ -324,12 +363,12 @@ async fn run(
     client: &Client,
     named: &Named,
     headers: &HeaderMap,
-    body: Result<Bytes>,
+    received: Result<(Bytes, Option<usize>)>,
     arrived: Instant,
 ) -> Result<Body> {
     client.authorize(Action::EndpointPredict, &named.model)?;
-    let read = header_bytes(headers)
-        .and_then(|header_bytes| oip::read(&unpacked(headers, body?)?, header_bytes))
+    let read = received
+        .and_then(|(body, header_bytes)| oip::read(&unpacked(headers, body)?, header_bytes))
         .inspect_err(|_| meters::refused_request())?;
     if read.outputs.len() > MAX_TENSORS {
         return Err(Error::invalid(format!("at most {MAX_TENSORS} outputs are possible")));

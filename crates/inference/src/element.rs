@@ -5,7 +5,7 @@ use std::fmt;
 use bytes::Bytes;
 use half::{bf16, f16};
 use ort::value::PrimitiveTensorElementType;
-use zerocopy::{Immutable, IntoBytes, TryFromBytes};
+use zerocopy::{FromBytes, Immutable, IntoBytes, TryFromBytes};
 
 use crate::datatype::DataType;
 
@@ -77,8 +77,8 @@ mod sealed {
         fn wrap(values: Vec<Self>) -> TensorData;
         /// The elements, where the storage is of this type.
         fn typed(data: &TensorData) -> Option<&[Self]>;
-        /// One element of little-endian bytes, exactly as many as it has.
-        fn from_le(bytes: &[u8]) -> Option<Self>;
+        /// Appends the elements of little-endian bytes at any address; those that are none are left out.
+        fn append_bytes(values: &mut Vec<Self>, bytes: &[u8]);
         /// The element nearest to a number.
         fn nearest(number: f64) -> Self;
     }
@@ -104,7 +104,7 @@ pub trait Element:
 }
 
 macro_rules! element {
-    ($type:ty, $variant:ident, $bytes:ident => $from_le:expr, $number:ident => $nearest:expr) => {
+    ($type:ty, $variant:ident, ($values:ident, $bytes:ident) => $append:expr, $number:ident => $nearest:expr) => {
         impl Storage for $type {
             fn wrap(values: Vec<Self>) -> TensorData {
                 TensorData::$variant(values)
@@ -115,8 +115,8 @@ macro_rules! element {
                     _ => None,
                 }
             }
-            fn from_le($bytes: &[u8]) -> Option<Self> {
-                $from_le
+            fn append_bytes($values: &mut Vec<Self>, $bytes: &[u8]) {
+                $append
             }
             fn nearest($number: f64) -> Self {
                 $nearest
@@ -130,7 +130,7 @@ macro_rules! element {
         element!(
             $type,
             $variant,
-            bytes => bytes.try_into().ok().map(<$type>::from_le_bytes),
+            (values, bytes) => append_copied(values, bytes),
             $number => $nearest
         );
     };
@@ -142,7 +142,7 @@ macro_rules! element {
 element!(
     bool,
     Bool,
-    bytes => match bytes { [0] => Some(false), [1] => Some(true), _ => None },
+    (values, bytes) => values.extend(bytes.iter().filter(|byte| **byte <= 1).map(|byte| *byte == 1)),
     number => number != 0.0
 );
 element!(u8, Uint8);
@@ -226,6 +226,22 @@ pub(crate) fn in_place<T: Element>(bytes: &[u8]) -> Option<&[T]> {
     <[T]>::try_ref_from_bytes(bytes).ok()
 }
 
+/// Appends little-endian bytes, every one of which is part of a number.
+fn append_copied<T: Element + FromBytes>(values: &mut Vec<T>, bytes: &[u8]) {
+    let count = bytes.len() / size_of::<T>();
+    let bytes = bytes.get(..count * size_of::<T>()).unwrap_or_default();
+    let start = values.len();
+    if start == 0 {
+        // Memory that the system gives is zero already.
+        *values = vec![T::default(); count];
+    } else {
+        values.resize(start + count, T::default());
+    }
+    if let Some(new) = values.get_mut(start..) {
+        new.as_mut_bytes().copy_from_slice(bytes);
+    }
+}
+
 /// Appends the elements of storage to `out`; bytes that are no element are left out, which a checked tensor has none of.
 pub(crate) fn append<T: Element>(out: &mut Vec<T>, data: &TensorData) {
     if let Some(values) = T::typed(data) {
@@ -233,7 +249,7 @@ pub(crate) fn append<T: Element>(out: &mut Vec<T>, data: &TensorData) {
     } else if let TensorData::Raw(bytes) = data {
         match in_place::<T>(bytes) {
             Some(values) => out.extend_from_slice(values),
-            None => out.extend(bytes.chunks_exact(size_of::<T>()).filter_map(T::from_le)),
+            None => T::append_bytes(out, bytes),
         }
     }
 }

@@ -185,7 +185,11 @@ fn sample_input(spec: &TensorSpec, kind: u8) -> Result<Tensor> {
         DataType::Bool => TensorData::Bool(vec![true; count]),
         datatype => with_element!(
             datatype,
-            T => <T as Storage>::wrap(vec![<T as Storage>::from_le(&one_le(size_of::<T>())).unwrap_or_default(); count]),
+            T => {
+                let mut one = Vec::<T>::new();
+                T::append_bytes(&mut one, &one_le(size_of::<T>()));
+                T::wrap(vec![one.first().copied().unwrap_or_default(); count])
+            },
             text => TensorData::Text(vec!["a".to_owned(); count]),
         ),
     };

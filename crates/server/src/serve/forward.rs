@@ -11,7 +11,7 @@ use axum::{
 use hyper_util::{client::legacy::Client, rt::TokioExecutor};
 use modelyard_common::{
     error::{ErrorKind, Problem},
-    tls::{ClientTls, Connector, Protocol},
+    tls::{ClientTls, Connection, Connector, Protocol},
 };
 
 use super::{
