@@ -400,7 +400,8 @@ mod tests {
             assert!(problem.contains(expected), "{text}: {problem}");
         }
         let quoted = read(r#"{"inputs": [{"datatype": "INT32", "data": ["NaN"]}]}"#).map(|_| ());
-        assert!(quoted.unwrap_err().ends_with("column 45"));
+        let problem = quoted.unwrap_err();
+        assert!(problem.contains("got a string") && !problem.contains("send null"), "{problem}");
     }
 
     fn element() -> impl Strategy<Value = Value> {
