@@ -401,7 +401,10 @@ mod tests {
         }
         let quoted = read(r#"{"inputs": [{"datatype": "INT32", "data": ["NaN"]}]}"#).map(|_| ());
         let problem = quoted.unwrap_err();
-        assert!(problem.contains("got a string") && !problem.contains("send null"), "{problem}");
+        assert!(
+            problem.contains("got a string") && !problem.contains("send null"),
+            "{problem}"
+        );
     }
 
     fn element() -> impl Strategy<Value = Value> {
