@@ -324,7 +324,8 @@ async fn whole(mut body: HttpBody, header_bytes: usize) -> Result<Bytes> {
     let Some(second) = second else {
         return Ok(first);
     };
-    let padding = header_bytes.next_multiple_of(ALIGNMENT) - header_bytes;
+    // Whatever length is said, which is not checked yet.
+    let padding = (ALIGNMENT - header_bytes % ALIGNMENT) % ALIGNMENT;
     let announced = usize::try_from(body.size_hint().lower()).unwrap_or(usize::MAX);
     // Memory is taken from the system as the pieces come, whatever was announced.
     let mut whole = Vec::with_capacity(padding + first.len() + second.len() + announced.min(MAX_BODY_BYTES));
@@ -446,4 +447,38 @@ fn respond(body: Body, accepted: Option<Encoding>) -> Response {
     };
     *response.body_mut() = body;
     response
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::StreamExt as _;
+
+    use super::*;
+
+    fn in_pieces(pieces: &[&'static [u8]]) -> HttpBody {
+        HttpBody::from_stream(stream::iter(pieces.to_vec()).map(Ok::<_, Infallible>))
+    }
+
+    #[tokio::test]
+    async fn a_body_in_pieces_becomes_one_with_its_tensors_aligned() {
+        for header_bytes in [0, 1, 3, 7, 16, 21, usize::MAX] {
+            let body = in_pieces(&[b"{ \"a\": 1 }", b"", b"0123456789", b"abcdefghij"]);
+            let whole = whole(body, header_bytes).await.unwrap();
+            assert_eq!(whole, "{ \"a\": 1 }0123456789abcdefghij");
+            if let Some(tensors) = whole.get(header_bytes..) {
+                assert!(tensors.as_ptr().cast::<f64>().is_aligned(), "{header_bytes}");
+            }
+        }
+        for (pieces, expected) in [(&[][..], ""), (&[b"one".as_slice()], "one")] {
+            assert_eq!(whole(in_pieces(pieces), 2).await.unwrap(), expected);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_body_that_grows_beyond_the_limit_is_refused() {
+        static PIECE: [u8; 1 << 20] = [0; 1 << 20];
+        let endless = stream::repeat(PIECE.as_slice()).map(Ok::<_, Infallible>);
+        let refused = whole(HttpBody::from_stream(endless), 0).await.unwrap_err();
+        assert!(matches!(refused, Error::BodyTooLarge { .. }), "{refused}");
+    }
 }
