@@ -469,7 +469,7 @@ mod tests {
                 assert!(tensors.as_ptr().cast::<f64>().is_aligned(), "{header_bytes}");
             }
         }
-        for (pieces, expected) in [(&[][..], ""), (&[b"one".as_slice()], "one")] {
+        for (pieces, expected) in [(&[][..], ""), (&[b"one".as_slice()][..], "one")] {
             assert_eq!(whole(in_pieces(pieces), 2).await.unwrap(), expected);
         }
     }
