@@ -10,6 +10,9 @@ use super::elements::{read_elements, read_integer};
 /// The most elements that are made room for on the word of a shape alone.
 const MAX_HINTED_ELEMENTS: usize = 1 << 16;
 
+/// The most characters of an input's name that an error shows.
+const MAX_NAME_CHARACTERS: usize = 128;
+
 /// What is wrong with a text, and where.
 #[derive(Debug)]
 pub(super) struct Fault {
@@ -24,6 +27,13 @@ impl Fault {
             index,
             what: what.into(),
         }
+    }
+
+    /// The same, as a fault of an input, where its name is known by now.
+    fn of_input(self, name: Option<&str>) -> Self {
+        let Some(name) = name else { return self };
+        let name: String = name.chars().take(MAX_NAME_CHARACTERS).collect();
+        Self::at(self.index, format!("input `{name}`: {}", self.what))
     }
 
     /// The fault in words, for whoever knows the text.
@@ -149,7 +159,8 @@ impl<'a> WireInput<'a> {
                     data = Some(match datatype {
                         Some(datatype) => {
                             let count = shape.as_deref().map_or(0, hinted_elements);
-                            WireData::Elements(read_elements(json, datatype, count)?)
+                            let elements = read_elements(json, datatype, count);
+                            WireData::Elements(elements.map_err(|fault| fault.of_input(name.as_deref()))?)
                         }
                         // The datatype comes later, and so does the reading.
                         None => WireData::Text(skipped(json)?),
@@ -390,6 +401,10 @@ mod tests {
             (
                 "{\"inputs\": [{\"datatype\": \"FP32\", \"data\": [-Infinity]}]}",
                 "send null, \"NaN\"",
+            ),
+            (
+                "{\"inputs\": [{\"name\": \"x\", \"datatype\": \"BOOL\", \"data\": [1]}]}",
+                "input `x`: expected true or false, got 1 at line 1 column 56",
             ),
             (
                 "{\"inputs\": [{\"parameters\": {\"binary_data_size\": -1}}]}",
