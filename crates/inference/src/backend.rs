@@ -63,7 +63,7 @@ pub struct RunTimes {
     pub input: Duration,
     /// The model.
     pub infer: Duration,
-    /// Copying the outputs out, each request's own rows.
+    /// Taking the outputs out, each request's own rows; what is large enough may stay where it lies.
     pub output: Duration,
 }
 

@@ -231,7 +231,7 @@ fn append_copied<T: Element + FromBytes>(values: &mut Vec<T>, bytes: &[u8]) {
     let count = bytes.len() / size_of::<T>();
     let bytes = bytes.get(..count * size_of::<T>()).unwrap_or_default();
     let start = values.len();
-    if start == 0 {
+    if values.capacity() == 0 {
         // Memory that the system gives is zero already.
         *values = vec![T::default(); count];
     } else {

@@ -28,8 +28,12 @@ use crate::{
 const LARGE_ELEMENTS: usize = 1 << 20;
 
 /// Large runs that follow one another within this time are no outliers: each would take the memory back from the system that the
-/// one before gave to it. They keep it, and the first run after them that is not large gives it back.
+/// one before gave to it. They keep it, and the first run after them that is not large gives it back. It is given back that often at
+/// most: as long as what is lent holds it, more would not help.
 const LARGE_TOGETHER: Duration = Duration::from_secs(1);
+
+/// Outputs of fewer bytes are never lent: each holds a whole piece of the arena, and copying it costs little.
+const LENT_BYTES: usize = 1 << 20;
 
 /// A session, owned by one thread at a time, because ONNX Runtime's run is not safe to call concurrently.
 pub(crate) struct Instance {
@@ -39,6 +43,8 @@ pub(crate) struct Instance {
     large: Option<Instant>,
     /// Whether the arena may hold what a large run took.
     grown: bool,
+    /// When what large runs took was given back last.
+    gave_back: Option<Instant>,
     /// Held by each output that lies in the arena still.
     lent: Arc<()>,
 }
@@ -52,6 +58,7 @@ impl Instance {
             shrink,
             large: None,
             grown: false,
+            gave_back: None,
             lent: Arc::default(),
         })
     }
@@ -68,9 +75,11 @@ impl Instance {
         let elements: usize = inputs.iter().map(|input| input.count).sum();
         let prepared = Instant::now();
         let is_large = elements > LARGE_ELEMENTS;
-        let is_one_of_many = is_large && self.large.is_some_and(|large| prepared - large < LARGE_TOGETHER);
-        let gives_back = !is_one_of_many && (is_large || self.grown);
+        let is_recent = |moment: Option<Instant>| moment.is_some_and(|moment| prepared - moment < LARGE_TOGETHER);
+        let is_one_of_many = is_large && is_recent(self.large);
+        let gives_back = !is_one_of_many && (is_large || (self.grown && !is_recent(self.gave_back)));
         self.grown |= is_large;
+        let is_lent = Arc::strong_count(&self.lent) > 1;
         let outputs = if gives_back {
             self.session.run_with_options(values.as_slice(), &self.shrink)
         } else {
@@ -82,11 +91,12 @@ impl Instance {
             self.large = Some(ran);
         }
         if gives_back {
-            // What is lent cannot be given back yet.
-            self.grown = Arc::strong_count(&self.lent) > 1;
+            // What was lent, and what this run itself took, cannot be given back yet.
+            self.grown = is_large || is_lent;
+            self.gave_back = Some(ran);
         }
         let outputs = match requests {
-            [_] if is_one_of_many => lend_outputs(signature, outputs, &self.lent)?,
+            [_] if is_one_of_many => lend_outputs(signature, outputs, &inputs, &self.lent)?,
             _ => take_outputs(signature, &outputs, requests)?,
         };
         Ok(Run {
@@ -151,14 +161,32 @@ impl<'a> Input<'a> {
         })
     }
 
+    /// The elements, where the session reads them.
+    fn data(&self) -> Option<&TensorData> {
+        self.copied
+            .as_ref()
+            .or_else(|| self.parts.first().map(|first| first.data()))
+    }
+
+    /// Whether these bytes are its elements, and not a copy of them.
+    fn holds(&self, bytes: &[u8]) -> bool {
+        let (Some(first), Some(data)) = (self.parts.first(), self.data()) else {
+            return false;
+        };
+        with_element!(
+            first.datatype(),
+            T => borrowed::<T>(data).is_some_and(|values| values.as_bytes().as_ptr_range().contains(&bytes.as_ptr())),
+            text => false,
+        )
+    }
+
     /// The value that the session borrows.
     fn value(&self) -> Result<SessionInputValue<'_>> {
-        let Some(first) = self.parts.first() else {
+        let (Some(first), Some(data)) = (self.parts.first(), self.data()) else {
             return Err(Error::Broken {
                 detail: "a run without requests".to_owned(),
             });
         };
-        let data = self.copied.as_ref().unwrap_or_else(|| first.data());
         with_element!(
             first.datatype(),
             T => {
@@ -237,21 +265,29 @@ fn take_outputs(
     Ok(taken)
 }
 
-/// The outputs of a single request, where they lie.
-fn lend_outputs(signature: &Signature, outputs: SessionOutputs<'_>, lent: &Arc<()>) -> Result<Vec<Vec<Tensor>>> {
+/// The outputs of a single request, the large ones where they lie.
+fn lend_outputs(
+    signature: &Signature,
+    outputs: SessionOutputs<'_>,
+    inputs: &[Input<'_>],
+    lent: &Arc<()>,
+) -> Result<Vec<Vec<Tensor>>> {
     let mut tensors = Vec::with_capacity(signature.outputs.len());
     for (spec, (_, value)) in signature.outputs.iter().zip(outputs) {
-        let datatype = output_type(&spec.name, &value)?;
-        if datatype == DataType::Bytes {
-            tensors.extend(read_output(&spec.name, &value, None)?);
+        let output = Lent {
+            datatype: output_type(&spec.name, &value)?,
+            value,
+            _of: Arc::clone(lent),
+        };
+        let bytes = output.as_ref();
+        // An output that is an input of the graph lies in the request's memory, which ends with the request.
+        if bytes.len() < LENT_BYTES || inputs.iter().any(|input| input.holds(bytes)) {
+            tensors.extend(read_output(&spec.name, &output.value, None)?);
             continue;
         }
-        let shape = value.dtype().tensor_shape().map(|shape| shape.to_vec());
-        let bytes = Bytes::from_owner(Lent {
-            value,
-            datatype,
-            _of: Arc::clone(lent),
-        });
+        let datatype = output.datatype;
+        let shape = output.value.dtype().tensor_shape().map(|shape| shape.to_vec());
+        let bytes = Bytes::from_owner(output);
         tensors.push(Tensor::from_raw(
             &spec.name,
             datatype,
@@ -262,7 +298,7 @@ fn lend_outputs(signature: &Signature, outputs: SessionOutputs<'_>, lent: &Arc<(
     Ok(vec![tensors])
 }
 
-/// An output that lies in the arena of the session that made it. It keeps the session, too.
+/// An output that lies in the arena of the session that made it. It keeps the arena, not the session. Strings have no bytes.
 struct Lent {
     value: DynValue,
     datatype: DataType,

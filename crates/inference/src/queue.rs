@@ -244,7 +244,12 @@ impl Queue {
         let mut batch = Batch::of(first);
         if is_mergeable {
             let waiting = batch.rows + state.work;
-            let most_rows = state.best_size.next(waiting, self.options.max_batch_rows);
+            let most_rows = if self.options.max_queue_delay.is_zero() {
+                state.best_size.next(waiting, self.options.max_batch_rows)
+            } else {
+                // Whoever lets batches wait until they are full has said which size is best.
+                self.options.max_batch_rows
+            };
             state.gather(&mut batch, most_rows, facts, self, counters);
             self.hold(&mut state, &mut batch, most_rows, facts, counters);
         }
@@ -316,7 +321,10 @@ impl Queue {
 
     /// Wakes a worker where requests wait and nobody leads.
     fn wake_for_rest(&self, state: &State) {
-        if state.idle_workers > 0 && state.leader.is_none() && (state.closed || !state.jobs.is_empty()) {
+        if state.closed {
+            // Each of them ends.
+            self.work.notify_all();
+        } else if state.idle_workers > 0 && state.leader.is_none() && !state.jobs.is_empty() {
             self.work.notify_one();
         }
     }

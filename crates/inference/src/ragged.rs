@@ -172,7 +172,7 @@ fn resize(tensor: &Tensor, axis: usize, length: usize, fill: f64) -> Result<Tens
     let data = with_element!(
         tensor.datatype(),
         T => {
-            let mut values = Vec::<T>::with_capacity(tensor.elements());
+            let mut values = Vec::<T>::new();
             append(&mut values, tensor.data());
             T::wrap(blocks.resize(&values, &<T as Storage>::nearest(fill)))
         },

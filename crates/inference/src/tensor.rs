@@ -193,7 +193,7 @@ impl Tensor {
         {
             return Ok(Cow::Borrowed(values));
         }
-        let mut values = Vec::with_capacity(self.elements());
+        let mut values = Vec::new();
         append(&mut values, &self.data);
         Ok(Cow::Owned(values))
     }
@@ -300,6 +300,13 @@ impl Tensor {
         })
     }
 
+    /// Copies the elements where they may be a part of somebody else's memory, so that the tensor holds no more than it is.
+    pub fn own(&mut self) {
+        if let TensorData::Raw(bytes) = &mut self.data {
+            *bytes = Bytes::copy_from_slice(bytes);
+        }
+    }
+
     /// The elements copied into an aligned vector.
     pub(crate) fn aligned_copy(&self) -> TensorData {
         concat_data(self.datatype, self.elements(), &[self])
@@ -362,7 +369,8 @@ pub(crate) fn concat_data(datatype: DataType, count: usize, parts: &[&Tensor]) -
     with_element!(
         datatype,
         T => {
-            let mut values = Vec::<T>::with_capacity(count);
+            // A single part makes its own room.
+            let mut values = Vec::<T>::with_capacity(if parts.len() > 1 { count } else { 0 });
             for part in parts {
                 append(&mut values, &part.data);
             }

@@ -44,6 +44,17 @@ pub fn identity(element: i32, shape: &[i64]) -> Vec<u8> {
     )
 }
 
+/// `y` is minus `x`, and `x` comes out as it came.
+pub fn minus_and_itself() -> Vec<u8> {
+    let x = || tensor("x", element::FLOAT, &[-1, -1]);
+    graph(
+        vec![node("Neg", &["x"], &["y"])],
+        vec![x()],
+        vec![tensor("y", element::FLOAT, &[-1, -1]), x()],
+        vec![],
+    )
+}
+
 /// `sum = a + b`, float rows of any width, and `who` as it came.
 pub fn add() -> Vec<u8> {
     graph(
