@@ -16,9 +16,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         "modelyard/orchestrator/v1/rollouts.proto",
         "modelyard/orchestrator/v1/triggers.proto",
         "modelyard/monitoring/v1/segments.proto",
-        "inference/inference.proto",
     ];
-    let descriptors = protox::compile(files, [&root])?;
+    tonic_prost_build::configure().compile_fds(protox::compile(files, [&root])?)?;
     // For clients that ask which methods there are.
     let mut compiler = protox::Compiler::new([&root])?;
     let inference = compiler
@@ -28,9 +27,11 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         PathBuf::from(std::env::var("OUT_DIR")?).join("inference.bin"),
         inference,
     )?;
+    // What comes over it comes from anybody.
     tonic_prost_build::configure()
+        .codec_path("crate::codec::BoundedCodec")
         .bytes(".inference.ModelInferRequest.raw_input_contents")
         .bytes(".inference.ModelInferResponse.raw_output_contents")
-        .compile_fds(descriptors)?;
+        .compile_fds(protox::compile(["inference/inference.proto"], [&root])?)?;
     Ok(())
 }

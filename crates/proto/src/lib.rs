@@ -1,5 +1,5 @@
 //! The contracts between the services and the Open Inference Protocol, generated from `proto/`. Nothing here is
-//! written by hand.
+//! written by hand but the codec of the latter.
 
 #![expect(
     missing_docs,
@@ -8,6 +8,8 @@
     clippy::allow_attributes,
     reason = "generated code"
 )]
+
+pub mod codec;
 
 /// What the registry offers to the other services.
 pub mod registry {
