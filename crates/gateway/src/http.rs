@@ -35,8 +35,8 @@ use crate::{
     error::{Error, Result},
     meters,
     oip::{
-        self, Body, EXTENSIONS, Encoding, MAX_BODY_BYTES, MAX_TENSORS, RequestInputs, SERVER_NAME, SERVER_VERSION,
-        compress, decompress,
+        self, Body, EXTENSIONS, Encoding, MAX_BODY_BYTES, RequestInputs, SERVER_NAME, SERVER_VERSION, compress,
+        decompress,
     },
     options::Attribute,
     predict::{Gateway, Inputs, Request as PredictRequest},
@@ -371,9 +371,6 @@ async fn run(
     let read = received
         .and_then(|(body, header_bytes)| oip::read(&unpacked(headers, body)?, header_bytes))
         .inspect_err(|_| meters::refused_request())?;
-    if read.outputs.len() > MAX_TENSORS {
-        return Err(Error::invalid(format!("at most {MAX_TENSORS} outputs are possible")));
-    }
     let names: Vec<String> = read.outputs.iter().map(|output| output.name.clone()).collect();
     let others = read.others;
     let answer = gateway

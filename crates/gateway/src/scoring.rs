@@ -443,6 +443,15 @@ fn tensor(spec: &TensorSpec, mut values: Vec<Value>) -> Result<Tensor> {
         shape.push(list.len() as i64);
         inner = list.first();
     }
+    if !values
+        .iter()
+        .all(|value| is_of_shape(value, shape.get(1..).unwrap_or_default()))
+    {
+        return Err(Error::invalid(format!(
+            "`{}`: its values are lists of unlike lengths, which are no tensor: {shape:?} by the first of them",
+            spec.name
+        )));
+    }
     if shape.len() == 1 && spec.shape.len() == 2 {
         shape.push(1);
     }
@@ -460,6 +469,17 @@ fn tensor(spec: &TensorSpec, mut values: Vec<Value>) -> Result<Tensor> {
         .deserialize(Value::Array(values))
         .map_err(|error| Error::invalid(format!("`{}`: {error}", spec.name)))?;
     Ok(Tensor::new(&spec.name, shape, data)?)
+}
+
+/// Whether lists in each other have the lengths of a shape.
+fn is_of_shape(value: &Value, shape: &[i64]) -> bool {
+    match (value, shape) {
+        (Value::Array(items), [length, inner @ ..]) => {
+            items.len() as i64 == *length && items.iter().all(|item| is_of_shape(item, inner))
+        }
+        (Value::Array(_), []) | (_, [_, ..]) => false,
+        (_, []) => true,
+    }
 }
 
 fn respond(answer: &Answer, key: &str, by_column: bool) -> Response {

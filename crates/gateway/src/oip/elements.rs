@@ -1,7 +1,7 @@
 //! A tensor's JSON data, read straight into its elements.
 //!
-//! The data is flat or nested in any way; only the number of elements counts. Integers must be integers in the range of
-//! the datatype. Floats are numbers, `null` or `"NaN"` for NaN, and `"Infinity"` and `"-Infinity"`; a number beyond the
+//! The data is flat, or nested with lists of one length on each level: as deep as the shape has dimensions it must be as the shape
+//! says, and otherwise only the number of elements counts. Integers must be integers in the range of the datatype. Floats are numbers, `null` or `"NaN"` for NaN, and `"Infinity"` and `"-Infinity"`; a number beyond the
 //! range of the datatype is refused. Strings must be strings.
 
 use std::fmt;
@@ -190,50 +190,161 @@ impl<'de, T: Scalar> Visitor<'de> for Append<'_, T> {
     }
 }
 
-/// The elements that come next in a text.
+/// What an expression makes of a vector's type that fits a datatype, as data.
+macro_rules! data_of {
+    ($datatype:expr, $values:expr) => {
+        match $datatype {
+            DataType::Bool => TensorData::Bool($values),
+            DataType::Uint8 => TensorData::Uint8($values),
+            DataType::Uint16 => TensorData::Uint16($values),
+            DataType::Uint32 => TensorData::Uint32($values),
+            DataType::Uint64 => TensorData::Uint64($values),
+            DataType::Int8 => TensorData::Int8($values),
+            DataType::Int16 => TensorData::Int16($values),
+            DataType::Int32 => TensorData::Int32($values),
+            DataType::Int64 => TensorData::Int64($values),
+            DataType::Fp16 => TensorData::Fp16($values),
+            DataType::Bf16 => TensorData::Bf16($values),
+            DataType::Fp32 => TensorData::Fp32($values),
+            DataType::Fp64 => TensorData::Fp64($values),
+            DataType::Bytes => TensorData::Text($values),
+        }
+    };
+}
+
+/// The elements that come next in a text, and the lists that they come in. `count` is how many there will be, if that is known.
 ///
 /// # Errors
-/// What is no element, or no JSON.
-pub(super) fn read_elements(json: &mut Jiter<'_>, datatype: DataType, count: usize) -> Result<TensorData, Fault> {
-    macro_rules! read {
-        ($($datatype:ident => $variant:ident),*) => {
-            match datatype {
-                $(DataType::$datatype => TensorData::$variant(read_all(json, count)?),)*
-            }
-        };
-    }
-    Ok(read!(
-        Bool => Bool, Uint8 => Uint8, Uint16 => Uint16, Uint32 => Uint32, Uint64 => Uint64, Int8 => Int8, Int16 => Int16,
-        Int32 => Int32, Int64 => Int64, Fp16 => Fp16, Bf16 => Bf16, Fp32 => Fp32, Fp64 => Fp64, Bytes => Text
-    ))
+/// What is no element, lists of unlike lengths, or no JSON.
+pub(super) fn read_elements(
+    json: &mut Jiter<'_>,
+    datatype: DataType,
+    count: usize,
+) -> Result<(TensorData, Lists), Fault> {
+    let mut lists = Lists::default();
+    let data = data_of!(datatype, read_all(json, count, &mut lists)?);
+    Ok((data, lists))
 }
 
 /// One integer of the text.
+///
+/// # Errors
+/// What is none, or out of the range of INT64.
 pub(super) fn read_integer(json: &mut Jiter<'_>, next: Peek) -> Result<i64, Fault> {
     read_one(json, next)
 }
 
-fn read_all<T: Scalar>(json: &mut Jiter<'_>, count: usize) -> Result<Vec<T>, Fault> {
+fn read_all<T: Scalar>(json: &mut Jiter<'_>, count: usize, lists: &mut Lists) -> Result<Vec<T>, Fault> {
     let mut values = Vec::with_capacity(count);
-    let mut depth = 0;
     let mut next = Some(json.peek()?);
     loop {
+        let start = json.current_index();
+        let at_start = |what| Fault::at(start, what);
         match next {
-            Some(Peek::Array) if depth == MAX_DEPTH => {
-                return Err(Fault::at(json.current_index(), "the data is nested too deeply"));
-            }
             Some(Peek::Array) => {
-                depth += 1;
+                lists.open().map_err(at_start)?;
                 next = json.known_array()?;
                 continue;
             }
-            Some(value) => values.push(read_one(json, value)?),
-            None => depth -= 1,
+            Some(value) => {
+                values.push(read_one(json, value)?);
+                lists.hold_value().map_err(at_start)?;
+            }
+            None => lists.close().map_err(at_start)?,
         }
-        if depth == 0 {
+        if lists.depth == 0 {
+            // A hint is no reason to keep room for what did not come.
+            if values.len() < count {
+                values.shrink_to_fit();
+            }
             return Ok(values);
         }
         next = json.array_step()?;
+    }
+}
+
+/// The lists in each other that data comes in: all of a level have one length, and all values lie on the last one.
+#[derive(Debug, Default)]
+pub(super) struct Lists {
+    /// The outermost first.
+    levels: Vec<Level>,
+    /// How many are open.
+    depth: usize,
+    has_values: bool,
+}
+
+#[derive(Debug, Default)]
+struct Level {
+    /// The length of its lists, once one of them has ended.
+    length: Option<usize>,
+    /// How much the list that is open holds.
+    holds: usize,
+}
+
+impl Lists {
+    fn open(&mut self) -> Result<(), String> {
+        if self.depth == MAX_DEPTH {
+            return Err(format!("the data is nested more than {MAX_DEPTH} times"));
+        }
+        if self.depth == self.levels.len() {
+            if self.has_values {
+                return Err("expected a value, as others beside it, got an array".to_owned());
+            }
+            self.levels.push(Level::default());
+        }
+        self.hold();
+        if let Some(level) = self.levels.get_mut(self.depth) {
+            level.holds = 0;
+        }
+        self.depth += 1;
+        Ok(())
+    }
+
+    fn hold_value(&mut self) -> Result<(), String> {
+        if self.depth != self.levels.len() {
+            return Err("expected an array, as others beside it, got a value".to_owned());
+        }
+        self.has_values = true;
+        self.hold();
+        Ok(())
+    }
+
+    /// The list that is open holds one more.
+    fn hold(&mut self) {
+        if let Some(level) = self.depth.checked_sub(1).and_then(|open| self.levels.get_mut(open)) {
+            level.holds += 1;
+        }
+    }
+
+    fn close(&mut self) -> Result<(), String> {
+        self.depth -= 1;
+        let Some(level) = self.levels.get_mut(self.depth) else {
+            return Ok(());
+        };
+        let holds = level.holds;
+        match level.length.replace(holds) {
+            Some(length) if length != holds => Err(format!(
+                "expected an array of {length}, as others beside it, got one of {holds}"
+            )),
+            _ => Ok(()),
+        }
+    }
+
+    /// Whether a tensor of this shape may come in them. Those that are as deep as it must say the same.
+    pub(super) fn fit(&self, shape: &[i64]) -> bool {
+        let lengths = self.lengths().map(|length| length as i64);
+        self.levels.len() < 2 || self.levels.len() != shape.len() || lengths.eq(shape.iter().copied())
+    }
+
+    fn lengths(&self) -> impl Iterator<Item = usize> {
+        self.levels.iter().map(|level| level.length.unwrap_or(0))
+    }
+}
+
+impl fmt::Display for Lists {
+    /// As a shape is written.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list().entries(self.lengths()).finish()
     }
 }
 
@@ -280,27 +391,12 @@ impl<'de> DeserializeSeed<'de> for DataSeed {
 
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<TensorData, D::Error> {
         macro_rules! read {
-            ($variant:ident) => {{
+            () => {{
                 let mut values = Vec::with_capacity(self.count);
                 Append(&mut values).deserialize(deserializer)?;
-                TensorData::$variant(values)
+                values
             }};
         }
-        Ok(match self.datatype {
-            DataType::Bool => read!(Bool),
-            DataType::Uint8 => read!(Uint8),
-            DataType::Uint16 => read!(Uint16),
-            DataType::Uint32 => read!(Uint32),
-            DataType::Uint64 => read!(Uint64),
-            DataType::Int8 => read!(Int8),
-            DataType::Int16 => read!(Int16),
-            DataType::Int32 => read!(Int32),
-            DataType::Int64 => read!(Int64),
-            DataType::Fp16 => read!(Fp16),
-            DataType::Bf16 => read!(Bf16),
-            DataType::Fp32 => read!(Fp32),
-            DataType::Fp64 => read!(Fp64),
-            DataType::Bytes => read!(Text),
-        })
+        Ok(data_of!(self.datatype, read!()))
     }
 }

@@ -5,7 +5,10 @@ use jiter::{Jiter, JiterError, LinePosition, Peek};
 use modelyard_inference::{DataType, TensorData};
 use serde::de::DeserializeOwned;
 
-use super::elements::{read_elements, read_integer};
+use super::{
+    MAX_TENSORS,
+    elements::{read_elements, read_integer},
+};
 
 /// The most elements that are made room for on the word of a shape alone.
 const MAX_HINTED_ELEMENTS: usize = 1 << 16;
@@ -34,6 +37,12 @@ impl Fault {
         let Some(name) = name else { return self };
         let name: String = name.chars().take(MAX_NAME_CHARACTERS).collect();
         Self::at(self.index, format!("input `{name}`: {}", self.what))
+    }
+
+    /// The same in a text of which this one begins at `start`.
+    fn behind(mut self, start: usize) -> Self {
+        self.index += start;
+        self
     }
 
     /// The fault in words, for whoever knows the text.
@@ -75,27 +84,20 @@ fn hint_at(text: &[u8], index: usize) -> &'static str {
 }
 
 /// A request as its JSON says it.
-pub(super) struct WireRequest<'a, P> {
+pub(super) struct WireRequest<P> {
     pub id: Option<String>,
     pub parameters: P,
-    pub inputs: Vec<WireInput<'a>>,
+    pub inputs: Vec<WireInput>,
     pub outputs: Vec<WireOutput>,
 }
 
-/// An input, with its data as elements already where its datatype came before it.
-pub(super) struct WireInput<'a> {
+/// An input.
+pub(super) struct WireInput {
     pub name: String,
     pub datatype: DataType,
     pub shape: Vec<i64>,
     pub parameters: TensorParameters,
-    pub data: Option<WireData<'a>>,
-}
-
-/// The data of an input.
-pub(super) enum WireData<'a> {
-    Elements(TensorData),
-    /// JSON.
-    Text(&'a [u8]),
+    pub data: Option<TensorData>,
 }
 
 /// An output that is wanted.
@@ -113,99 +115,93 @@ pub(super) struct TensorParameters {
     pub in_shared_memory: bool,
 }
 
-impl<'a, P: DeserializeOwned + Default> WireRequest<'a, P> {
+impl<P: DeserializeOwned + Default> WireRequest<P> {
     /// Reads the whole text.
     ///
     /// # Errors
     /// What is no request.
-    pub(super) fn read(text: &'a [u8]) -> Result<Self, Fault> {
+    pub(super) fn read(text: &[u8]) -> Result<Self, Fault> {
         let json = &mut Jiter::new(text);
-        let (mut id, mut parameters, mut inputs, mut outputs) = (None, None, None, Vec::new());
-        let mut field = json.next_object()?.map(Field::of);
-        while let Some(name) = field {
-            match name {
+        let (mut id, mut parameters, mut inputs, mut outputs) = (None, None, None, None);
+        read_object(json, |json, field| {
+            match field {
                 Field::Id => id = unless_null(json, |json, _| Ok(json.next_str()?.to_owned()))?,
                 Field::Parameters => parameters = Some(read_by_serde(json)?),
-                Field::Inputs => inputs = Some(read_list(json, WireInput::read)?),
-                Field::Outputs => {
-                    outputs = unless_null(json, |json, _| read_list(json, WireOutput::read))?.unwrap_or_default();
-                }
+                Field::Inputs => inputs = Some(read_tensors(json, WireInput::read)?),
+                Field::Outputs => outputs = unless_null(json, |json, _| read_tensors(json, WireOutput::read))?,
                 _ => json.next_skip()?,
             }
-            field = json.next_key()?.map(Field::of);
-        }
+            Ok(())
+        })?;
         json.finish()?;
         Ok(Self {
             id,
             parameters: parameters.unwrap_or_default(),
             inputs: inputs.ok_or_else(|| missing(json, "inputs"))?,
-            outputs,
+            outputs: outputs.unwrap_or_default(),
         })
     }
 }
 
-impl<'a> WireInput<'a> {
-    fn read(json: &mut Jiter<'a>) -> Result<Self, Fault> {
-        let (mut name, mut datatype, mut shape, mut data) = (None, None, None::<Vec<i64>>, None);
-        let mut parameters = TensorParameters::default();
-        let mut field = json.next_object()?.map(Field::of);
-        while let Some(known) = field {
-            match known {
+impl WireInput {
+    fn read(json: &mut Jiter<'_>) -> Result<Self, Fault> {
+        let (mut name, mut datatype, mut shape) = (None::<String>, None, None::<Vec<i64>>);
+        let (mut data, mut later, mut parameters) = (None, None, TensorParameters::default());
+        read_object(json, |json, field| {
+            match field {
                 Field::Name => name = Some(json.next_str()?.to_owned()),
                 Field::Shape => shape = Some(read_shape(json)?),
                 Field::Datatype => datatype = Some(read_datatype(json)?),
                 Field::Parameters => parameters = TensorParameters::read(json)?,
-                Field::Data => {
-                    data = Some(match datatype {
-                        Some(datatype) => {
-                            let count = shape.as_deref().map_or(0, hinted_elements);
-                            let elements = read_elements(json, datatype, count);
-                            WireData::Elements(elements.map_err(|fault| fault.of_input(name.as_deref()))?)
-                        }
-                        // The datatype comes later, and so does the reading.
-                        None => WireData::Text(skipped(json)?),
-                    });
-                }
+                Field::Data => match datatype {
+                    Some(datatype) => {
+                        let count = shape.as_deref().map_or(0, hinted_elements);
+                        let elements = read_elements(json, datatype, count);
+                        data = Some(elements.map_err(|fault| fault.of_input(name.as_deref()))?);
+                    }
+                    // The datatype comes later, and so does the reading.
+                    None => later = Some(skipped(json)?),
+                },
                 _ => json.next_skip()?,
             }
-            field = json.next_key()?.map(Field::of);
+            Ok(())
+        })?;
+        let name = name.ok_or_else(|| missing(json, "name"))?;
+        let datatype = datatype.ok_or_else(|| missing(json, "datatype"))?;
+        let shape = shape.ok_or_else(|| missing(json, "shape"))?;
+        if let Some((start, text)) = later {
+            let elements = read_elements(&mut Jiter::new(text), datatype, hinted_elements(&shape));
+            data = Some(elements.map_err(|fault| fault.behind(start).of_input(Some(&name)))?);
         }
+        let data = match data {
+            None => None,
+            Some((data, lists)) if lists.fit(&shape) => Some(data),
+            Some((_, lists)) => {
+                let what = format!("its data is nested as {lists}, and its shape is {shape:?}");
+                return Err(Fault::at(json.current_index(), what).of_input(Some(&name)));
+            }
+        };
         Ok(Self {
-            name: name.ok_or_else(|| missing(json, "name"))?,
-            datatype: datatype.ok_or_else(|| missing(json, "datatype"))?,
-            shape: shape.ok_or_else(|| missing(json, "shape"))?,
+            name,
+            datatype,
+            shape,
             parameters,
             data,
         })
     }
 }
 
-impl WireData<'_> {
-    /// The elements, read by now at the latest.
-    ///
-    /// # Errors
-    /// What is no element of the datatype.
-    pub(super) fn into_elements(self, datatype: DataType, shape: &[i64]) -> Result<TensorData, String> {
-        match self {
-            Self::Elements(data) => Ok(data),
-            Self::Text(text) => read_elements(&mut Jiter::new(text), datatype, hinted_elements(shape))
-                .map_err(|fault| format!("its data: {}", fault.describe(text))),
-        }
-    }
-}
-
 impl WireOutput {
     fn read(json: &mut Jiter<'_>) -> Result<Self, Fault> {
         let (mut name, mut parameters) = (None, TensorParameters::default());
-        let mut field = json.next_object()?.map(Field::of);
-        while let Some(known) = field {
-            match known {
+        read_object(json, |json, field| {
+            match field {
                 Field::Name => name = Some(json.next_str()?.to_owned()),
                 Field::Parameters => parameters = TensorParameters::read(json)?,
                 _ => json.next_skip()?,
             }
-            field = json.next_key()?.map(Field::of);
-        }
+            Ok(())
+        })?;
         let name = name.ok_or_else(|| missing(json, "name"))?;
         Ok(Self { name, parameters })
     }
@@ -214,9 +210,8 @@ impl WireOutput {
 impl TensorParameters {
     fn read(json: &mut Jiter<'_>) -> Result<Self, Fault> {
         let mut read = Self::default();
-        let mut field = json.next_object()?.map(Field::of);
-        while let Some(known) = field {
-            match known {
+        read_object(json, |json, field| {
+            match field {
                 Field::BinaryData => read.binary_data = unless_null(json, |json, next| Ok(json.known_bool(next)?))?,
                 Field::BinaryDataSize => read.binary_data_size = unless_null(json, read_count)?,
                 Field::Classification => read.classification = unless_null(json, read_count)?,
@@ -226,48 +221,72 @@ impl TensorParameters {
                 }
                 _ => json.next_skip()?,
             }
-            field = json.next_key()?.map(Field::of);
-        }
+            Ok(())
+        })?;
         Ok(read)
     }
 }
 
-/// The fields that mean something, wherever they do.
-#[derive(Clone, Copy)]
-enum Field {
-    Id,
-    Parameters,
-    Inputs,
-    Outputs,
-    Name,
-    Shape,
-    Datatype,
-    Data,
-    BinaryData,
-    BinaryDataSize,
-    Classification,
-    SharedMemoryRegion,
-    Other,
+macro_rules! fields {
+    ($($field:ident = $name:literal),*) => {
+        /// The fields that mean something, wherever they do.
+        #[derive(Clone, Copy, PartialEq, Eq)]
+        enum Field {
+            $($field,)*
+            Other,
+        }
+
+        impl Field {
+            fn of(name: &str) -> Self {
+                match name {
+                    $($name => Self::$field,)*
+                    _ => Self::Other,
+                }
+            }
+
+            const fn name(self) -> &'static str {
+                match self {
+                    $(Self::$field => $name,)*
+                    Self::Other => "",
+                }
+            }
+        }
+    };
 }
 
-impl Field {
-    fn of(name: &str) -> Self {
-        match name {
-            "id" => Self::Id,
-            "parameters" => Self::Parameters,
-            "inputs" => Self::Inputs,
-            "outputs" => Self::Outputs,
-            "name" => Self::Name,
-            "shape" => Self::Shape,
-            "datatype" => Self::Datatype,
-            "data" => Self::Data,
-            "binary_data" => Self::BinaryData,
-            "binary_data_size" => Self::BinaryDataSize,
-            "classification" => Self::Classification,
-            "shared_memory_region" => Self::SharedMemoryRegion,
-            _ => Self::Other,
+fields!(
+    Id = "id",
+    Parameters = "parameters",
+    Inputs = "inputs",
+    Outputs = "outputs",
+    Name = "name",
+    Shape = "shape",
+    Datatype = "datatype",
+    Data = "data",
+    BinaryData = "binary_data",
+    BinaryDataSize = "binary_data_size",
+    Classification = "classification",
+    SharedMemoryRegion = "shared_memory_region"
+);
+
+/// Reads an object, whose fields' values are read by `read`. What is said twice is not said at all.
+fn read_object<'a>(
+    json: &mut Jiter<'a>,
+    mut read: impl FnMut(&mut Jiter<'a>, Field) -> Result<(), Fault>,
+) -> Result<(), Fault> {
+    let mut seen = 0_u32;
+    let mut next = json.next_object()?.map(Field::of);
+    while let Some(field) = next {
+        let bit = 1 << field as u32;
+        if field != Field::Other && seen & bit != 0 {
+            let what = format!("duplicate field `{}`", field.name());
+            return Err(Fault::at(json.current_index(), what));
         }
+        seen |= bit;
+        read(json, field)?;
+        next = json.next_key()?.map(Field::of);
     }
+    Ok(())
 }
 
 fn missing(json: &Jiter<'_>, field: &str) -> Fault {
@@ -286,10 +305,20 @@ fn unless_null<'a, T>(
     read(json, next).map(Some)
 }
 
-fn read_list<'a, T>(json: &mut Jiter<'a>, read: impl Fn(&mut Jiter<'a>) -> Result<T, Fault>) -> Result<Vec<T>, Fault> {
+fn read_tensors<'a, T>(
+    json: &mut Jiter<'a>,
+    read: impl Fn(&mut Jiter<'a>) -> Result<T, Fault>,
+) -> Result<Vec<T>, Fault> {
     let mut items = Vec::new();
     let mut next = json.next_array()?;
     while next.is_some() {
+        // Before room is made for its elements.
+        if items.len() == MAX_TENSORS {
+            return Err(Fault::at(
+                json.current_index(),
+                format!("at most {MAX_TENSORS} tensors are possible"),
+            ));
+        }
         items.push(read(json)?);
         next = json.array_step()?;
     }
@@ -319,19 +348,23 @@ fn read_datatype(json: &mut Jiter<'_>) -> Result<DataType, Fault> {
     datatype.map_err(|error| Fault::at(start, error.to_string()))
 }
 
-/// The next value as it is written. Its strings may be no UTF-8.
-fn skipped<'a>(json: &mut Jiter<'a>) -> Result<&'a [u8], Fault> {
+/// The next value as it is written, and where it begins. Its strings may be no UTF-8.
+fn skipped<'a>(json: &mut Jiter<'a>) -> Result<(usize, &'a [u8]), Fault> {
     json.peek()?;
     let start = json.current_index();
     json.next_skip()?;
-    Ok(json.slice_to_current(start))
+    Ok((start, json.slice_to_current(start)))
 }
 
 /// The next value, of which only serde knows the form.
 fn read_by_serde<T: DeserializeOwned>(json: &mut Jiter<'_>) -> Result<T, Fault> {
-    let text = skipped(json)?;
-    let start = json.current_index() - text.len();
-    serde_json::from_slice(text).map_err(|error| Fault::at(start, error.to_string()))
+    let (start, text) = skipped(json)?;
+    serde_json::from_slice(text).map_err(|error| {
+        // Its own place counts from where the value begins.
+        let place = format!(" at line {} column {}", error.line(), error.column());
+        let what = error.to_string();
+        Fault::at(start, what.strip_suffix(&place).unwrap_or(&what))
+    })
 }
 
 /// How many elements a shape promises, as far as room is made for them.
@@ -343,149 +376,4 @@ fn hinted_elements(shape: &[i64]) -> usize {
 }
 
 #[cfg(test)]
-mod tests {
-    use modelyard_inference::Tensor;
-    use proptest::prelude::*;
-    use serde::de::DeserializeSeed as _;
-    use serde_json::{Value, json};
-
-    use super::*;
-    use crate::oip::DataSeed;
-
-    fn read(text: &str) -> Result<WireRequest<'_, Value>, String> {
-        WireRequest::read(text.as_bytes()).map_err(|fault| fault.describe(text.as_bytes()))
-    }
-
-    #[test]
-    fn fields_are_read_in_any_order_and_others_passed_over() {
-        let text = r#" {"more": {"a": [1, {"b": "\u00e9"}]}, "outputs": [{"parameters": {"binary_data": false,
-            "classification": 3, "what": null}, "name": "y"}], "id": "n\"1", "parameters": {"p": 1},
-            "inputs": [{"data": [[1.5, null], ["Infinity", -2]], "shape": [2, 2], "extra": 1e400, "datatype": "FP32",
-            "name": "x", "parameters": {}}, {"name": "b", "shape": [1], "datatype": "INT64",
-            "parameters": {"binary_data_size": 8, "shared_memory_region": null}}]} "#;
-        let request = read(text).unwrap();
-        assert_eq!(request.id.as_deref(), Some("n\"1"));
-        assert_eq!(request.parameters, json!({"p": 1}));
-        let [output] = request.outputs.as_slice() else {
-            panic!("one output")
-        };
-        assert_eq!(
-            (output.name.as_str(), output.parameters.binary_data),
-            ("y", Some(false))
-        );
-        assert_eq!(output.parameters.classification, Some(3));
-        let mut inputs = request.inputs.into_iter();
-        let x = inputs.next().unwrap();
-        assert_eq!((x.name.as_str(), x.shape.as_slice()), ("x", [2, 2].as_slice()));
-        let data = x.data.unwrap().into_elements(x.datatype, &x.shape).unwrap();
-        let TensorData::Fp32(values) = data else {
-            panic!("{data:?}")
-        };
-        assert!(values[0] == 1.5 && values[1].is_nan() && values[2] == f32::INFINITY && values[3] == -2.0);
-        let b = inputs.next().unwrap();
-        assert!(b.data.is_none() && !b.parameters.in_shared_memory);
-        assert_eq!(b.parameters.binary_data_size, Some(8));
-    }
-
-    #[test]
-    fn what_is_wrong_is_said_with_its_place() {
-        for (text, expected) in [
-            ("", "EOF while parsing a value at line 1 column 0"),
-            ("{\n\"inputs\": 7}", "expected array but found int at line 2 column 11"),
-            ("{}", "missing field `inputs` at line 1 column 2"),
-            ("{\"inputs\": []} x", "trailing characters"),
-            (
-                "{\"inputs\": [{\"shape\": [1.5]}]}",
-                "expected an integer of INT64, got 1.5",
-            ),
-            (
-                "{\"inputs\": [{\"datatype\": \"FP32\", \"data\": [-Infinity]}]}",
-                "send null, \"NaN\"",
-            ),
-            (
-                "{\"inputs\": [{\"name\": \"x\", \"datatype\": \"BOOL\", \"data\": [1]}]}",
-                "input `x`: expected true or false, got 1 at line 1 column 56",
-            ),
-            (
-                "{\"inputs\": [{\"parameters\": {\"binary_data_size\": -1}}]}",
-                "expected a number of zero or more, got -1",
-            ),
-        ] {
-            let problem = read(text).map(|_| ()).unwrap_err();
-            assert!(problem.contains(expected), "{text}: {problem}");
-        }
-        let quoted = read(r#"{"inputs": [{"datatype": "INT32", "data": ["NaN"]}]}"#).map(|_| ());
-        let problem = quoted.unwrap_err();
-        assert!(
-            problem.contains("got a string") && !problem.contains("send null"),
-            "{problem}"
-        );
-    }
-
-    fn element() -> impl Strategy<Value = Value> {
-        let leaf = prop_oneof![
-            any::<i64>().prop_map(Value::from),
-            any::<u64>().prop_map(Value::from),
-            any::<i8>().prop_map(Value::from),
-            prop::num::f64::NORMAL.prop_map(Value::from),
-            any::<f32>().prop_map(Value::from),
-            any::<bool>().prop_map(Value::from),
-            Just(Value::Null),
-            "\\PC{0,8}".prop_map(Value::from),
-            prop::sample::select(vec!["NaN", "Infinity", "-Infinity"]).prop_map(Value::from),
-        ];
-        leaf.prop_recursive(3, 20, 5, |inner| {
-            prop::collection::vec(inner, 0..5).prop_map(Value::from)
-        })
-    }
-
-    proptest! {
-        /// Both readers of elements agree on what is one.
-        #[test]
-        fn elements_are_what_they_are_to_serde(
-            values in element(), datatype in prop::sample::select(DataType::ALL.to_vec()),
-        ) {
-            let text = values.to_string();
-            let read = read_elements(&mut Jiter::new(text.as_bytes()), datatype, 0);
-            let by_serde = DataSeed { datatype, count: 0 }.deserialize(&values);
-            let raw = |data: TensorData, count: i64| Tensor::new("x", vec![count], data).and_then(Tensor::into_raw);
-            match (read, by_serde) {
-                (Ok(read), Ok(by_serde)) => {
-                    let count = |data: &TensorData| (0..100).find(|&count| raw(data.clone(), count).is_ok()).unwrap();
-                    let expected = count(&by_serde);
-                    // NaN is no less the same for being unlike itself.
-                    prop_assert_eq!(raw(read, expected).unwrap(), raw(by_serde, expected).unwrap());
-                }
-                (Err(_), Err(_)) => {}
-                (read, by_serde) => prop_assert!(false, "{text} as {datatype}: {read:?}, by serde {by_serde:?}"),
-            }
-        }
-
-        /// What a client writes in its shortest digits comes back bit by bit.
-        #[test]
-        fn floats_come_back_exactly(
-            singles in prop::collection::vec(any::<f32>().prop_filter("finite", |value| value.is_finite()), 0..50),
-            doubles in prop::collection::vec(any::<f64>().prop_filter("finite", |value| value.is_finite()), 0..50),
-        ) {
-            let text = serde_json::to_string(&singles).unwrap();
-            let TensorData::Fp32(read) = read_elements(&mut Jiter::new(text.as_bytes()), DataType::Fp32, 0).unwrap() else {
-                return Err(TestCaseError::fail("it has another datatype"));
-            };
-            let bits = |values: &[f32]| values.iter().map(|value| value.to_bits()).collect::<Vec<_>>();
-            prop_assert_eq!(bits(&read), bits(&singles));
-            let text = serde_json::to_string(&doubles).unwrap();
-            let TensorData::Fp64(read) = read_elements(&mut Jiter::new(text.as_bytes()), DataType::Fp64, 0).unwrap() else {
-                return Err(TestCaseError::fail("it has another datatype"));
-            };
-            let bits = |values: &[f64]| values.iter().map(|value| value.to_bits()).collect::<Vec<_>>();
-            prop_assert_eq!(bits(&read), bits(&doubles));
-        }
-
-        /// Whatever the bytes, there is an answer.
-        #[test]
-        fn no_text_is_too_much(text in "[\\[\\]{}\",:0-9a-zA-Z\\-+.e \\\\]{0,200}", bytes in prop::collection::vec(any::<u8>(), 0..200)) {
-            let _ = read(&text);
-            let _ = WireRequest::<Value>::read(&bytes).map_err(|fault| fault.describe(&bytes));
-        }
-    }
-}
+mod tests;

@@ -11,10 +11,7 @@ use serde::{
 };
 use serde_json::Value;
 
-use super::{
-    MAX_TENSORS,
-    json::{WireInput, WireOutput, WireRequest},
-};
+use super::json::{WireInput, WireOutput, WireRequest};
 use crate::error::{Error, Result};
 
 /// The most parameters that mean nothing here and are kept for the routes.
@@ -96,12 +93,6 @@ pub(crate) fn read(body: &Bytes, header_bytes: Option<usize>) -> Result<InferReq
         return Err(refuse_sequence());
     }
     let mut binary = body.slice(header_bytes..);
-    if request.inputs.len() > MAX_TENSORS {
-        return Err(Error::invalid(format!(
-            "there are {} inputs, and at most {MAX_TENSORS} are possible",
-            request.inputs.len()
-        )));
-    }
     let inputs = request
         .inputs
         .into_iter()
@@ -295,7 +286,7 @@ impl WireOutput {
     }
 }
 
-impl WireInput<'_> {
+impl WireInput {
     fn into_tensor(self, binary: &mut Bytes) -> Result<Tensor> {
         let name = self.name;
         if self.parameters.in_shared_memory {
@@ -320,11 +311,7 @@ impl WireInput<'_> {
                 let bytes = binary.split_to(size);
                 Ok(Tensor::from_raw(name, self.datatype, self.shape, bytes)?)
             }
-            (None, Some(data)) => {
-                let data = data.into_elements(self.datatype, &self.shape);
-                let data = data.map_err(|problem| Error::invalid(format!("input `{name}`: {problem}")))?;
-                Ok(Tensor::new(name, self.shape, data)?)
-            }
+            (None, Some(data)) => Ok(Tensor::new(name, self.shape, data)?),
         }
     }
 }

@@ -159,7 +159,8 @@ async fn data_may_be_flat_or_nested_in_any_order_of_fields() {
     nested[0]["data"] = json!([[0.1, -2], [3.5, 1e-3]]);
     nested[2]["data"] = json!([[1], [-9_007_199_254_740_993_i64]]);
     let mut mixed = two_rows();
-    mixed[0]["data"] = json!([[0.1, -2], 3.5, 1e-3]);
+    mixed[0]["data"] = json!([[0.1, -2, 3.5, 1e-3]]);
+    mixed[1]["data"] = json!([["a\"b"], ["\u{e9}"]]);
     mixed.reverse();
     for inputs in [two_rows(), nested, mixed] {
         let body = json!({"id": "my id", "parameters": {"unheard_of": 1}, "inputs": inputs, "more": {}});
@@ -236,6 +237,14 @@ async fn what_cannot_be_right_is_refused_by_name() {
     let cases = [
         (with(0, "data", json!([1, 2, 3])), "holds 4 elements, got 3"),
         (with(0, "shape", json!([4, 1])), "expected shape [-1, 2]"),
+        (
+            with(0, "data", json!([[1, 2, 3], [4]])),
+            "input `x`: expected an array of 3, as others beside it, got one of 1",
+        ),
+        (
+            with(0, "data", json!([[1], [2], [3], [4]])),
+            "input `x`: its data is nested as [4, 1], and its shape is [2, 2]",
+        ),
         (with(0, "shape", json!([-2, -2])), "negative dimension"),
         (with(0, "datatype", json!("FP64")), "expected datatype FP32, got FP64"),
         (with(0, "datatype", json!("FLOAT")), "unknown datatype `FLOAT`"),
