@@ -95,7 +95,9 @@ impl Again {
     /// # Errors
     /// As [`Access::authenticate`].
     pub async fn caller(&self) -> Result<Caller> {
-        identify(&self.access, &self.parts, source(&self.parts.extensions)).await
+        let source = source(&self.parts.extensions);
+        let caller = identify(&self.access, &self.parts, source).await;
+        caller.inspect_err(|error| self.access.note_rejection(error, facts(&self.parts, source)))
     }
 }
 

@@ -115,9 +115,11 @@ impl Cache {
         let mut asked = false;
         let kept = self.kept.try_get_with(key, async {
             asked = true;
-            let prediction = Arc::new(predict().await?);
+            let mut prediction = predict().await?;
+            // What is kept keeps nothing else: an output may lie in the memory of a session or of a larger message.
+            prediction.outputs.iter_mut().for_each(Tensor::own);
             Ok::<_, Error>(Answer {
-                prediction,
+                prediction: Arc::new(prediction),
                 time_to_live,
             })
         });

@@ -35,7 +35,6 @@ const PROBES: [&str; 3] = [
 const STREAM: &str = "/inference.GRPCInferenceService/ModelStreamInfer";
 
 /// Who asks, and in which project.
-#[derive(Clone)]
 pub(crate) struct Client {
     pub caller: Caller,
     pub project: Cow<'static, str>,
@@ -79,14 +78,14 @@ impl Client {
         self.caller.may(Action::EndpointRead, resource)
     }
 
-    /// The same, by what the caller may by now.
+    /// Who sends what comes on a stream, by what they may by now.
     ///
     /// # Errors
-    /// The caller is not known any more.
-    pub(crate) async fn again(&self, again: &Again) -> Result<Self> {
+    /// The caller is not known any more, or asks too often.
+    pub(crate) async fn again(again: &Again, project: &Cow<'static, str>) -> Result<Self, modelyard_auth::Error> {
         Ok(Self {
             caller: again.caller().await?,
-            project: self.project.clone(),
+            project: project.clone(),
         })
     }
 

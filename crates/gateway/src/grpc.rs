@@ -17,14 +17,17 @@ use http::Response as HttpResponse;
 use modelyard_auth::Action;
 use modelyard_common::{Timestamp, error::to_status};
 use modelyard_inference::{DataType, Priority, Tensor, TensorData, TensorSpec};
-use modelyard_proto::inference::{
-    self as proto, InferParameter, InferTensorContents, ModelInferRequest, ModelInferResponse,
-    ModelStreamInferResponse,
-    grpc_inference_service_server::{GrpcInferenceService, GrpcInferenceServiceServer},
-    infer_parameter::ParameterChoice,
-    model_infer_request::{InferInputTensor, InferRequestedOutputTensor},
-    model_infer_response::InferOutputTensor,
-    model_metadata_response::TensorMetadata,
+use modelyard_proto::{
+    codec::BoundedCodec,
+    inference::{
+        self as proto, InferParameter, InferTensorContents, ModelInferRequest, ModelInferResponse,
+        ModelStreamInferResponse,
+        grpc_inference_service_server::{GrpcInferenceService, GrpcInferenceServiceServer},
+        infer_parameter::ParameterChoice,
+        model_infer_request::{InferInputTensor, InferRequestedOutputTensor},
+        model_infer_response::InferOutputTensor,
+        model_metadata_response::TensorMetadata,
+    },
 };
 use tonic::{
     Request, Response, Status, Streaming,
@@ -33,7 +36,6 @@ use tonic::{
     metadata::MetadataMap,
     server::{Grpc, UnaryService},
 };
-use tonic_prost::ProstCodec;
 
 use self::stream::Sender;
 use crate::{
@@ -73,12 +75,18 @@ impl InferenceService {
     /// Answers one `ModelInfer` as the server does, without its search for the method, and without what it would have to be told by
     /// the request's extensions: that costs much beside such a call.
     pub(crate) async fn answer(self, client: Client, request: HttpRequest) -> HttpResponse<Body> {
-        Grpc::new(ProstCodec::<ModelInferResponse, ModelInferRequest>::default())
+        Grpc::new(BoundedCodec::<ModelInferResponse, ModelInferRequest>::default())
             .max_decoding_message_size(MAX_BODY_BYTES)
             .max_encoding_message_size(MAX_BODY_BYTES)
             .accept_compressed(CompressionEncoding::Gzip)
             .accept_compressed(CompressionEncoding::Deflate)
-            .unary(ModelInfer { calls: self, client }, request)
+            .unary(
+                ModelInfer {
+                    calls: self,
+                    client: Some(client),
+                },
+                request,
+            )
             .await
     }
 }
@@ -86,7 +94,8 @@ impl InferenceService {
 /// One call of `ModelInfer`.
 struct ModelInfer {
     calls: InferenceService,
-    client: Client,
+    /// Whoever calls, until it is answered.
+    client: Option<Client>,
 }
 
 impl UnaryService<ModelInferRequest> for ModelInfer {
@@ -94,8 +103,12 @@ impl UnaryService<ModelInferRequest> for ModelInfer {
     type Future = BoxFuture<'static, Result<Response<ModelInferResponse>, Status>>;
 
     fn call(&mut self, request: Request<ModelInferRequest>) -> Self::Future {
-        let (calls, client) = (self.calls.clone(), self.client.clone());
-        async move { calls.infer_unary(&client, request).await }.boxed()
+        let (calls, client) = (self.calls.clone(), self.client.take());
+        async move {
+            let client = client.ok_or_else(|| Status::internal("the call has been answered"))?;
+            calls.infer_unary(&client, request).await
+        }
+        .boxed()
     }
 }
 
@@ -196,7 +209,7 @@ impl GrpcInferenceService for InferenceService {
             again: extensions
                 .remove()
                 .ok_or_else(|| to_status(&modelyard_auth::Error::Missing))?,
-            client,
+            project: client.project,
             metadata,
         };
         Ok(Response::new(stream::infer(self.clone(), sender, requests)))
@@ -325,14 +338,16 @@ impl InferenceService {
 fn requested(output: InferRequestedOutputTensor) -> Result<RequestedOutput> {
     let classes = match choice(&output.parameters, "classification") {
         None => None,
-        Some(ParameterChoice::Int64Param(count)) => usize::try_from(*count).ok(),
-        Some(ParameterChoice::Uint64Param(count)) => usize::try_from(*count).ok(),
-        Some(_) => {
-            return Err(Error::invalid(format!(
-                "output `{}`: classification is no number of classes",
-                output.name
-            )));
-        }
+        Some(choice) => Some(
+            count(choice)
+                .and_then(|count| usize::try_from(count).ok())
+                .ok_or_else(|| {
+                    Error::invalid(format!(
+                        "output `{}`: classification is no number of classes",
+                        output.name
+                    ))
+                })?,
+        ),
     };
     if choice(&output.parameters, "shared_memory_region").is_some() {
         return Err(Error::invalid(format!(
@@ -349,6 +364,15 @@ fn requested(output: InferRequestedOutputTensor) -> Result<RequestedOutput> {
 
 fn choice<'a>(given: &'a HashMap<String, InferParameter>, name: &str) -> Option<&'a ParameterChoice> {
     given.get(name)?.parameter_choice.as_ref()
+}
+
+/// A parameter's value as a number of something.
+fn count(choice: &ParameterChoice) -> Option<u64> {
+    match choice {
+        ParameterChoice::Int64Param(count) => u64::try_from(*count).ok(),
+        ParameterChoice::Uint64Param(count) => Some(*count),
+        _ => None,
+    }
 }
 
 /// A parameter's value as text.
@@ -384,7 +408,7 @@ impl Parameters {
             Some(ParameterChoice::StringParam(id)) => !id.is_empty(),
             Some(_) => true,
         };
-        let is_end = |name: &str| matches!(choice(name), Some(ParameterChoice::BoolParam(true)));
+        let is_end = |name: &str| !matches!(choice(name), None | Some(ParameterChoice::BoolParam(false)));
         if is_of_sequence || is_end("sequence_start") || is_end("sequence_end") {
             return Err(refuse_sequence());
         }
@@ -398,10 +422,13 @@ impl Parameters {
         };
         let timeout = match choice("timeout") {
             None => None,
-            Some(ParameterChoice::Int64Param(micros)) => u64::try_from(*micros).ok(),
-            Some(ParameterChoice::Uint64Param(micros)) => Some(*micros),
-            Some(ParameterChoice::StringParam(text)) => text.parse().ok(),
-            Some(_) => return Err(Error::invalid("parameter timeout is no number of microseconds")),
+            Some(choice) => {
+                let micros = match choice {
+                    ParameterChoice::StringParam(text) => text.parse().ok(),
+                    other => count(other),
+                };
+                Some(micros.ok_or_else(|| Error::invalid("parameter timeout is no number of microseconds"))?)
+            }
         };
         let level = match choice("priority") {
             None => 0,

@@ -12,7 +12,7 @@ use arc_swap::ArcSwap;
 use modelyard_common::{ErrorKind, Fault as _, Timestamp, clock::SharedClock, id::SharedIds};
 use modelyard_inference::{Error as InferenceError, Prediction, Priority, Signature, Tensor, Terms};
 use tokio::time::timeout_at;
-use tokio_util::task::TaskTracker;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     cache::{Cache, Question},
@@ -40,6 +40,8 @@ pub(crate) struct Gateway {
     pub repository: Commands,
     /// The predictions that are being made.
     pub requests: TaskTracker,
+    /// Cancelled when no more shall be taken; those that are being made are answered.
+    pub soft: CancellationToken,
     pub request_timeout: Duration,
     /// Answers that are kept.
     pub cache: Cache,
@@ -210,7 +212,8 @@ impl Call<'_> {
         let deadline = self.arrived.checked_add(allowed);
         let prediction = match self.endpoint.options.cache {
             None => self.predict(inputs, deadline).await?,
-            Some(time_to_live) => self.recall(inputs, deadline, time_to_live).await?,
+            // What few need shall not make the future of all large.
+            Some(time_to_live) => Box::pin(self.recall(inputs, deadline, time_to_live)).await?,
         };
         let latency = self.arrived.elapsed();
         self.meters.answered(latency, prediction.batch_rows);
@@ -254,8 +257,8 @@ impl Call<'_> {
         // A model that has to be loaded first is waited for as long as the request may take.
         let predictor = match (model.at_hand(), deadline) {
             (Some(predictor), _) => predictor,
-            (None, None) => model.predictor().await?,
-            (None, Some(deadline)) => timeout_at(deadline.into(), model.predictor())
+            (None, None) => Box::pin(model.predictor()).await?,
+            (None, Some(deadline)) => timeout_at(deadline.into(), Box::pin(model.predictor()))
                 .await
                 .map_err(|_| InferenceError::DeadlineExceeded)??,
         };

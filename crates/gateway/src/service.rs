@@ -114,6 +114,7 @@ pub async fn start(
         shadows,
         repository,
         requests,
+        soft: context.lifecycle.soft(),
         request_timeout: config.request_timeout,
         cache: Cache::new(config.answer_cache_bytes),
     });

@@ -1,13 +1,17 @@
 //! A stream of requests, each answered alone and in its turn.
 
-use std::{sync::Arc, time::Instant};
+use std::{borrow::Cow, sync::Arc, time::Instant};
 
-use futures::{StreamExt as _, future, stream::BoxStream};
+use futures::{
+    Stream, StreamExt as _, future,
+    stream::{self, BoxStream},
+};
 use modelyard_auth::http::Again;
+use modelyard_common::error::{ErrorKind, Fault as _, to_status};
 use modelyard_proto::inference::{
     InferParameter, ModelInferRequest, ModelInferResponse, ModelStreamInferResponse, infer_parameter::ParameterChoice,
 };
-use tokio_util::task::AbortOnDropHandle;
+use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 use tonic::{Status, Streaming, metadata::MetadataMap};
 
 use super::{InferenceService, choice};
@@ -22,21 +26,20 @@ const IS_FINAL: &str = "triton_final_response";
 
 /// Who sends what comes.
 pub(super) struct Sender {
-    /// As of the stream's beginning.
-    pub client: Client,
     pub again: Again,
+    pub project: Cow<'static, str>,
     pub metadata: MetadataMap,
 }
 
-/// Answers what comes. A request that fails is answered with its error; the stream ends only with the client's, or when
-/// what comes is no request.
+/// Answers what comes. A request that fails is answered with its error; the stream ends with the client's, with the server, when
+/// what comes is no request, or when nobody is known any more who sends it.
 pub(super) fn infer(
     service: InferenceService,
     sender: Sender,
     requests: Streaming<ModelInferRequest>,
 ) -> BoxStream<'static, Result<ModelStreamInferResponse, Status>> {
     let sender = Arc::new(sender);
-    let answers = requests.map(move |request| {
+    let answers = until_stopped(requests, service.gateway.soft.clone()).map(move |request| {
         let (service, sender) = (service.clone(), Arc::clone(&sender));
         async move {
             let request = request?;
@@ -44,7 +47,7 @@ pub(super) fn infer(
             let requests = service.gateway.requests.clone();
             let answering = requests.spawn(async move { answer(&service, &sender, request).await });
             let answered = AbortOnDropHandle::new(answering).await;
-            answered.map_err(|_| Status::internal("the answer broke off: the server's log has the details"))
+            answered.map_err(|_| Status::internal("the answer broke off: the server's log has the details"))?
         }
     });
     let mut has_failed = false;
@@ -59,18 +62,37 @@ pub(super) fn infer(
         .boxed()
 }
 
-async fn answer(service: &InferenceService, sender: &Sender, request: ModelInferRequest) -> ModelStreamInferResponse {
+/// What comes until the server takes no more, which is the last thing that comes.
+fn until_stopped<T: Send>(
+    requests: impl Stream<Item = Result<T, Status>> + Send,
+    soft: CancellationToken,
+) -> impl Stream<Item = Result<T, Status>> + Send {
+    let stopping =
+        Status::unavailable("the gateway is stopping: open the stream again, at another one if there are several");
+    let last = soft.clone();
+    let last = stream::once(async move { last.is_cancelled().then_some(Err(stopping)) });
+    let last = last.filter_map(future::ready);
+    requests.take_until(soft.cancelled_owned()).chain(last)
+}
+
+async fn answer(
+    service: &InferenceService,
+    sender: &Sender,
+    request: ModelInferRequest,
+) -> Result<ModelStreamInferResponse, Status> {
     let arrived = Instant::now();
     let id = request.id.clone();
     let asks_final = matches!(
         choice(&request.parameters, ASKS_FINAL),
         Some(ParameterChoice::BoolParam(true))
     );
-    let answered = async {
-        let client = sender.client.again(&sender.again).await?;
-        service.infer(&client, request, &sender.metadata, None, arrived).await
+    let client = match Client::again(&sender.again, &sender.project).await {
+        Ok(client) => client,
+        Err(error) if error.kind() == ErrorKind::Unauthenticated => return Err(to_status(&error)),
+        Err(error) => return Ok(failed(id, &to_status(&error))),
     };
-    match answered.await {
+    let answered = service.infer(&client, request, &sender.metadata, None, arrived).await;
+    Ok(match answered {
         Ok(mut response) => {
             if asks_final {
                 let last = InferParameter {
@@ -83,13 +105,17 @@ async fn answer(service: &InferenceService, sender: &Sender, request: ModelInfer
                 infer_response: Some(response),
             }
         }
-        Err(error) => ModelStreamInferResponse {
-            error_message: error.to_string(),
-            // Tells which request it was.
-            infer_response: Some(ModelInferResponse {
-                id,
-                ..ModelInferResponse::default()
-            }),
-        },
+        Err(error) => failed(id, &to_status(&error)),
+    })
+}
+
+/// The answer to a request that failed. Its id tells which one it was.
+fn failed(id: String, status: &Status) -> ModelStreamInferResponse {
+    ModelStreamInferResponse {
+        error_message: status.message().to_owned(),
+        infer_response: Some(ModelInferResponse {
+            id,
+            ..ModelInferResponse::default()
+        }),
     }
 }

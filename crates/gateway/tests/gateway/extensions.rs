@@ -15,6 +15,8 @@ use modelyard_proto::inference::{
     model_infer_request::{InferInputTensor, InferRequestedOutputTensor},
 };
 use serde_json::{Value, json};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
 use tonic::Code;
 use tonic_reflection::pb::v1::{
     ServerReflectionRequest, server_reflection_client::ServerReflectionClient,
@@ -320,6 +322,26 @@ async fn a_stream_answers_each_request_and_goes_on_after_a_wrong_one() {
 }
 
 #[tokio::test]
+async fn an_open_stream_ends_with_the_gateway() {
+    let (_world, running) = doubler().await;
+    let mut client = GrpcInferenceServiceClient::new(local(running.service.grpc.clone()));
+    let (send, requests) = mpsc::channel(1);
+    let stream = client.model_stream_infer(ReceiverStream::new(requests));
+    send.send(grpc_rows("first", &[1.0, 2.0])).await.unwrap();
+    let mut answers = stream.await.unwrap().into_inner();
+    let first = answers.message().await.unwrap().unwrap();
+    assert_eq!(
+        (first.error_message.as_str(), first.infer_response.unwrap().id.as_str()),
+        ("", "first")
+    );
+    running.lifecycle.stop();
+    let end = answers.message().await.unwrap_err();
+    assert_eq!(end.code(), Code::Unavailable);
+    assert!(end.message().contains("is stopping"), "{end}");
+    running.stop().await;
+}
+
+#[tokio::test]
 async fn what_is_not_offered_says_so() {
     let (_world, running) = doubler().await;
     let refused = running.get("/v2/systemsharedmemory/status").await;
@@ -331,19 +353,27 @@ async fn what_is_not_offered_says_so() {
             .contains("send tensors in the request")
     );
     let mut client = GrpcInferenceServiceClient::new(local(running.service.grpc.clone()));
-    for (name, choice) in [
-        ("sequence_id", ParameterChoice::Int64Param(3)),
-        ("sequence_id", ParameterChoice::StringParam("a".to_owned())),
-        ("sequence_end", ParameterChoice::BoolParam(true)),
+    for (name, choice, expected) in [
+        ("sequence_id", ParameterChoice::Int64Param(3), "sequences"),
+        ("sequence_id", ParameterChoice::StringParam("a".to_owned()), "sequences"),
+        ("sequence_end", ParameterChoice::BoolParam(true), "sequences"),
+        ("sequence_start", ParameterChoice::Int64Param(1), "sequences"),
+        ("timeout", ParameterChoice::Int64Param(-1), "no number of microseconds"),
+        (
+            "timeout",
+            ParameterChoice::StringParam("soon".to_owned()),
+            "no number of microseconds",
+        ),
+        ("timeout", ParameterChoice::BoolParam(true), "no number of microseconds"),
     ] {
-        let mut request = grpc_rows("sequence", &[1.0, 2.0]);
+        let mut request = grpc_rows("parameters", &[1.0, 2.0]);
         let parameter = InferParameter {
             parameter_choice: Some(choice),
         };
         request.parameters.insert(name.to_owned(), parameter);
         let status = client.model_infer(request).await.unwrap_err();
         assert_eq!(status.code(), Code::InvalidArgument);
-        assert!(status.message().contains("sequences"), "{status}");
+        assert!(status.message().contains(expected), "{status}");
     }
 }
 
