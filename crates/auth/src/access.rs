@@ -300,7 +300,8 @@ impl Access {
             (_, Credentials::Session(text)) => self.by_token(&snapshot, text, &[TokenKind::Session])?,
             (_, Credentials::Basic { name, password }) => match Token::parse(password) {
                 Some(_) => self.by_token(&snapshot, password, &[TokenKind::Api, TokenKind::Exchanged])?,
-                None => self.by_password(&snapshot, name, password, facts.source).await?,
+                // Boxed, because tokens and sessions need none of its future, which everything that is asked would carry.
+                None => Box::pin(self.by_password(&snapshot, name, password, facts.source)).await?,
             },
         };
         self.check_rate(&identified)?;

@@ -23,7 +23,7 @@ use modelyard_proto::registry::v1::{
     access_service_client::AccessServiceClient, audit_service_client::AuditServiceClient,
 };
 use serde::{Deserialize, Serialize};
-use tokio::time::timeout;
+use tokio::{sync::watch, task::spawn_blocking, time::timeout};
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Status};
 
@@ -158,14 +158,16 @@ pub fn follow(access: &Access, registry: Channel, context: &Context) {
         Ok(None) => {}
         Err(error) => tracing::warn!(%error, file = %file.display(), "the identities that were kept cannot be read"),
     }
+    let (newest, to_keep) = watch::channel(None);
     let watcher = Watcher {
         access: access.clone(),
         client: AccessServiceClient::new(registry).max_decoding_message_size(MAX_MESSAGE_BYTES),
         node: context.node.to_string(),
-        file,
+        newest,
         gate,
     };
     let lifecycle = &context.lifecycle;
+    lifecycle.spawn("access file", keep(file, to_keep));
     lifecycle.spawn("access watch", watcher.run(lifecycle.soft()));
 }
 
@@ -173,7 +175,8 @@ struct Watcher {
     access: Access,
     client: AccessServiceClient<Channel>,
     node: String,
-    file: PathBuf,
+    /// The newest state, for the disk: what counts from now on does not wait for what counted before to be written.
+    newest: watch::Sender<Option<Arc<Kept>>>,
     gate: Gate,
 }
 
@@ -242,11 +245,24 @@ impl Watcher {
             serde_json::from_slice(whole).context("the state cannot be read: run the same version of both")?;
         self.access.set(revision, state.clone())?;
         self.gate.open();
-        if let Err(error) = save(&self.file, &Kept { revision, state }) {
-            tracing::warn!(error = %Chain(&error), "the identities cannot be kept on disk");
-        }
+        self.newest.send_replace(Some(Arc::new(Kept { revision, state })));
         Ok(())
     }
+}
+
+/// Keeps the newest state on disk, until the watch has ended and what it said last is written.
+async fn keep(file: PathBuf, mut newest: watch::Receiver<Option<Arc<Kept>>>) -> Result<(), Infallible> {
+    while newest.changed().await.is_ok() {
+        let Some(kept) = newest.borrow_and_update().clone() else {
+            continue;
+        };
+        let file = file.clone();
+        let saved = spawn_blocking(move || save(&file, &kept)).await;
+        if let Err(error) = saved.unwrap_or_else(|panicked| Err(io::Error::other(panicked))) {
+            tracing::warn!(error = %Chain(&error), "the identities cannot be kept on disk");
+        }
+    }
+    Ok(())
 }
 
 fn load(file: &Path) -> anyhow::Result<Option<Kept>> {

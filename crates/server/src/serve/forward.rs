@@ -31,11 +31,20 @@ const HOP_HEADERS: [HeaderName; 8] = [
     header::HOST,
 ];
 
+/// The call over gRPC that stays open for as long as its client wants.
+const STREAM: &str = "/inference.GRPCInferenceService/ModelStreamInfer";
+
+/// What may be on its way from a peer over the connection that calls share, in bytes: so much that clients who read their answers
+/// slowly do not hold up those of others. How much each of them may have is bounded for itself.
+const SHARED_WINDOW_BYTES: u32 = 1 << 30;
+
 /// Forwards requests to the public listeners of other roles.
 pub struct Forwarder {
     config: Arc<Config>,
     http1: Client<Connector, Body>,
     http2: Client<Connector, Body>,
+    /// Each with a connection of its own: what a stream does not read, or is not read of it, is nobody else's.
+    streams: Client<Connector, Body>,
 }
 
 /// The role that owns a path of the public listener.
@@ -100,6 +109,11 @@ impl Forwarder {
             http1: Client::builder(TokioExecutor::new()).build(connector(Protocol::Http1)),
             http2: Client::builder(TokioExecutor::new())
                 .http2_only(true)
+                .http2_initial_connection_window_size(SHARED_WINDOW_BYTES)
+                .build(connector(Protocol::Http2)),
+            streams: Client::builder(TokioExecutor::new())
+                .http2_only(true)
+                .pool_max_idle_per_host(0)
                 .build(connector(Protocol::Http2)),
         }
     }
@@ -134,7 +148,11 @@ impl Forwarder {
         } else {
             http::Version::HTTP_11
         };
-        let client = if is_grpc { &self.http2 } else { &self.http1 };
+        let client = match is_grpc {
+            true if request.uri().path() == STREAM => &self.streams,
+            true => &self.http2,
+            false => &self.http1,
+        };
         match client.request(request).await {
             Ok(response) => response.map(Body::new),
             Err(error) => {
