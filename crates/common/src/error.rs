@@ -142,13 +142,22 @@ pub trait Fault: std::error::Error + Send + Sync + 'static {
 /// What a client is told about an internal error; the log has the rest.
 const INTERNAL_MESSAGE: &str = "internal error: the server's log has the details";
 
-/// The message for the client. An internal error is logged here, once, with its sources.
+/// The longest message to a client, in bytes: what is wrong may be as long as the request, and over gRPC the message is a header,
+/// twice and encoded, of which clients take 16 KiB.
+const MAX_MESSAGE_BYTES: usize = 2000;
+
+/// The message for the client, cut where it is too long. An internal error is logged here, once, with its sources.
 fn client_message(fault: &(impl Fault + ?Sized)) -> String {
     if fault.kind() == ErrorKind::Internal {
         tracing::error!(reason = fault.reason(), error = %Chain(fault), "internal error");
         return INTERNAL_MESSAGE.to_owned();
     }
-    fault.to_string()
+    let mut message = fault.to_string();
+    if message.len() > MAX_MESSAGE_BYTES {
+        message.truncate(message.floor_char_boundary(MAX_MESSAGE_BYTES));
+        message.push('…');
+    }
+    message
 }
 
 /// Prints an error with its sources on one line.
@@ -316,5 +325,27 @@ mod tests {
         let problem = Problem::from(Shut(ErrorKind::NotFound));
         assert_eq!(problem.detail, "the door is shut: open it");
         assert_eq!(problem.status, 404);
+    }
+
+    #[test]
+    fn messages_are_cut_where_they_are_too_long() {
+        let said = |message: String| {
+            let fault = RemoteError {
+                kind: ErrorKind::InvalidArgument,
+                reason: "LONG".to_owned(),
+                message,
+                retry_after: None,
+            };
+            assert_eq!(to_status(&fault).message(), Problem::from(fault.clone()).detail);
+            Problem::from(fault).detail
+        };
+        let longest = "x".repeat(MAX_MESSAGE_BYTES);
+        assert_eq!(said(longest.clone()), longest);
+        assert_eq!(said(format!("{longest}y")), format!("{longest}…"));
+        let wide = said(format!("x{}", "é".repeat(MAX_MESSAGE_BYTES)));
+        assert!(
+            wide.ends_with("é…") && wide.len() <= MAX_MESSAGE_BYTES + '…'.len_utf8(),
+            "{wide}"
+        );
     }
 }

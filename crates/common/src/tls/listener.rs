@@ -3,6 +3,7 @@
 use std::{io, net::SocketAddr, time::Duration};
 
 use axum::serve::Listener;
+use socket2::{SockRef, TcpKeepalive};
 use tokio::{
     net::{TcpListener, TcpStream},
     task::JoinSet,
@@ -17,6 +18,13 @@ pub const MAX_HANDSHAKES: usize = 1024;
 
 /// How long a handshake may take.
 pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// A silent client is asked after a minute whether it is there, and is gone if it has not answered within another: a stream or a
+/// long answer would otherwise be held for one whose machine is away.
+const KEEPALIVE: TcpKeepalive = TcpKeepalive::new()
+    .with_time(Duration::from_secs(60))
+    .with_interval(Duration::from_secs(15))
+    .with_retries(4);
 
 /// What is known of a connection; routers find it among the extensions of each of its requests.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -62,8 +70,9 @@ impl Listener for PlainListener {
 /// Errors of accepting are waited out by axum's own implementation.
 async fn accept(listener: &mut TcpListener) -> (TcpStream, Connection) {
     let (stream, remote) = Listener::accept(listener).await;
-    if let Err(error) = stream.set_nodelay(true) {
-        tracing::debug!(%error, "a connection keeps its delay");
+    let set = stream.set_nodelay(true);
+    if let Err(error) = set.and_then(|()| SockRef::from(&stream).set_tcp_keepalive(&KEEPALIVE)) {
+        tracing::debug!(%error, "a connection keeps the system's settings");
     }
     (stream, Connection::unverified(remote))
 }
