@@ -3,13 +3,17 @@
 use std::{
     env,
     ffi::OsString,
+    os::unix::process::CommandExt as _,
     path::{Path, PathBuf},
-    process::{Command, Stdio},
+    process::{Child, Command, Output, Stdio},
+    sync::mpsc::{self, RecvTimeoutError},
+    thread,
     time::Duration,
 };
 
 use anyhow::{Context, Result, ensure};
 use modelyard_flights::{Quiet, train_first_model};
+use rustix::process::{Pid, Signal, kill_process_group};
 use serde_json::Value;
 use tokio::io::{AsyncBufReadExt as _, BufReader};
 
@@ -24,6 +28,9 @@ const PYTHON_OLD_CLIENT: &str = "TEST_PYTHON_OLD_CLIENT";
 
 /// The bucket of the tests.
 const BUCKET: &str = "yard";
+
+/// How long a script may take: far more than any does beside all the other tests.
+const SCRIPT_LIMIT: Duration = Duration::from_mins(5);
 
 /// Enough flights for a model.
 const SAMPLE: f64 = 0.05;
@@ -161,18 +168,43 @@ pub fn python(variable: &str) -> Result<OsString> {
 
 fn run_python_with(interpreter: &str, script: &Path, arguments: &[&str], variables: &[(&str, &str)]) -> Result<String> {
     let mut command = Command::new(python(interpreter)?);
-    let output = command
+    command
         .arg(script)
         .args(arguments)
         .envs(variables.iter().copied())
-        .output()?;
+        // What it has said is seen also when it has to be killed.
+        .env("PYTHONUNBUFFERED", "1")
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        // Whatever it starts ends with it.
+        .process_group(0);
+    let output = output_within(SCRIPT_LIMIT, command.spawn()?)?;
     ensure!(
         output.status.success(),
-        "{}\n{}",
+        "{} of {}:\n{}\n{}",
+        output.status,
+        script.display(),
         String::from_utf8_lossy(&output.stdout),
         String::from_utf8_lossy(&output.stderr)
     );
     Ok(String::from_utf8(output.stdout)?)
+}
+
+/// What a program says until it ends; it is killed, with what it has started, when it has not ended by then.
+fn output_within(limit: Duration, program: Child) -> Result<Output> {
+    let id = Pid::from_child(&program);
+    let (ended, end) = mpsc::channel::<()>();
+    thread::scope(|scope| {
+        scope.spawn(move || {
+            if end.recv_timeout(limit) == Err(RecvTimeoutError::Timeout) {
+                let _ = kill_process_group(id, Signal::KILL);
+            }
+        });
+        let output = program.wait_with_output();
+        drop(ended);
+        Ok(output?)
+    })
 }
 
 /// The numbers in a nested array, in order.

@@ -1,18 +1,24 @@
 //! Clients of the Open Inference Protocol, unchanged, against endpoints that serve models of every datatype.
 
 use std::{
+    convert::Infallible,
     env, fs,
     path::{Path, PathBuf},
     process::Command,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
 };
 
 use anyhow::{Context, Result, bail, ensure};
+use reqwest::Method;
 use serde_json::{Value, json};
 
 use crate::{
     clients::{run_client, run_client_of},
     deployment::{Deployment, Engine, Topology},
-    permissions::installation::{Installation, PATIENCE},
+    permissions::installation::{Installation, PATIENCE, accepted, call, framed, grpc_refusal, open_call, text},
 };
 
 /// The variable that names the Python with KServe's client.
@@ -69,14 +75,60 @@ async fn the_client_of_kserve_is_answered_over_all_its_protocols() -> Result<()>
 async fn a_stream_that_is_open_ends_with_the_token_of_its_caller() -> Result<()> {
     for topology in [Topology::AllInOne, Topology::Split] {
         let at = Installation::start(topology, "", "").await?;
+        let order = at
+            .as_admin(Method::POST, "/api/v1/tokens")
+            .json(&json!({"name": "stream"}));
+        let made = accepted(order).await?;
+        let (id, token) = (text(&made, "/id")?.to_owned(), text(&made, "/token")?.to_owned());
+        at.wait_known(&at.url, &token).await;
         let address = at.url.trim_start_matches("http://").to_owned();
         let admin = at.admin.clone();
-        let run = move || run_client("triton_stream.py", &[&address, &admin], &[]);
+        let run = move || run_client("triton_stream.py", &[&address, &admin, &id, &token], &[]);
         let said = tokio::task::spawn_blocking(run).await??;
         ensure!(said.contains("ok once it is revoked"), "{said}");
         at.deployment.stop().await?;
     }
     Ok(())
+}
+
+/// Through a process of another role calls share a connection to the gateway.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_whose_answers_nobody_reads_holds_up_no_other_call() -> Result<()> {
+    // How many calls are answered while no more of the stream is taken.
+    const CALLS: usize = 100;
+    let at = Installation::start(Topology::Split, "", "").await?;
+    let fronts = at.public_urls()?.into_iter().filter(|front| *front != at.url);
+    let front = fronts.last().context("the gateway is the only process")?;
+    at.wait_known(&front, &at.admin).await;
+    // An endpoint that is not there, and an id that comes back with the answer.
+    let mut message = b"\x0a\x06absent\x1a\x80\x80\x04".to_vec();
+    message.resize(message.len() + (1 << 16), b'i');
+
+    let sent = Arc::new(AtomicUsize::new(0));
+    let counter = Arc::clone(&sent);
+    let frame = framed(&message);
+    let messages = std::iter::repeat_with(move || {
+        counter.fetch_add(1, Ordering::Relaxed);
+        Ok::<_, Infallible>(frame.clone())
+    });
+    let client = reqwest::Client::builder().http2_prior_knowledge().build()?;
+    let stream = open_call(&client, &front, "inference.GRPCInferenceService/ModelStreamInfer")
+        .bearer_auth(&at.admin)
+        .body(reqwest::Body::wrap_stream(tokio_stream::iter(messages)));
+    let unread = stream.send().await?;
+    let (mut answered, mut before) = (0, 0);
+    while answered < CALLS {
+        let asked = call(&at.http2, &front, "inference.GRPCInferenceService/ModelInfer", &message);
+        let answer = asked.bearer_auth(&at.admin).send().await?;
+        let refusal = grpc_refusal(&answer).context("there is such an endpoint")?;
+        ensure!(refusal.0 == 5 && refusal.1.contains("absent"), "{refusal:?}");
+        let now = sent.load(Ordering::Relaxed);
+        answered = if now == before { answered + 1 } else { 0 };
+        before = now;
+    }
+    ensure!(before > 32, "{before} messages were sent");
+    drop(unread);
+    at.deployment.stop().await
 }
 
 /// What the path says plainly, it may say in other words, too; the gateway answers the two by different ways.

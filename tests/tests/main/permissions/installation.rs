@@ -201,17 +201,26 @@ pub async fn accepted(request: RequestBuilder) -> Result<Value> {
 
 /// A unary call over gRPC, by hand.
 pub fn call(http2: &Client, listener: &str, method: &str, message: &[u8]) -> RequestBuilder {
+    open_call(http2, listener, method).body(framed(message))
+}
+
+/// The same without its messages.
+pub fn open_call(http2: &Client, listener: &str, method: &str) -> RequestBuilder {
+    http2
+        .post(format!("{listener}/{method}"))
+        .header(header::CONTENT_TYPE, "application/grpc")
+        .header(header::TE, "trailers")
+}
+
+/// A message as gRPC sends it.
+pub fn framed(message: &[u8]) -> Vec<u8> {
     let mut frame = FRAME_HEADER.to_vec();
     let length = u32::try_from(message.len()).unwrap_or(u32::MAX);
     if let Some(place) = frame.get_mut(1..) {
         place.copy_from_slice(&length.to_be_bytes());
     }
     frame.extend_from_slice(message);
-    http2
-        .post(format!("{listener}/{method}"))
-        .header(header::CONTENT_TYPE, "application/grpc")
-        .header(header::TE, "trailers")
-        .body(frame)
+    frame
 }
 
 /// The status and message of an answer that is a refusal; a call that succeeds says so only at its end.
