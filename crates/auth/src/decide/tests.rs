@@ -65,6 +65,25 @@ fn roles_count_where_they_are_held() {
     assert!(call("x") && !call("y"));
 }
 
+/// A newer registry may know more than this process does, whose other changes must count nevertheless.
+#[test]
+fn actions_that_are_not_known_yet_take_nothing_else_away() {
+    let known = snapshot(&["newer@a", "newest@a"], |state| {
+        let roles = [
+            ("newer", vec!["model.read", "model.dream"]),
+            ("newest", vec!["model.dream"]),
+        ];
+        for (name, actions) in roles {
+            let actions = actions.into_iter().map(str::to_owned).collect();
+            state.roles.insert(name.to_owned(), actions);
+        }
+    });
+    assert!(ask(&known, Action::ModelRead, model("a"), None).allowed);
+    assert!(!ask(&known, Action::ModelWrite, model("a"), None).allowed);
+    let error = check_role("newer", &["model.dream".to_owned()]).unwrap_err();
+    assert!(error.to_string().contains("model.dream"), "{error}");
+}
+
 #[test]
 fn nobody_may_anything_without_a_role() {
     let known = snapshot(&[], |_| {});
