@@ -159,7 +159,7 @@ async fn data_may_be_flat_or_nested_in_any_order_of_fields() {
     nested[0]["data"] = json!([[0.1, -2], [3.5, 1e-3]]);
     nested[2]["data"] = json!([[1], [-9_007_199_254_740_993_i64]]);
     let mut mixed = two_rows();
-    mixed[0]["data"] = json!([[0.1, -2, 3.5, 1e-3]]);
+    mixed[0]["data"] = json!([0.1, -2, 3.5, 1e-3]);
     mixed[1]["data"] = json!([["a\"b"], ["\u{e9}"]]);
     mixed.reverse();
     for inputs in [two_rows(), nested, mixed] {

@@ -97,7 +97,7 @@ async fn what_mlflow_clients_get_wrong_is_named() {
         (json!({"inputs": {"x": [[1, 2]], "who": ["a"]}}), "no `n` in `inputs`"),
         (
             json!({"inputs": {"x": [[1, 2], [3]], "who": ["a", "b"], "n": [1, 2]}}),
-            "holds 4 elements, got 3",
+            "`x`: its values are lists of unlike lengths",
         ),
     ];
     for (body, expected) in cases {
