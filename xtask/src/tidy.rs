@@ -78,12 +78,6 @@ const MAY_USE: [(&str, &[&str]); 19] = [
     ("xtask", &[]),
 ];
 
-/// Dependencies that no source names, with the reason why they are there.
-const UNNAMED: [(&str, &str, &str); 2] = [
-    ("proto", "prost", "named by the code that is generated"),
-    ("proto", "tonic-prost", "named by the code that is generated"),
-];
-
 /// Checks all rules and names every breach.
 pub fn check(workspace: &Workspace) -> Result<()> {
     say("checking the rules of the source tree");
@@ -229,7 +223,6 @@ fn sources_below(folder: &Path) -> Result<String> {
 fn unused_dependencies(metadata: &Value) -> Result<Vec<String>> {
     let none = Vec::new();
     let mut breaches = Vec::new();
-    let mut excepted: BTreeSet<(&str, &str)> = UNNAMED.iter().map(|(name, used, _)| (*name, *used)).collect();
     for package in metadata.get("packages").and_then(Value::as_array).unwrap_or(&none) {
         let name = short_name(package);
         let manifest = package.get("manifest_path").and_then(Value::as_str).unwrap_or_default();
@@ -237,22 +230,13 @@ fn unused_dependencies(metadata: &Value) -> Result<Vec<String>> {
         let sources = Sources::read(folder)?;
         for dependency in package.get("dependencies").and_then(Value::as_array).unwrap_or(&none) {
             let used = dependency.get("name").and_then(Value::as_str).unwrap_or_default();
-            if sources.name(dependency) {
-                continue;
-            }
-            if !excepted.remove(&(name, used)) {
-                let unnamed = format!("the crate `{name}` depends on `{used}`, which its sources do not name");
+            if !sources.name(dependency) {
                 breaches.push(format!(
-                    "{unnamed}: remove it, or add it to UNNAMED in xtask/src/tidy.rs"
+                    "the crate `{name}` depends on `{used}`, which its sources do not name: remove it"
                 ));
             }
         }
     }
-    breaches.extend(
-        excepted
-            .into_iter()
-            .map(|(name, used)| format!("UNNAMED excepts `{used}` of the crate `{name}` for nothing: remove the line")),
-    );
     Ok(breaches)
 }
 
