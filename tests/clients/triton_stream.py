@@ -12,7 +12,8 @@ import numpy
 import tritonclient.grpc as grpc
 
 ADDRESS, ADMIN, ID, TOKEN = sys.argv[1:]
-PATIENCE_SECONDS = 30
+# A change is on the disk before it is answered, and disks are slow at times.
+PATIENCE_SECONDS = 60
 
 
 def revoke():
