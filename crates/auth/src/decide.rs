@@ -271,7 +271,7 @@ impl Snapshot {
     /// Reads the policies of a state.
     ///
     /// # Errors
-    /// A policy or role that this version does not understand.
+    /// A policy that this version does not understand. Of roles it takes what it does.
     pub fn new(revision: u64, mut state: State) -> Result<Self, PolicyError> {
         // Without them every decision would be a refusal.
         actions().map_err(PolicyError::BuiltIn)?;

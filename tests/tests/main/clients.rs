@@ -177,7 +177,7 @@ fn run_python_with(interpreter: &str, script: &Path, arguments: &[&str], variabl
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
-        // Whatever it starts ends with it.
+        // So that whatever it has started can be killed with it.
         .process_group(0);
     let output = output_within(SCRIPT_LIMIT, command.spawn()?)?;
     ensure!(

@@ -148,10 +148,12 @@ impl Forwarder {
         } else {
             http::Version::HTTP_11
         };
-        let client = match is_grpc {
-            true if request.uri().path() == STREAM => &self.streams,
-            true => &self.http2,
-            false => &self.http1,
+        let client = if is_grpc && request.uri().path() == STREAM {
+            &self.streams
+        } else if is_grpc {
+            &self.http2
+        } else {
+            &self.http1
         };
         match client.request(request).await {
             Ok(response) => response.map(Body::new),
