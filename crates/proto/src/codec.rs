@@ -5,7 +5,7 @@ use std::marker::PhantomData;
 use prost::{
     DecodeError, Message,
     bytes::Buf,
-    encoding::{DecodeContext, decode_key, skip_field},
+    encoding::{DecodeContext, WireType, decode_key, decode_varint, skip_field},
 };
 use tonic::{
     Status,
@@ -13,11 +13,19 @@ use tonic::{
 };
 use tonic_prost::{ProstCodec, ProstDecoder, ProstEncoder};
 
-/// The most parts of a message: values of its fields, each value of a repeated field for itself. An empty part takes two bytes of
-/// the message, and hundreds once it is read, so that a message within its size could still be one that no memory holds.
+/// The most parts of a message: values of its fields, each value of a repeated field for itself, and those of its tensors. An empty
+/// part takes two bytes of the message, and hundreds once it is read, so that a message within its size could still be one that no
+/// memory holds.
 const MAX_PARTS: usize = 20_000;
 
-/// [`ProstCodec`], which refuses messages of too many parts with `INVALID_ARGUMENT`.
+/// The most elements of `BYTES` that are sent as typed contents, each of which takes dozens of bytes once it is read.
+const MAX_TYPED_BYTES: usize = 4 << 20;
+
+/// The field of tensors in a request or an answer, and that of typed contents in a tensor: both have the same number.
+const TENSORS: u32 = 5;
+const CONTENTS: u32 = 5;
+
+/// [`ProstCodec`], which refuses with `INVALID_ARGUMENT` what cannot be read, and messages of too many parts.
 #[derive(Debug, Clone)]
 pub struct BoundedCodec<T, U>(PhantomData<(T, U)>);
 
@@ -56,12 +64,20 @@ impl<U: Message + Default> Decoder for BoundedDecoder<U> {
 
     fn decode(&mut self, buffer: &mut DecodeBuf<'_>) -> Result<Option<U>, Status> {
         // A message lies in one piece.
-        if has_too_many_parts(buffer.chunk()) {
+        let mut left = Left {
+            parts: MAX_PARTS,
+            typed_bytes: MAX_TYPED_BYTES,
+        };
+        if !left.suffice(buffer.chunk(), Level::Message) {
             return Err(Status::invalid_argument(format!(
-                "the message has more than {MAX_PARTS} parts: send fewer tensors in a request"
+                "the message has more than {MAX_PARTS} parts, or {MAX_TYPED_BYTES} elements of BYTES that are typed: send fewer \
+                 tensors at once, or their elements in raw_input_contents"
             )));
         }
-        self.0.decode(buffer)
+        // Whoever sent it is to blame, and not whoever reads.
+        self.0
+            .decode(buffer)
+            .map_err(|status| Status::invalid_argument(status.message()))
     }
 
     fn buffer_settings(&self) -> BufferSettings {
@@ -69,39 +85,130 @@ impl<U: Message + Default> Decoder for BoundedDecoder<U> {
     }
 }
 
-/// Whether a message has more parts than are read. One that cannot be read is for the decoder to refuse.
-fn has_too_many_parts(mut message: &[u8]) -> bool {
-    let mut parts = 0;
-    while parts <= MAX_PARTS && skip_part(&mut message).is_ok() {
-        parts += 1;
-    }
-    parts > MAX_PARTS
+/// Where in a message parts are.
+#[derive(Clone, Copy)]
+enum Level {
+    Message,
+    Tensor,
+    Contents,
 }
 
-fn skip_part(message: &mut &[u8]) -> Result<(), DecodeError> {
+/// How much more a message may have.
+struct Left {
+    parts: usize,
+    typed_bytes: usize,
+}
+
+impl Left {
+    /// Whether it is enough for a message or a part of it. What cannot be read is for the decoder to refuse.
+    fn suffice(&mut self, mut message: &[u8], level: Level) -> bool {
+        while let Ok(part) = next_part(&mut message) {
+            let left = match level {
+                Level::Contents => &mut self.typed_bytes,
+                Level::Message | Level::Tensor => &mut self.parts,
+            };
+            if *left == 0 {
+                return false;
+            }
+            *left -= 1;
+            let inner = match (level, part.tag) {
+                (Level::Message, TENSORS) => Some(Level::Tensor),
+                (Level::Tensor, CONTENTS) => Some(Level::Contents),
+                _ => None,
+            };
+            if let (Some(inner), Some(content)) = (inner, part.content)
+                && !self.suffice(content, inner)
+            {
+                return false;
+            }
+        }
+        true
+    }
+}
+
+/// A part of a message.
+struct Part<'a> {
+    tag: u32,
+    /// What it holds, if it has a length.
+    content: Option<&'a [u8]>,
+}
+
+fn next_part<'a>(message: &mut &'a [u8]) -> Result<Part<'a>, DecodeError> {
     let (tag, wire_type) = decode_key(message)?;
-    skip_field(wire_type, tag, message, DecodeContext::default())
+    let whole = *message;
+    skip_field(wire_type, tag, message, DecodeContext::default())?;
+    let mut content = whole.get(..whole.len() - message.len()).unwrap_or_default();
+    let has_length = wire_type == WireType::LengthDelimited && decode_varint(&mut content).is_ok();
+    Ok(Part {
+        tag,
+        content: has_length.then_some(content),
+    })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::inference::{ModelInferRequest, model_infer_request::InferInputTensor};
+    use crate::inference::{InferTensorContents, ModelInferRequest, model_infer_request::InferInputTensor};
+
+    fn is_taken(message: &[u8]) -> bool {
+        let mut left = Left {
+            parts: 100,
+            typed_bytes: 1000,
+        };
+        left.suffice(message, Level::Message)
+    }
+
+    fn request(inputs: Vec<InferInputTensor>) -> Vec<u8> {
+        let request = ModelInferRequest {
+            model_name: "m".to_owned(),
+            inputs,
+            ..ModelInferRequest::default()
+        };
+        request.encode_to_vec()
+    }
 
     #[test]
     fn parts_are_counted_before_room_is_made_for_them() {
-        let request = |inputs| ModelInferRequest {
-            model_name: "m".to_owned(),
-            inputs: vec![InferInputTensor::default(); inputs],
-            ..ModelInferRequest::default()
-        };
-        assert!(!has_too_many_parts(&request(MAX_PARTS - 1).encode_to_vec()));
-        assert!(has_too_many_parts(&request(MAX_PARTS).encode_to_vec()));
+        let inputs = |count| request(vec![InferInputTensor::default(); count]);
+        assert!(is_taken(&inputs(99)));
+        assert!(!is_taken(&inputs(100)));
         // Field 5, of no bytes, as often as a body may hold it.
-        assert!(has_too_many_parts(&[0x2a, 0].repeat(1 << 20)));
+        assert!(!is_taken(&[0x2a, 0].repeat(1 << 20)));
         // What is broken is not counted beyond that.
         for broken in [&[][..], &[0x2a], &[0x2a, 9, 1], &[0xff; 40], &[0x07; 40]] {
-            assert!(!has_too_many_parts(broken), "{broken:?}");
+            assert!(is_taken(broken), "{broken:?}");
         }
+    }
+
+    #[test]
+    fn parts_of_tensors_are_counted_too() {
+        let typed = |elements| InferTensorContents {
+            bytes_contents: vec![Vec::new(); elements],
+            ..InferTensorContents::default()
+        };
+        let input = |elements| InferInputTensor {
+            contents: Some(typed(elements)),
+            ..InferInputTensor::default()
+        };
+        assert!(is_taken(&request(vec![input(500), input(500)])));
+        assert!(!is_taken(&request(vec![input(500), input(501)])));
+        let parameters = |count| InferInputTensor {
+            parameters: (0..count)
+                .map(|index: usize| (index.to_string(), crate::inference::InferParameter::default()))
+                .collect(),
+            ..InferInputTensor::default()
+        };
+        assert!(is_taken(&request(vec![parameters(98)])));
+        assert!(!is_taken(&request(vec![parameters(99)])));
+        // Numbers come packed: they are one part, however many they are.
+        let numbers = InferTensorContents {
+            fp32_contents: vec![1.0; 10_000],
+            ..InferTensorContents::default()
+        };
+        let numbers = InferInputTensor {
+            contents: Some(numbers),
+            ..InferInputTensor::default()
+        };
+        assert!(is_taken(&request(vec![numbers])));
     }
 }
