@@ -32,6 +32,18 @@ pub enum LabelValue {
     Text(String),
 }
 
+impl LabelValue {
+    /// What it is as a number: yes is 1, no is 0; none if it is a name, or not finite.
+    #[must_use]
+    pub fn as_number(&self) -> Option<f64> {
+        match self {
+            Self::Number(number) => Some(*number).filter(|number| number.is_finite()),
+            Self::Boolean(boolean) => Some(f64::from(u8::from(*boolean))),
+            Self::Text(_) => None,
+        }
+    }
+}
+
 /// The label of one row of a request.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]

@@ -36,6 +36,9 @@ pub const PERFORMANCE_METRICS: [&str; 12] = [
     "bias",
 ];
 
+/// The mean of the labels, where they are numbers or booleans: what came of it, a conversion or a revenue.
+pub const LABEL: &str = "label";
+
 /// How many labels a rule waits for before it judges a closed window.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
@@ -53,7 +56,8 @@ pub struct LabelRequirement {
 #[serde(deny_unknown_fields)]
 #[schema(as = AlertCondition)]
 pub struct Condition {
-    /// The metric: `drift_share`, `prediction_drift`, or one that needs labels, such as `auc`.
+    /// The metric: `drift_share`, `prediction_drift`, or one that needs labels: `label`, which is their mean, or one of the
+    /// predictions' quality, such as `auc`.
     pub metric: String,
     /// At least so much less than the version had on held-out data.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -98,6 +102,10 @@ impl Condition {
     /// Whether the metric needs labels.
     #[must_use]
     pub fn needs_labels(&self) -> bool {
+        self.metric == LABEL || self.is_of_performance()
+    }
+
+    fn is_of_performance(&self) -> bool {
         PERFORMANCE_METRICS.contains(&self.metric.as_str())
     }
 
@@ -106,7 +114,7 @@ impl Condition {
         if !self.needs_labels() && metric != DRIFT_SHARE && metric != PREDICTION_DRIFT {
             let shown: String = metric.chars().take(64).flat_map(char::escape_default).collect();
             return Some(format!(
-                "`{shown}` is not a metric: known are {DRIFT_SHARE}, {PREDICTION_DRIFT}, {}",
+                "`{shown}` is not a metric: known are {DRIFT_SHARE}, {PREDICTION_DRIFT}, {LABEL}, {}",
                 PERFORMANCE_METRICS.join(", ")
             ));
         }
@@ -117,7 +125,7 @@ impl Condition {
             ));
         };
         let against_reference = self.drop.is_some() || self.rise.is_some();
-        if against_reference && !self.needs_labels() {
+        if against_reference && !self.is_of_performance() {
             return Some(format!(
                 "of `{metric}` has no value on held-out data to compare with: use above or below"
             ));
@@ -223,7 +231,7 @@ mod tests {
     fn a_rule_reads_back() {
         let value = json!({
             "monitor": "flight-delay", "labels": {"share": 0.95, "within": "14d"},
-            "any": [{"metric": "auc", "drop": 0.02}, {"metric": "drift_share", "above": 0.5}],
+            "any": [{"metric": "auc", "drop": 0.02}, {"metric": "drift_share", "above": 0.5}, {"metric": "label", "below": 0.1}],
             "trigger": "retrain-flight-delay"
         });
         let spec = AlertRuleSpec::read("r", value).unwrap();
@@ -240,7 +248,8 @@ mod tests {
         let value = json!({
             "monitor": "a b", "labels": {"share": 2, "within": "14d"}, "trigger": "/", "severity": 1,
             "any": [{"metric": "speed", "above": 1}, {"metric": "auc"}, {"metric": "auc", "drop": 1, "rise": 1},
-                    {"metric": "drift_share", "drop": 0.1}, {"metric": "auc", "under": 1}, {"metric": "auc", "drop": -1}]
+                    {"metric": "drift_share", "drop": 0.1}, {"metric": "auc", "under": 1}, {"metric": "auc", "drop": -1},
+                    {"metric": "label", "drop": 0.1}]
         });
         let error = AlertRuleSpec::read("r", value).unwrap_err().to_string();
         for named in [
@@ -254,6 +263,7 @@ mod tests {
             "any[3]",
             "any[4]",
             "any[5]",
+            "any[6]",
         ] {
             assert!(error.contains(named), "{named}: {error}");
         }

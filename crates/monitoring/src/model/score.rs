@@ -82,7 +82,8 @@ pub struct GroupScore {
     pub drift: Option<DriftScore>,
     /// Drift of the predictions, where the reference profile has them.
     pub prediction_drift: Option<ColumnScore>,
-    /// Metrics over the rows with a label, by name; null without labels.
+    /// Metrics over the rows with a label, by name, `label` among them: the mean of those that are numbers or booleans; null
+    /// without labels.
     pub performance: Option<BTreeMap<String, f64>>,
     /// The metrics that the version was registered with, measured on held-out data.
     pub reference: Option<BTreeMap<String, f64>>,

@@ -20,7 +20,6 @@ use crate::{
     error::{Error, Result},
     model::{
         comparison::{ComparedVersion, Difference, MetricMean},
-        label::LabelValue,
         score::Role,
     },
     tables::{GroupColumns, label_at},
@@ -157,11 +156,7 @@ impl Seen {
         for row in 0..rows.num_rows() {
             let Some(label) = label_at(labels, row) else { continue };
             self.labels += 1;
-            let outcome = match &label {
-                LabelValue::Number(number) => Some(*number).filter(|number| number.is_finite()),
-                LabelValue::Boolean(boolean) => Some(f64::from(u8::from(*boolean))),
-                LabelValue::Text(_) => None,
-            };
+            let outcome = label.as_number();
             let loss = outputs.loss(row, &label).map(|loss| match loss {
                 Loss::Class { is_right } => ("accuracy", f64::from(u8::from(is_right))),
                 Loss::Number { distance } => ("absolute_error", distance),

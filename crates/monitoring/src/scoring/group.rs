@@ -11,7 +11,7 @@ use arrow::{
     datatypes::{DataType, Field, Schema},
 };
 use modelyard_stats::{
-    ColumnKind, DatasetDrift, DriftOptions, DriftTest, Profile, ProfileOptions, Profiler, profile_drift,
+    ColumnKind, DatasetDrift, DriftOptions, DriftTest, Moments, Profile, ProfileOptions, Profiler, profile_drift,
 };
 
 use super::{
@@ -20,7 +20,10 @@ use super::{
 };
 use crate::{
     error::{Error, Result},
-    model::score::{ColumnScore, DriftScore, GroupScore, Role},
+    model::{
+        rule,
+        score::{ColumnScore, DriftScore, GroupScore, Role},
+    },
     tables::{GroupKey, INPUT, label_at},
 };
 
@@ -33,6 +36,8 @@ pub struct Group {
     rows: u64,
     labels: u64,
     drift: Option<Drift>,
+    /// Of the labels that are numbers or booleans.
+    label: Moments,
     outcomes: Outcomes,
 }
 
@@ -212,6 +217,7 @@ impl Group {
             rows: 0,
             labels: 0,
             drift,
+            label: Moments::default(),
             outcomes: Outcomes::default(),
         })
     }
@@ -228,11 +234,16 @@ impl Group {
             rows.column(LEADING_COLUMNS - 2),
             rows.column(LEADING_COLUMNS - 1),
         ];
+        let mut values = Vec::new();
         for row in 0..rows.num_rows() {
             let Some(label) = label_at(labels, row) else { continue };
             self.labels += 1;
+            if let Some(value) = label.as_number() {
+                values.push(value);
+            }
             self.outcomes.add(&outputs, row, &label)?;
         }
+        self.label.merge(&Moments::of(&values));
         Ok(())
     }
 
@@ -246,7 +257,11 @@ impl Group {
             }
             None => (None, None),
         };
-        let performance = self.outcomes.finish(&mut notes)?;
+        let mut performance = self.outcomes.finish(&mut notes)?;
+        if self.label.count > 0 {
+            let metrics = performance.get_or_insert_default();
+            metrics.insert(rule::LABEL.to_owned(), self.label.mean);
+        }
         Ok(GroupScore {
             role: key.role,
             model: key.model,
