@@ -41,6 +41,11 @@ pub trait Source: Send + Sync {
         None
     }
 
+    /// Whether elements of `BYTES` may be any bytes. Else they must be texts that ONNX's strings can carry.
+    fn takes_any_bytes(&self) -> bool {
+        false
+    }
+
     /// Whether a run waits for somebody else, so that it must never be done on a thread that others need.
     fn waits(&self) -> bool {
         false

@@ -77,7 +77,7 @@ fn column_data(spec: &TensorSpec, column: &ArrayRef) -> Result<TensorData> {
         DataType::Bf16 => TensorData::Bf16(floats(name, column, half::bf16::from_f64, f64::from)?),
         DataType::Fp32 => TensorData::Fp32(floats(name, column, |value| value as f32, f64::from)?),
         DataType::Fp64 => TensorData::Fp64(floats(name, column, |value| value, |value| value)?),
-        DataType::Bytes => TensorData::Text(strings(name, column)?),
+        DataType::Bytes => TensorData::Bytes(texts(name, column)?),
     })
 }
 
@@ -179,7 +179,7 @@ fn booleans(name: &str, column: &ArrayRef) -> Result<Vec<bool>> {
 }
 
 /// Text, also as a dictionary; missing texts are empty.
-fn strings(name: &str, column: &ArrayRef) -> Result<Vec<String>> {
+fn texts(name: &str, column: &ArrayRef) -> Result<Vec<Vec<u8>>> {
     fn is_text(kind: &ColumnType) -> bool {
         match kind {
             ColumnType::Dictionary(_, values) => is_text(values),
@@ -190,7 +190,7 @@ fn strings(name: &str, column: &ArrayRef) -> Result<Vec<String>> {
     require(name, column, is_text, "text")?;
     let column = cast(name, column, &ColumnType::Utf8)?;
     let column: &StringArray = column.as_string();
-    Ok(column.iter().map(|text| text.unwrap_or_default().to_owned()).collect())
+    Ok(column.iter().map(|text| text.unwrap_or_default().into()).collect())
 }
 
 fn require(name: &str, column: &ArrayRef, fits: impl Fn(&ColumnType) -> bool, what: &str) -> Result<()> {

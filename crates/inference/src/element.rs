@@ -38,8 +38,8 @@ pub enum TensorData {
     Fp32(Vec<f32>),
     /// Elements of `FP64`.
     Fp64(Vec<f64>),
-    /// Elements of `BYTES`.
-    Text(Vec<String>),
+    /// Elements of `BYTES`: texts mostly, but whoever runs the model may take any bytes.
+    Bytes(Vec<Vec<u8>>),
     /// Elements of any datatype but `BYTES`, little endian, as they were received. A run borrows them where they are
     /// aligned for their type, and copies them once where they are not.
     Raw(Bytes),
@@ -62,7 +62,7 @@ impl TensorData {
             Self::Bf16(_) => DataType::Bf16,
             Self::Fp32(_) => DataType::Fp32,
             Self::Fp64(_) => DataType::Fp64,
-            Self::Text(_) => DataType::Bytes,
+            Self::Bytes(_) => DataType::Bytes,
             Self::Raw(_) => return None,
         })
     }

@@ -20,7 +20,7 @@ use crate::{
     element::{Element, Storage, TensorData, in_place, with_element},
     error::{Error, Result},
     signature::Signature,
-    tensor::{Tensor, concat_data, concat_shape, element_count, texts},
+    tensor::{Tensor, byte_strings, concat_data, concat_shape, element_count},
 };
 
 /// Above this many input elements a run is a large one: the session gives its memory back after it, because its arena only ever
@@ -196,28 +196,33 @@ impl<'a> Input<'a> {
                     .map_err(|error| Error::run(&error))
             },
             // Strings are always copied, because ONNX Runtime keeps its own.
-            text => ort::value::Tensor::from_string_array((self.shape.as_slice(), texts(data)))
-                .map(SessionInputValue::from)
-                .map_err(|error| Error::tensor(first.name(), error.message())),
+            text => {
+                let texts = texts(first.name(), data).map(|text| text.map(str::to_owned));
+                let texts = texts.collect::<Result<Vec<_>>>()?;
+                ort::value::Tensor::from_string_array((self.shape.as_slice(), texts.as_slice()))
+                    .map(SessionInputValue::from)
+                    .map_err(|error| Error::tensor(first.name(), error.message()))
+            }
         )
     }
 }
 
-/// Checks that strings can be handed to ONNX Runtime, whose interface ends them at a NUL.
+/// Checks that elements of `BYTES` can be handed to ONNX Runtime: its strings are UTF-8, and its interface ends them at a NUL.
 ///
 /// # Errors
-/// `InvalidTensor` naming the element with a NUL.
-pub(crate) fn check_strings(tensor: &Tensor) -> Result<()> {
-    match texts(tensor.data())
-        .iter()
-        .position(|text| text.as_bytes().contains(&0))
-    {
-        None => Ok(()),
-        Some(index) => Err(Error::tensor(
-            tensor.name(),
-            format!("element {index} contains a NUL, which a model's strings cannot carry: remove it"),
-        )),
-    }
+/// `InvalidTensor` naming the element that cannot.
+pub(crate) fn check_texts(tensor: &Tensor) -> Result<()> {
+    texts(tensor.name(), tensor.data()).try_for_each(|text| text.map(drop))
+}
+
+fn texts<'a>(name: &'a str, data: &'a TensorData) -> impl Iterator<Item = Result<&'a str>> {
+    byte_strings(data).iter().enumerate().map(move |(index, value)| {
+        let wrong = |what| Error::tensor(name, format!("element {index} {what}"));
+        if value.contains(&0) {
+            return Err(wrong("contains a NUL, which a model's strings cannot carry: remove it"));
+        }
+        std::str::from_utf8(value).map_err(|_| wrong("is not UTF-8, and ONNX's strings are: decode it first"))
+    })
 }
 
 /// Typed elements, borrowed from typed storage or from aligned bytes.
@@ -332,12 +337,12 @@ fn read_output(name: &str, value: &DynValue, rows: Option<&[usize]>) -> Result<V
         },
         text => {
             let (shape, values) = read_strings(value).map_err(invalid)?;
-            split(name, &shape, &values, rows, |values| TensorData::Text(values.to_vec()))
+            split(name, &shape, &values, rows, |values| TensorData::Bytes(values.to_vec()))
         },
     )
 }
 
-fn read_strings(value: &DynValue) -> Result<(Vec<i64>, Vec<String>), ort::Error> {
+fn read_strings(value: &DynValue) -> Result<(Vec<i64>, Vec<Vec<u8>>), ort::Error> {
     let shape = value
         .dtype()
         .tensor_shape()
@@ -347,7 +352,7 @@ fn read_strings(value: &DynValue) -> Result<(Vec<i64>, Vec<String>), ort::Error>
         return Ok((shape, Vec::new()));
     }
     let (_, values) = value.try_extract_strings()?;
-    Ok((shape, values))
+    Ok((shape, values.into_iter().map(String::into_bytes).collect()))
 }
 
 /// The output as tensors: one, or one for each number of rows.

@@ -7,7 +7,7 @@ use parking_lot::{Condvar, Mutex};
 use crate::{
     backend::{Backend, Source},
     error::{Error, Result},
-    instance::check_strings,
+    instance::check_texts,
     probe::{Batching, probe},
     signature::Signature,
     tensor::Tensor,
@@ -26,6 +26,8 @@ pub(crate) struct ModelFacts {
     pub batching: Batching,
     /// Whether any two requests can be merged, whatever their shapes.
     pub rows_are_fixed: bool,
+    /// Whether elements of `BYTES` need not be texts.
+    pub takes_any_bytes: bool,
 }
 
 impl ModelFacts {
@@ -33,8 +35,10 @@ impl ModelFacts {
     /// mergeable model finds in all of them.
     pub(crate) fn accept(&self, inputs: Vec<Tensor>) -> Result<(Vec<Tensor>, Option<usize>)> {
         let inputs = self.signature.arrange(inputs)?;
-        for input in &inputs {
-            check_strings(input)?;
+        if !self.takes_any_bytes {
+            for input in &inputs {
+                check_texts(input)?;
+            }
         }
         if self.batching != Batching::Rows {
             return Ok((inputs, None));
@@ -107,6 +111,7 @@ impl Model {
         Self {
             facts: Arc::new(ModelFacts {
                 rows_are_fixed: signature.rows_are_fixed(),
+                takes_any_bytes: source.takes_any_bytes(),
                 signature,
                 batching: finding.batching,
             }),

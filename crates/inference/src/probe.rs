@@ -190,7 +190,7 @@ fn sample_input(spec: &TensorSpec, kind: u8) -> Result<Tensor> {
                 T::append_bytes(&mut one, &one_le(size_of::<T>()));
                 T::wrap(vec![one.first().copied().unwrap_or_default(); count])
             },
-            text => TensorData::Text(vec!["a".to_owned(); count]),
+            text => TensorData::Bytes(vec![b"a".to_vec(); count]),
         ),
     };
     Tensor::new(spec.name.clone(), zeros.shape().to_vec(), data)

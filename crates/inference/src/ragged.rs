@@ -4,7 +4,7 @@ use crate::{
     element::{Storage, TensorData, append, with_element},
     error::{Error, Result},
     signature::{Signature, TensorSpec},
-    tensor::{Tensor, element_count, texts},
+    tensor::{Tensor, byte_strings, element_count},
 };
 
 /// An axis along which requests to a model may differ, declared by who knows the model: what is filled in must not change
@@ -176,7 +176,7 @@ fn resize(tensor: &Tensor, axis: usize, length: usize, fill: f64) -> Result<Tens
             append(&mut values, tensor.data());
             T::wrap(blocks.resize(&values, &<T as Storage>::nearest(fill)))
         },
-        text => TensorData::Text(blocks.resize(texts(tensor.data()), &String::new())),
+        text => TensorData::Bytes(blocks.resize(byte_strings(tensor.data()), &Vec::new())),
     );
     Tensor::new(tensor.name(), shape, data)
 }

@@ -41,7 +41,8 @@ impl Tensor {
             return Err(Error::tensor(&name, "raw bytes have no datatype of their own: name it"));
         };
         let expected = element_count(&name, &shape)?;
-        let found = with_element!(datatype, T => T::typed(&data).map_or(0, <[T]>::len), text => texts(&data).len());
+        let found =
+            with_element!(datatype, T => T::typed(&data).map_or(0, <[T]>::len), text => byte_strings(&data).len());
         if expected != found {
             return Err(Error::tensor(
                 &name,
@@ -69,20 +70,20 @@ impl Tensor {
     /// # Errors
     /// As [`Tensor::new`].
     pub fn from_strings(name: impl Into<String>, shape: Vec<i64>, values: Vec<String>) -> Result<Self> {
-        Self::new(name, shape, TensorData::Text(values))
+        let values = values.into_iter().map(String::into_bytes).collect();
+        Self::new(name, shape, TensorData::Bytes(values))
     }
 
     /// A tensor from the protocol's raw contents: little-endian elements, or for `BYTES` each element's length as a
-    /// little-endian `u32` followed by its bytes. Numbers are kept as the bytes they are; strings are taken apart.
+    /// little-endian `u32` followed by its bytes. Numbers are kept as the bytes they are; elements of `BYTES` are taken apart.
     ///
     /// # Errors
-    /// `InvalidTensor` if the bytes are not exactly the shape's elements, a `BOOL` is neither 0 nor 1, or a string is
-    /// not UTF-8.
+    /// `InvalidTensor` if the bytes are not exactly the shape's elements, or a `BOOL` is neither 0 nor 1.
     pub fn from_raw(name: impl Into<String>, datatype: DataType, shape: Vec<i64>, bytes: Bytes) -> Result<Self> {
         let name = name.into();
         let count = element_count(&name, &shape)?;
         let data = match datatype.size_bytes() {
-            None => TensorData::Text(parse_texts(&name, count, &bytes)?),
+            None => TensorData::Bytes(parse_byte_strings(&name, count, &bytes)?),
             Some(size) => {
                 // Cannot overflow: the count is at most MAX_ELEMENTS.
                 if bytes.len() != count * size {
@@ -119,7 +120,7 @@ impl Tensor {
         let data = with_element!(
             datatype,
             T => T::wrap(vec![T::default(); count]),
-            text => TensorData::Text(vec![String::new(); count]),
+            text => TensorData::Bytes(vec![Vec::new(); count]),
         );
         Ok(Self {
             name,
@@ -156,7 +157,7 @@ impl Tensor {
             (data, _) => with_element!(
                 self.datatype,
                 T => T::typed(data).map_or(0, <[T]>::len),
-                text => texts(data).len(),
+                text => byte_strings(data).len(),
             ),
         }
     }
@@ -198,18 +199,21 @@ impl Tensor {
         Ok(Cow::Owned(values))
     }
 
-    /// The elements as strings.
+    /// The elements as texts.
     ///
     /// # Errors
-    /// `InvalidTensor` if the datatype is not `BYTES`.
-    pub fn strings(&self) -> Result<&[String]> {
-        match &self.data {
-            TensorData::Text(values) => Ok(values),
-            _ => Err(Error::tensor(
+    /// `InvalidTensor` if the datatype is not `BYTES`, or an element is not UTF-8.
+    pub fn strings(&self) -> Result<Vec<&str>> {
+        let TensorData::Bytes(values) = &self.data else {
+            return Err(Error::tensor(
                 &self.name,
                 format!("expected {}, got {}", DataType::Bytes, self.datatype),
-            )),
-        }
+            ));
+        };
+        let texts = values.iter().enumerate().map(|(index, value)| {
+            std::str::from_utf8(value).map_err(|_| Error::tensor(&self.name, format!("element {index} is not UTF-8")))
+        });
+        texts.collect()
     }
 
     /// The elements of numbers as little-endian bytes, without a copy; none for `BYTES`.
@@ -228,7 +232,7 @@ impl Tensor {
     pub fn into_raw(self) -> Result<Bytes> {
         Ok(match self.data {
             TensorData::Raw(bytes) => bytes,
-            TensorData::Text(values) => write_texts(&self.name, &values)?,
+            TensorData::Bytes(values) => write_byte_strings(&self.name, &values)?,
             TensorData::Uint8(values) => Bytes::from(values),
             TensorData::Bool(values) => owned_bytes(values),
             TensorData::Uint16(values) => owned_bytes(values),
@@ -266,7 +270,7 @@ impl Tensor {
             (data, _) => with_element!(
                 self.datatype,
                 T => T::wrap(T::typed(data).and_then(|values| values.get(range)).unwrap_or_default().to_vec()),
-                text => TensorData::Text(texts(data).get(range).unwrap_or_default().to_vec()),
+                text => TensorData::Bytes(byte_strings(data).get(range).unwrap_or_default().to_vec()),
             ),
         };
         let mut shape = self.shape.clone();
@@ -379,17 +383,17 @@ pub(crate) fn concat_data(datatype: DataType, count: usize, parts: &[&Tensor]) -
         text => {
             let mut values = Vec::with_capacity(count);
             for part in parts {
-                values.extend_from_slice(texts(&part.data));
+                values.extend_from_slice(byte_strings(&part.data));
             }
-            TensorData::Text(values)
+            TensorData::Bytes(values)
         },
     )
 }
 
-/// The strings of storage; none if it holds numbers.
-pub(crate) fn texts(data: &TensorData) -> &[String] {
+/// The elements of `BYTES`; none if it holds numbers.
+pub(crate) fn byte_strings(data: &TensorData) -> &[Vec<u8>] {
     match data {
-        TensorData::Text(values) => values,
+        TensorData::Bytes(values) => values,
         _ => &[],
     }
 }
@@ -405,7 +409,7 @@ fn owned_bytes<T: Element>(values: Vec<T>) -> Bytes {
     Bytes::from_owner(Owner(values))
 }
 
-fn parse_texts(name: &str, count: usize, bytes: &[u8]) -> Result<Vec<String>> {
+fn parse_byte_strings(name: &str, count: usize, bytes: &[u8]) -> Result<Vec<Vec<u8>>> {
     // Each element takes its prefix at least, so a lie about the count cannot make this allocate much.
     if bytes.len() / LENGTH_PREFIX_BYTES < count {
         return Err(Error::tensor(
@@ -423,13 +427,7 @@ fn parse_texts(name: &str, count: usize, bytes: &[u8]) -> Result<Vec<String>> {
         let (prefix, tail) = rest.split_first_chunk().ok_or_else(cut)?;
         let length = u32::from_le_bytes(*prefix) as usize;
         let (element, tail) = tail.split_at_checked(length).ok_or_else(cut)?;
-        let text = std::str::from_utf8(element).map_err(|_| {
-            Error::tensor(
-                name,
-                format!("element {index} is not UTF-8, and ONNX's strings are: decode it first"),
-            )
-        })?;
-        values.push(text.to_owned());
+        values.push(element.to_vec());
         rest = tail;
     }
     if rest.is_empty() {
@@ -442,14 +440,14 @@ fn parse_texts(name: &str, count: usize, bytes: &[u8]) -> Result<Vec<String>> {
     }
 }
 
-fn write_texts(name: &str, values: &[String]) -> Result<Bytes> {
+fn write_byte_strings(name: &str, values: &[Vec<u8>]) -> Result<Bytes> {
     let total = values.iter().map(|value| LENGTH_PREFIX_BYTES + value.len()).sum();
     let mut bytes = Vec::with_capacity(total);
     for value in values {
         let length =
             u32::try_from(value.len()).map_err(|_| Error::tensor(name, "a string of 4 GiB or more has no raw form"))?;
         bytes.extend_from_slice(&length.to_le_bytes());
-        bytes.extend_from_slice(value.as_bytes());
+        bytes.extend_from_slice(value);
     }
     Ok(Bytes::from(bytes))
 }

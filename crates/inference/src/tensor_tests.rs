@@ -90,6 +90,20 @@ fn the_raw_form_is_the_protocols() {
 }
 
 #[test]
+fn elements_of_bytes_are_any_bytes_and_texts_where_they_are_utf_8() {
+    let raw = Bytes::from_static(&[2, 0, 0, 0, 0xff, 0, 1, 0, 0, 0, b'a']);
+    let tensor = Tensor::from_raw("t", DataType::Bytes, vec![2], raw.clone()).unwrap();
+    assert_eq!(*tensor.data(), TensorData::Bytes(vec![vec![0xff, 0], b"a".to_vec()]));
+    let error = tensor.strings().unwrap_err().to_string();
+    assert!(
+        error.contains("`t`") && error.contains("element 0 is not UTF-8"),
+        "{error}"
+    );
+    assert_eq!(tensor.slice_rows(1..2).unwrap().strings().unwrap(), ["a"]);
+    assert_eq!(tensor.into_raw().unwrap(), raw);
+}
+
+#[test]
 fn datatypes_are_written_and_read_by_the_protocols_names() {
     for datatype in DataType::ALL {
         assert_eq!(datatype.to_string().parse::<DataType>().unwrap(), datatype);
@@ -128,7 +142,6 @@ fn tensors_that_contradict_themselves_are_refused_by_name() {
         ),
         (raw(DataType::Bytes, vec![2], &[0, 0, 0, 0, 0]), "5 bytes"),
         (raw(DataType::Bytes, vec![1], &[0, 0, 0, 0, 9]), "1 bytes follow"),
-        (raw(DataType::Bytes, vec![1], &[1, 0, 0, 0, 0xff]), "not UTF-8"),
         (
             raw(DataType::Bytes, vec![1], &[0xff, 0xff, 0xff, 0xff, 0]),
             "end within element 0",
@@ -213,7 +226,7 @@ proptest! {
                 let values = source.values::<T>().unwrap();
                 T::wrap(values.iter().copied().cycle().take(count).collect())
             },
-            text => TensorData::Text(source.strings().unwrap().iter().cloned().cycle().take(count).collect()),
+            text => TensorData::Bytes(crate::tensor::byte_strings(source.data()).iter().cloned().cycle().take(count).collect()),
         );
         let whole = Tensor::new("t", shape.clone(), data.clone()).unwrap();
         let whole = if raw {

@@ -12,9 +12,12 @@ use modelyard_inference::{
 
 use crate::batcher::runtime;
 
-/// Doubles what comes, notes how many requests each run has, and refuses to be opened when it is told to.
+/// Of each run the shapes of its requests' input.
+type Runs = Arc<Mutex<Vec<Vec<Vec<i64>>>>>;
+
+/// Doubles what comes, notes it, and refuses to be opened when it is told to.
 struct Doubling {
-    runs: Arc<Mutex<Vec<usize>>>,
+    runs: Runs,
     opens: bool,
 }
 
@@ -33,11 +36,12 @@ impl Source for Doubling {
     }
 }
 
-struct Doubler(Arc<Mutex<Vec<usize>>>);
+struct Doubler(Runs);
 
 impl Backend for Doubler {
     fn run(&mut self, _: &Signature, requests: &[&[Tensor]], _: Option<Instant>) -> Result<Run> {
-        self.0.lock().unwrap().push(requests.len());
+        let shapes = requests.iter().map(|request| request[0].shape().to_vec());
+        self.0.lock().unwrap().push(shapes.collect());
         let double = |request: &&[Tensor]| {
             let doubled = request[0].values::<f32>()?.iter().map(|value| 2.0 * value).collect();
             Ok(vec![Tensor::from_vec("y", request[0].shape().to_vec(), doubled)?])
@@ -61,8 +65,8 @@ fn signature() -> Signature {
     }
 }
 
-fn model(opens: bool) -> (Result<Model>, Arc<Mutex<Vec<usize>>>) {
-    let runs = Arc::<Mutex<Vec<usize>>>::default();
+fn model(opens: bool) -> (Result<Model>, Runs) {
+    let runs = Runs::default();
     let source = Doubling {
         runs: Arc::clone(&runs),
         opens,
@@ -96,13 +100,57 @@ fn requests_are_merged_checked_and_counted_whatever_runs_them() {
     };
     let answers = runtime().block_on(futures::future::join_all((0..CALLERS).map(ask)));
     assert_eq!(answers, [usize::from(CALLERS); CALLERS as usize]);
-    assert_eq!(*runs.lock().unwrap(), [usize::from(CALLERS)]);
+    assert_eq!(*runs.lock().unwrap(), [vec![vec![1, 1]; CALLERS as usize]]);
     let counted = predictor.statistics();
     assert_eq!((counted.succeeded, counted.executions), (CALLERS.into(), 1));
     let wrong = Tensor::from_vec("x", vec![1, 2], vec![1.0_f32, 2.0]).unwrap();
     let error = runtime().block_on(predictor.predict(vec![wrong], None)).unwrap_err();
     assert!(error.to_string().contains("expected shape [-1, 1]"), "{error}");
     assert_eq!(runs.lock().unwrap().len(), 1, "it was refused before it ran");
+}
+
+#[test]
+fn a_model_is_warmed_with_shapes_that_were_seen() {
+    let (model, runs) = model(true);
+    let mut model = model.unwrap();
+    model.warm_up(vec![vec![vec![7, 1]], vec![vec![3, 1]]]).unwrap();
+    let warmed = runs.lock().unwrap().clone();
+    for shape in [[7, 1], [3, 1]] {
+        assert!(
+            warmed.iter().any(|run| *run == [shape.to_vec()]),
+            "{shape:?}: {warmed:?}"
+        );
+    }
+    runs.lock().unwrap().clear();
+    let predictor = Predictor::start(model, BatcherOptions::default()).unwrap();
+    let input = Tensor::from_vec("x", vec![2, 1], vec![1.0_f32, 2.0]).unwrap();
+    runtime().block_on(predictor.predict(vec![input], None)).unwrap();
+    assert_eq!(
+        *runs.lock().unwrap(),
+        [[[2, 1]]],
+        "the first request needs no other run"
+    );
+}
+
+#[test]
+fn batches_have_no_more_elements_than_they_may() {
+    const CALLERS: usize = 8;
+    let options = BatcherOptions {
+        max_batch_rows: 100,
+        max_batch_elements: 3,
+        max_queue_delay: Duration::from_millis(100),
+        ..BatcherOptions::default()
+    };
+    let (model, runs) = model(true);
+    let predictor = Predictor::start(model.unwrap(), options).unwrap();
+    let ask = async || {
+        let input = Tensor::from_vec("x", vec![1, 1], vec![1.0_f32]).unwrap();
+        predictor.predict(vec![input], None).await.unwrap()
+    };
+    runtime().block_on(futures::future::join_all((0..CALLERS).map(|_| ask())));
+    let sizes: Vec<usize> = runs.lock().unwrap().iter().map(Vec::len).collect();
+    assert_eq!(sizes.iter().sum::<usize>(), CALLERS);
+    assert!(sizes.iter().all(|size| *size <= 3) && sizes.contains(&3), "{sizes:?}");
 }
 
 #[test]

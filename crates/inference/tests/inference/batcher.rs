@@ -104,13 +104,19 @@ fn widths() -> Vec<RaggedAxis> {
     vec![axis("a"), axis("b"), axis("sum")]
 }
 
-fn check_add(prediction: &Prediction, rows: usize, width: usize, seed: f32) {
+/// `most`: the most rows that are merged.
+fn check_add(prediction: &Prediction, rows: usize, width: usize, seed: f32, most: usize) {
     let sums: Vec<f32> = (0..rows * width).map(|index| seed + index as f32 + seed).collect();
     let names: Vec<String> = (0..rows).map(|row| format!("{seed}/{row}")).collect();
     assert_eq!(prediction.outputs[0].shape(), [rows as i64, width as i64]);
     assert_eq!(*prediction.outputs[0].data(), TensorData::Fp32(sums));
     assert_eq!(prediction.outputs[1].strings().unwrap(), names);
     assert!(prediction.batch_rows >= rows);
+    assert!(
+        prediction.batch_rows <= most.max(rows),
+        "{} of {most} rows",
+        prediction.batch_rows
+    );
 }
 
 proptest! {
@@ -143,7 +149,7 @@ proptest! {
                         inputs = inputs.into_iter().map(as_raw).collect();
                     }
                     let prediction = predictor.predict(inputs, None).await.unwrap();
-                    check_add(&prediction, rows, width, seed);
+                    check_add(&prediction, rows, width, seed, max_batch_rows);
                 });
             }
             while let Some(done) = tasks.join_next().await {
@@ -208,7 +214,7 @@ fn requests_of_unlike_lengths_are_merged_where_that_is_declared() {
             let each = lengths.iter().enumerate().map(|(caller, &length)| async move {
                 let inputs = add_inputs(2, length, caller as f32);
                 let prediction = predictor.predict(inputs, None).await.unwrap();
-                check_add(&prediction, 2, length, caller as f32);
+                check_add(&prediction, 2, length, caller as f32, 12);
                 prediction.batch_rows
             });
             futures::future::join_all(each).await

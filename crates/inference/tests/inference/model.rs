@@ -320,9 +320,15 @@ fn inputs_are_checked_before_the_run() {
     assert_eq!(outputs[1].strings().unwrap(), ["é"]);
     let error = model.run(vec![a.clone(), b.clone(), who(&["a", "b"])]).unwrap_err();
     assert!(error.to_string().contains("`who` has 2"), "{error}");
-    let error = model.run(vec![a, b, who(&["a\0b"])]).unwrap_err();
+    let error = model.run(vec![a.clone(), b.clone(), who(&["a\0b"])]).unwrap_err();
     assert!(
         error.to_string().contains("`who`") && error.to_string().contains("NUL"),
+        "{error}"
+    );
+    let no_text = Tensor::new("who", vec![1], TensorData::Bytes(vec![vec![0xff]])).unwrap();
+    let error = model.run(vec![a, b, no_text]).unwrap_err();
+    assert!(
+        error.to_string().contains("`who`") && error.to_string().contains("not UTF-8"),
         "{error}"
     );
 }

@@ -96,7 +96,7 @@ fn predictions(model: &TrainedModel, outputs: &[Tensor]) -> modelyard_inference:
         Labels::Int64(_) => Labels::Int64(label.values()?.into_owned()),
         Labels::Float32(_) => Labels::Float32(label.values()?.into_owned()),
         Labels::Float64(_) => Labels::Float64(label.values()?.into_owned()),
-        Labels::Text(_) => Labels::Text(label.strings()?.to_vec()),
+        Labels::Text(_) => Labels::Text(label.strings()?.into_iter().map(str::to_owned).collect()),
     };
     let probabilities = output(&Output::Probabilities { classes: classes.len() })?;
     Ok(Predictions::Classes {

@@ -33,7 +33,7 @@ pub(crate) fn serve(loaded: &Model, model: &TrainedModel, data: &RecordBatch) ->
         Labels::Int64(_) => Labels::Int64(label.values().unwrap().into_owned()),
         Labels::Float32(_) => Labels::Float32(label.values().unwrap().into_owned()),
         Labels::Float64(_) => Labels::Float64(label.values().unwrap().into_owned()),
-        Labels::Text(_) => Labels::Text(label.strings().unwrap().to_vec()),
+        Labels::Text(_) => Labels::Text(label.strings().unwrap().into_iter().map(str::to_owned).collect()),
     };
     Predictions::Classes {
         labels,
