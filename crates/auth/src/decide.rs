@@ -292,7 +292,8 @@ impl Snapshot {
             let known = actions.iter().filter(|action| Action::find(action.as_str()).is_some());
             let known: Vec<&String> = known.collect();
             if known.len() < actions.len() {
-                tracing::warn!(role = %name, "the role has actions that this version does not know");
+                // It is so at each revision until this version is a newer one.
+                tracing::debug!(role = %name, "the role has actions that this version does not know");
             }
             if !known.is_empty() {
                 let text = policy_of_role(name, known.into_iter())?;

@@ -143,8 +143,8 @@ pub trait Fault: std::error::Error + Send + Sync + 'static {
 const INTERNAL_MESSAGE: &str = "internal error: the server's log has the details";
 
 /// The longest message to a client, in bytes: what is wrong may be as long as the request, and over gRPC the message is a header,
-/// twice and encoded, of which clients take 16 KiB.
-const MAX_MESSAGE_BYTES: usize = 2000;
+/// twice and encoded at up to three times its length, of which some clients take 8 KiB.
+const MAX_MESSAGE_BYTES: usize = 1200;
 
 /// The message for the client, cut where it is too long. An internal error is logged here, once, with its sources.
 fn client_message(fault: &(impl Fault + ?Sized)) -> String {
@@ -244,6 +244,9 @@ pub struct Problem {
 }
 
 impl Problem {
+    /// What its body is, as `Content-Type` says it.
+    pub const MEDIA_TYPE: &str = "application/problem+json";
+
     /// A problem of the given kind.
     #[must_use]
     pub fn new(kind: ErrorKind, reason: &str, detail: impl Into<String>) -> Self {
@@ -273,10 +276,9 @@ impl IntoResponse for Problem {
         let status = StatusCode::from_u16(self.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
         let retry_after = self.retry_after;
         let mut response = (status, Json(self)).into_response();
-        response.headers_mut().insert(
-            header::CONTENT_TYPE,
-            HeaderValue::from_static("application/problem+json"),
-        );
+        response
+            .headers_mut()
+            .insert(header::CONTENT_TYPE, HeaderValue::from_static(Self::MEDIA_TYPE));
         if let Some(wait) = retry_after {
             let seconds = wait.as_secs().max(1);
             response.headers_mut().insert(header::RETRY_AFTER, seconds.into());

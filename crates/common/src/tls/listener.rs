@@ -19,8 +19,8 @@ pub const MAX_HANDSHAKES: usize = 1024;
 /// How long a handshake may take.
 pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// A silent client is asked after a minute whether it is there, and is gone if it has not answered within another: a stream or a
-/// long answer would otherwise be held for one whose machine is away.
+/// A silent client is asked after a minute whether it is there, and is gone if it has not answered within another: a stream would
+/// otherwise be held for one whose machine is away.
 const KEEPALIVE: TcpKeepalive = TcpKeepalive::new()
     .with_time(Duration::from_secs(60))
     .with_interval(Duration::from_secs(15))
