@@ -138,7 +138,7 @@ impl Cache {
 fn bytes(tensors: &[Tensor]) -> usize {
     let each = tensors.iter().map(|tensor| {
         let elements = match (tensor.data(), tensor.datatype().size_bytes()) {
-            (TensorData::Text(values), _) => values.iter().map(|text| text.len() + size_of::<String>()).sum(),
+            (TensorData::Bytes(values), _) => values.iter().map(|value| value.len() + size_of::<Vec<u8>>()).sum(),
             (_, size) => tensor.elements() * size.unwrap_or(1),
         };
         TENSOR_BYTES + elements
@@ -153,9 +153,9 @@ fn add(hasher: &mut Hasher, bytes: &[u8]) {
 }
 
 fn add_elements(hasher: &mut Hasher, input: &Tensor) {
-    if let TensorData::Text(values) = input.data() {
-        for text in values {
-            add(hasher, text.as_bytes());
+    if let TensorData::Bytes(values) = input.data() {
+        for value in values {
+            add(hasher, value);
         }
         return;
     }

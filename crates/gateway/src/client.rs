@@ -31,8 +31,8 @@ const PROBES: [&str; 3] = [
     "/inference.GRPCInferenceService/ServerMetadata",
 ];
 
-/// The call that is a stream.
-const STREAM: &str = "/inference.GRPCInferenceService/ModelStreamInfer";
+/// The call over gRPC that stays open for as long as its client wants.
+pub const MODEL_STREAM_INFER: &str = "/inference.GRPCInferenceService/ModelStreamInfer";
 
 /// Who asks, and in which project.
 pub(crate) struct Client {
@@ -125,7 +125,7 @@ pub(crate) async fn authenticate_calls(access: State<Access>, mut request: HttpR
     if PROBES.contains(&path) {
         return next.run(request).await;
     }
-    if path == STREAM {
+    if path == MODEL_STREAM_INFER {
         let (mut parts, body) = request.into_parts();
         let again = Again::new(access.0.clone(), parts.clone());
         parts.extensions.insert(again);

@@ -130,6 +130,12 @@ pub enum Error {
     /// The contract cannot be described to clients.
     #[error("the contract of the inference service cannot be described")]
     Reflection(#[from] tonic_reflection::server::Error),
+    /// A model that is not in memory cannot be loaded: never the fault of who asks for a prediction.
+    #[error("the model cannot be loaded: {}", modelyard_common::error::Chain(&**source))]
+    Load {
+        /// Why; the same for all who wait.
+        source: std::sync::Arc<Self>,
+    },
     /// What went wrong for all who waited for the same.
     #[error(transparent)]
     Shared(std::sync::Arc<Self>),
@@ -178,7 +184,8 @@ impl Fault for Error {
             | Self::UpstreamNotAllowed { .. }
             | Self::Python { .. }
             | Self::NotSigned
-            | Self::Signature(_) => ErrorKind::Unavailable,
+            | Self::Signature(_)
+            | Self::Load { .. } => ErrorKind::Unavailable,
             Self::InvalidEndpoint { .. } => ErrorKind::FailedPrecondition,
             Self::Access(error) => error.kind(),
             Self::Inference(error) => error.kind(),
@@ -203,6 +210,7 @@ impl Fault for Error {
             Self::Inference(error) => error.reason(),
             Self::Artifact { source } => source.reason(),
             Self::Shared(error) => error.reason(),
+            Self::Load { .. } => "MODEL_NOT_LOADED",
             Self::Description { .. } => "ARTIFACT_NOT_UNDERSTOOD",
             Self::Upstream { .. } => "UPSTREAM_UNUSABLE",
             Self::UpstreamNotAllowed { .. } => "UPSTREAM_NOT_ALLOWED",
@@ -224,7 +232,7 @@ impl Fault for Error {
             }
             // Queues are emptied within moments, or there are too few gateways.
             Self::Inference(error) if error.kind() == ErrorKind::ResourceExhausted => Some(RETRY_SOON),
-            Self::Starting => Some(RETRY_SOON),
+            Self::Starting | Self::Load { .. } => Some(RETRY_SOON),
             _ => None,
         }
     }

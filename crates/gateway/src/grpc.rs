@@ -51,6 +51,9 @@ use crate::{
     spool::Protocol,
 };
 
+/// What requests may be compressed with. Answers are not: every client says that it would take it, and few gain by it.
+const ENCODINGS: [CompressionEncoding; 2] = [CompressionEncoding::Gzip, CompressionEncoding::Deflate];
+
 /// The gRPC face.
 #[derive(Clone)]
 pub(crate) struct InferenceService {
@@ -64,30 +67,26 @@ impl InferenceService {
 
     /// What answers all calls.
     pub(crate) fn into_server(self) -> GrpcInferenceServiceServer<Self> {
-        GrpcInferenceServiceServer::new(self)
+        let server = GrpcInferenceServiceServer::new(self)
             .max_decoding_message_size(MAX_BODY_BYTES)
-            .max_encoding_message_size(MAX_BODY_BYTES)
-            // Answers are not compressed: every client says that it would take it, and few gain by it.
-            .accept_compressed(CompressionEncoding::Gzip)
-            .accept_compressed(CompressionEncoding::Deflate)
+            .max_encoding_message_size(MAX_BODY_BYTES);
+        ENCODINGS
+            .into_iter()
+            .fold(server, GrpcInferenceServiceServer::accept_compressed)
     }
 
     /// Answers one `ModelInfer` as the server does, without its search for the method, and without what it would have to be told by
     /// the request's extensions: that costs much beside such a call.
     pub(crate) async fn answer(self, client: Client, request: HttpRequest) -> HttpResponse<Body> {
-        Grpc::new(BoundedCodec::<ModelInferResponse, ModelInferRequest>::default())
+        let server = Grpc::new(BoundedCodec::<ModelInferResponse, ModelInferRequest>::default())
             .max_decoding_message_size(MAX_BODY_BYTES)
-            .max_encoding_message_size(MAX_BODY_BYTES)
-            .accept_compressed(CompressionEncoding::Gzip)
-            .accept_compressed(CompressionEncoding::Deflate)
-            .unary(
-                ModelInfer {
-                    calls: self,
-                    client: Some(client),
-                },
-                request,
-            )
-            .await
+            .max_encoding_message_size(MAX_BODY_BYTES);
+        let call = ModelInfer {
+            calls: self,
+            client: Some(client),
+        };
+        let mut server = ENCODINGS.into_iter().fold(server, Grpc::accept_compressed);
+        server.unary(call, request).await
     }
 }
 
@@ -432,10 +431,9 @@ impl Parameters {
         };
         let level = match choice("priority") {
             None => 0,
-            Some(ParameterChoice::Uint64Param(level)) => *level,
-            // What is below zero says nothing.
-            Some(ParameterChoice::Int64Param(level)) => u64::try_from(*level).unwrap_or(0),
-            Some(_) => return Err(Error::invalid("parameter priority is no number")),
+            Some(choice) => {
+                count(choice).ok_or_else(|| Error::invalid("parameter priority is no number of zero or more"))?
+            }
         };
         Ok(Self {
             event_time,
@@ -539,13 +537,7 @@ fn typed_data(name: &str, datatype: DataType, contents: InferTensorContents) -> 
         DataType::Uint64 => TensorData::Uint64(contents.uint64_contents),
         DataType::Fp32 => TensorData::Fp32(contents.fp32_contents),
         DataType::Fp64 => TensorData::Fp64(contents.fp64_contents),
-        DataType::Bytes => {
-            let each = contents.bytes_contents.into_iter().enumerate().map(|(index, bytes)| {
-                String::from_utf8(bytes)
-                    .map_err(|_| Error::invalid(format!("input `{name}`: element {index} is not UTF-8")))
-            });
-            TensorData::Text(each.collect::<Result<_>>()?)
-        }
+        DataType::Bytes => TensorData::Bytes(contents.bytes_contents),
         DataType::Fp16 | DataType::Bf16 => {
             return Err(Error::invalid(format!(
                 "input `{name}`: {datatype} has no typed contents: send it in raw_input_contents"

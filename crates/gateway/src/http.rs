@@ -47,6 +47,9 @@ use crate::{
 /// How many bytes of a body are JSON.
 static HEADER_LENGTH: HeaderName = HeaderName::from_static("inference-header-content-length");
 
+/// The longest problem that is put into another shape, in bytes.
+const MAX_PROBLEM_BYTES: usize = 64 << 10;
+
 /// Where elements of any datatype can be read, in bytes.
 const ALIGNMENT: usize = 16;
 
@@ -93,6 +96,10 @@ pub(crate) fn router(gateway: Arc<Gateway>, access: Access) -> Router {
         )
         .route("/v1/models", get(models))
         .route("/v1/models/{model}", get(scoring::model_status).post(scoring::predict))
+        .route(
+            "/v1/models/{model}/versions/{version}",
+            get(scoring::model_status).post(scoring::predict),
+        )
         .route("/endpoints/{model}/invocations", post(scoring::invocations))
         .route_layer(from_fn_with_state(access, authenticate));
     Router::new()
@@ -119,8 +126,13 @@ pub(crate) fn router(gateway: Arc<Gateway>, access: Access) -> Router {
 
 /// An error in the protocol's shape.
 pub(crate) fn refuse(error: Error) -> Response {
+    refuse_with(error, |problem| json!({ "error": problem.detail }))
+}
+
+/// An error in some protocol's shape, with when to ask again.
+pub(crate) fn refuse_with(error: Error, shape: impl FnOnce(Problem) -> Value) -> Response {
     let (status, wait) = (error.status(), error.retry_after());
-    let mut response = refuse_as(status, &Problem::from(error).detail);
+    let mut response = json_response(status, &shape(Problem::from(error)));
     if let Some(wait) = wait {
         let seconds = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
         response.headers_mut().insert(header::RETRY_AFTER, seconds.into());
@@ -130,6 +142,26 @@ pub(crate) fn refuse(error: Error) -> Response {
 
 fn refuse_as(status: StatusCode, message: &str) -> Response {
     json_response(status, &json!({ "error": message }))
+}
+
+/// A problem as everybody else here tells it, in the shape in which clients of the inference protocols read it; any other answer as
+/// it is.
+pub async fn in_shape(response: Response) -> Response {
+    let is_problem = response
+        .headers()
+        .get(header::CONTENT_TYPE)
+        .is_some_and(|value| value.as_bytes() == Problem::MEDIA_TYPE.as_bytes());
+    if !is_problem {
+        return response;
+    }
+    let (mut parts, body) = response.into_parts();
+    let problem = axum::body::to_bytes(body, MAX_PROBLEM_BYTES).await.unwrap_or_default();
+    let problem: Value = serde_json::from_slice(&problem).unwrap_or_default();
+    let message = ["detail", "title"].iter().find_map(|field| problem[field].as_str());
+    let body = json!({ "error": message.unwrap_or("the request failed") });
+    parts.headers.insert(header::CONTENT_TYPE, JSON.clone());
+    parts.headers.remove(header::CONTENT_LENGTH);
+    Response::from_parts(parts, HttpBody::from(body.to_string()))
 }
 
 pub(crate) fn json_response(status: StatusCode, body: &Value) -> Response {
@@ -190,7 +222,7 @@ async fn ping(State(gateway): Shared) -> Response {
     modelyard_common::http::plain(ready_status(ready), "\n")
 }
 
-const fn ready_status(ready: bool) -> StatusCode {
+pub(crate) const fn ready_status(ready: bool) -> StatusCode {
     if ready {
         StatusCode::OK
     } else {
@@ -292,7 +324,8 @@ pub(crate) async fn infer(
     let admitted = admit(&access, &parts, source).await;
     let (caller, named) = match (admitted, named) {
         (Ok(caller), Ok(named)) => (caller, named),
-        (Err(refused), _) | (_, Err(refused)) => return refused,
+        (Err(refused), _) => return in_shape(refused).await,
+        (_, Err(refused)) => return refused,
     };
     let arrived = Instant::now();
     let headers = parts.headers;

@@ -47,7 +47,9 @@ mod traffic;
 mod upstream;
 mod watch;
 
+pub use client::MODEL_STREAM_INFER;
 pub use config::{AcceleratorConfig, Config, ProviderConfig, PythonConfig};
 pub use error::Error;
+pub use http::in_shape;
 pub use predictions::Predictions;
 pub use service::{Service, start};

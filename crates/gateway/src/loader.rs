@@ -46,6 +46,9 @@ const MAX_DESCRIPTION_BYTES: u64 = 8 << 20;
 /// How gentle threads are that load models, as `nice` counts it: a tenth of the weight of others.
 const LOADING_NICENESS: i32 = 10;
 
+/// How many models of other servers are asked for at once.
+const MAX_UPSTREAMS_AT_ONCE: usize = 32;
+
 /// The folder of models below the gateway's.
 const MODELS_FOLDER: &str = "models";
 
@@ -94,8 +97,36 @@ pub(crate) struct Loader {
     /// Whose signature models must have.
     signatures: Signatures,
     models: Mutex<HashMap<ModelKey, Arc<Slot>>>,
-    /// Loading keeps a processor busy: no more at once than there are.
-    loads: Semaphore,
+    permits: Permits,
+}
+
+/// How many models are loaded at once, by what runs them: those that are away or install what they need take long, and must not keep
+/// others waiting.
+struct Permits {
+    /// Each load keeps a processor busy.
+    onnx: Semaphore,
+    python: Semaphore,
+    /// These wait for somebody else only.
+    upstream: Semaphore,
+}
+
+impl Permits {
+    fn new(processors: usize) -> Self {
+        Self {
+            onnx: Semaphore::new(processors),
+            python: Semaphore::new(processors),
+            upstream: Semaphore::new(MAX_UPSTREAMS_AT_ONCE),
+        }
+    }
+
+    async fn permit(&self, description: Option<&Description>) -> Result<SemaphorePermit<'_>> {
+        let semaphore = match description {
+            None => &self.onnx,
+            Some(Description::Mlflow(_)) => &self.python,
+            Some(Description::Upstream(_)) => &self.upstream,
+        };
+        semaphore.acquire().await.map_err(|_| interrupted())
+    }
 }
 
 /// One model's place; its lock makes concurrent callers load it once.
@@ -107,7 +138,7 @@ impl Loader {
     pub(crate) fn new(artifacts: Artifacts, runtime: Runtime, folder: &Path, config: &Config) -> Result<Self> {
         Ok(Self {
             artifacts,
-            loads: Semaphore::new(runtime.processors()),
+            permits: Permits::new(runtime.processors()),
             runtime,
             folder: folder.join(MODELS_FOLDER),
             batcher: config.batcher(),
@@ -145,8 +176,9 @@ impl Loader {
             unload_after: None,
             shapes: Arc::default(),
         });
-        let path = self.fetch(&key).await?;
-        let permit = self.permit().await?;
+        let (path, description) = self.fetch(&key).await?;
+        let platform = description.as_ref().map_or(Platform::Onnx, Description::platform);
+        let permit = self.permits.permit(description.as_ref()).await?;
         let facts = if self.has_room_for(&path) {
             None
         } else {
@@ -156,10 +188,11 @@ impl Loader {
             Arc::new(Model::new(key, wanted, facts, Arc::clone(self)))
         } else {
             let counters = Arc::default();
-            let predictor = self.open_file(&key, &path, &wanted, &counters, permit).await?;
-            let description = read_description(&path)?;
+            let predictor = self
+                .open_file(&key, &path, description, &wanted, &counters, permit)
+                .await?;
             let facts = Facts {
-                platform: description.as_ref().map_or(Platform::Onnx, Description::platform),
+                platform,
                 signature: predictor.signature().clone(),
                 batching: predictor.batching(),
             };
@@ -174,24 +207,21 @@ impl Loader {
 
     /// Puts a model to work that is not in memory.
     pub(crate) async fn open(&self, key: &ModelKey, wanted: &Wanted, counters: &Arc<Counters>) -> Result<Predictor> {
-        let path = self.fetch(key).await?;
-        let permit = self.permit().await?;
-        self.open_file(key, &path, wanted, counters, permit).await
-    }
-
-    async fn permit(&self) -> Result<SemaphorePermit<'_>> {
-        self.loads.acquire().await.map_err(|_| interrupted())
+        let (path, description) = self.fetch(key).await?;
+        let permit = self.permits.permit(description.as_ref()).await?;
+        self.open_file(key, &path, description, wanted, counters, permit).await
     }
 
     async fn open_file(
         &self,
         key: &ModelKey,
         path: &Path,
+        description: Option<Description>,
         wanted: &Wanted,
         counters: &Arc<Counters>,
         _permit: SemaphorePermit<'_>,
     ) -> Result<Predictor> {
-        let open = self.opening(key, path).await?;
+        let open = self.opening(key, path, description).await?;
         let (wanted, counters) = (wanted.clone(), Arc::clone(counters));
         let opened = spawn_blocking(move || start(open()?, wanted, counters)).await;
         let predictor = opened.map_err(|_| interrupted())??;
@@ -200,9 +230,9 @@ impl Loader {
     }
 
     /// How what is in a file is opened, with all that it needs beside the file.
-    async fn opening(&self, key: &ModelKey, path: &Path) -> Result<Opening> {
+    async fn opening(&self, key: &ModelKey, path: &Path, description: Option<Description>) -> Result<Opening> {
         let path = path.to_owned();
-        Ok(match read_description(&path)? {
+        Ok(match description {
             None => {
                 let (runtime, accelerator) = (self.runtime.clone(), self.accelerator);
                 Box::new(move || open_session(&runtime, &path, accelerator))
@@ -249,15 +279,15 @@ impl Loader {
         loaded.saturating_add(session_bytes(file_bytes)) <= self.memory_bytes
     }
 
-    /// A model's file, which is what its digest and, where that is wanted, its signature say.
-    async fn fetch(&self, key: &ModelKey) -> Result<PathBuf> {
+    /// A model's file, which is what its digest and, where that is wanted, its signature say; and how it is run.
+    async fn fetch(&self, key: &ModelKey) -> Result<(PathBuf, Option<Description>)> {
         let artifacts = self.artifacts.project(&key.endpoint.project)?;
         let path = artifacts.open_local(key.digest, &self.folder).await?;
         let description = read_description(&path)?;
         self.signatures
             .check(&artifacts, key, description.as_ref(), &self.folder)
             .await?;
-        Ok(path)
+        Ok((path, description))
     }
 
     /// The models that there are.

@@ -3,7 +3,7 @@
 use std::{
     sync::{
         Arc, LazyLock,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicU64, AtomicUsize, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -13,7 +13,9 @@ use futures::{
     FutureExt as _,
     future::{BoxFuture, Shared},
 };
-use modelyard_inference::{BatcherOptions, Batching, Counters, InputShapes, Predictor, Signature, Statistics, Tensor};
+use modelyard_inference::{
+    BatcherOptions, Batching, Counters, Error as InferenceError, InputShapes, Predictor, Signature, Statistics, Tensor,
+};
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
@@ -126,6 +128,8 @@ pub(crate) struct Model {
     /// None: it is not in memory.
     predictor: ArcSwapOption<Predictor>,
     load: Mutex<Load>,
+    /// How many requests wait for it to be loaded.
+    waiting: AtomicUsize,
     /// Milliseconds after which it goes if nobody asks; 0: never.
     unload_after_ms: AtomicU64,
     /// When it was used last, in milliseconds since the process began.
@@ -144,6 +148,7 @@ impl Model {
             counters: Arc::default(),
             predictor: ArcSwapOption::empty(),
             load: Mutex::default(),
+            waiting: AtomicUsize::new(0),
             used_ms: AtomicU64::new(now_ms()),
         }
     }
@@ -237,13 +242,18 @@ impl Model {
     /// What runs it. Where it is not in memory, whoever asks first has it loaded, and all wait for that.
     ///
     /// # Errors
-    /// Why it cannot be loaded; a failure is the answer to all who ask for a moment, before it is tried again.
+    /// Why it cannot be loaded; a failure is the answer to all who ask for a moment, before it is tried again. `QueueFull` if as
+    /// many wait for it as may.
     pub(crate) async fn predictor(self: &Arc<Self>) -> Result<Arc<Predictor>> {
         if let Some(predictor) = self.at_hand() {
             return Ok(predictor);
         }
+        let most = self.wanted.batcher.max_queued_requests;
+        let _waiting = Waiting::new(&self.waiting, most).ok_or_else(|| InferenceError::QueueFull {
+            limit: format!("{most} requests wait for the model to be loaded"),
+        })?;
         let loading = self.loading()?;
-        loading.await.map_err(Error::Shared)
+        loading.await.map_err(|source| Error::Load { source })
     }
 
     fn loading(self: &Arc<Self>) -> Result<Loading> {
@@ -257,7 +267,8 @@ impl Model {
         if let Some((at, error)) = &load.failed
             && at.elapsed() < FAILURE_LIFETIME
         {
-            return Err(Error::Shared(Arc::clone(error)));
+            let source = Arc::clone(error);
+            return Err(Error::Load { source });
         }
         // A task of its own: whoever asked first may not wait for the end, and others do.
         #[expect(
@@ -325,6 +336,25 @@ impl Model {
     }
 }
 
+/// One of those who wait.
+struct Waiting<'a>(&'a AtomicUsize);
+
+impl<'a> Waiting<'a> {
+    /// None: so many wait already.
+    fn new(waiting: &'a AtomicUsize, most: usize) -> Option<Self> {
+        let before = waiting.fetch_add(1, Ordering::Relaxed);
+        // Counted out again if it is one too many.
+        let this = Self(waiting);
+        (before < most).then_some(this)
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
 fn millis(time: Option<Duration>) -> u64 {
     time.map_or(0, |time| u64::try_from(time.as_millis()).unwrap_or(u64::MAX))
 }
@@ -337,6 +367,18 @@ fn now_ms() -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn no_more_wait_than_may() {
+        let waiting = AtomicUsize::new(0);
+        let first = Waiting::new(&waiting, 2).unwrap();
+        let second = Waiting::new(&waiting, 2);
+        assert!(second.is_some() && Waiting::new(&waiting, 2).is_none());
+        drop(first);
+        assert!(Waiting::new(&waiting, 2).is_some());
+        drop(second);
+        assert_eq!(waiting.load(Ordering::Relaxed), 0);
+    }
 
     #[test]
     fn shapes_are_remembered_the_latest_first() {

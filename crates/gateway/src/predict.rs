@@ -122,10 +122,7 @@ impl Gateway {
             .inspect_err(|_| meters::refused_request())?;
         let id = match request.id {
             Some(id) if id.len() > MAX_REQUEST_ID_BYTES => {
-                return Err(Error::invalid(format!(
-                    "the id has {} bytes: use at most {MAX_REQUEST_ID_BYTES}",
-                    id.len()
-                )));
+                return Err(long_id(&id));
             }
             Some(id) if !id.is_empty() => id,
             _ => self.ids.next().to_string(),
@@ -161,6 +158,14 @@ impl Gateway {
             outputs,
         })
     }
+}
+
+/// What is wrong with an id that is too long.
+pub(crate) fn long_id(id: &str) -> Error {
+    Error::invalid(format!(
+        "the id has {} bytes: use at most {MAX_REQUEST_ID_BYTES}",
+        id.len()
+    ))
 }
 
 /// How a failed prediction is counted.

@@ -212,6 +212,10 @@ impl Source for Pool {
         Some(self.0.example.clone())
     }
 
+    fn takes_any_bytes(&self) -> bool {
+        true
+    }
+
     fn waits(&self) -> bool {
         true
     }

@@ -1,5 +1,7 @@
 //! Makes what is served into what is wanted: loads versions, swaps the table, keeps what works.
 
+mod entry;
+
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
     convert::Infallible,
@@ -12,16 +14,17 @@ use modelyard_common::{error::Chain, readiness::Gate};
 use modelyard_inference::InputShapes;
 use modelyard_proto::registry::v1 as proto;
 use tokio::{
-    sync::{mpsc, oneshot, watch},
+    sync::{mpsc, watch},
     time::Instant,
 };
 use tokio_util::sync::CancellationToken;
 use tonic_health::{ServingStatus, server::HealthReporter};
 
+use self::entry::{Entry, Failed};
 use crate::{
     desired::{Desired, EndpointKey, EndpointSpec, Role, VersionRef},
     error::Error,
-    loader::{Loader, Wanted},
+    loader::Loader,
     meters,
     model::{Model, Shapes},
     persist::{Kept, StateFile},
@@ -30,15 +33,10 @@ use crate::{
     routing::{Endpoint, LOADING, Table, Version, reason_for_nothing},
     spool::Shipping,
     status::Report,
-    watch::Backoff,
 };
 
-/// The waits before a version that could not be loaded is tried again: doubled from the first to the last.
-const FIRST_RETRY: Duration = Duration::from_secs(1);
-const LAST_RETRY: Duration = Duration::from_mins(1);
-
-/// Why an endpoint answers nothing whose models were unloaded by hand.
-const UNLOADED: &str = "it was unloaded by hand on this gateway: load it again, or deploy a version";
+/// After what time the gateway counts as ready although some endpoint is still being loaded: it must not keep others from serving.
+const READY_AFTER: Duration = Duration::from_mins(1);
 
 /// The name of the inference service in health checks.
 const INFERENCE_SERVICE: &str = "inference.GRPCInferenceService";
@@ -57,31 +55,13 @@ pub(crate) struct Reconciler {
     pub commands: mpsc::Receiver<Command>,
     entries: BTreeMap<EndpointKey, Entry>,
     started: bool,
+    /// Whether it counts as ready whatever is still being loaded.
+    is_overdue: bool,
 }
 
 /// After the state was told and kept it rests, so many times as long as that took: of a thousand endpoints that come one by one it is
 /// not told and kept a thousand times.
 const REST_AFTER_SETTLING: u32 = 3;
-
-/// One endpoint.
-struct Entry {
-    spec: EndpointSpec,
-    /// Grows with each change of the specification, so that a load that was overtaken is known.
-    generation: u64,
-    loading: bool,
-    failures: Vec<Failed>,
-    retry: Option<Instant>,
-    backoff: Backoff,
-    /// What serves, and the specification that it came of.
-    serving: Option<(EndpointSpec, Arc<Endpoint>)>,
-    /// What served in a process before, in case that the specification cannot be loaded.
-    fallback: Option<EndpointSpec>,
-    shown: Arc<Endpoint>,
-    /// What was seen of its requests.
-    shapes: Arc<Shapes>,
-    /// Who waits for the end of the loading.
-    waiters: Vec<oneshot::Sender<Result<(), Error>>>,
-}
 
 /// What a process before left behind.
 pub(crate) struct Before {
@@ -89,13 +69,6 @@ pub(crate) struct Before {
     pub serving: BTreeMap<EndpointKey, EndpointSpec>,
     /// Shapes of inputs that were seen.
     pub shapes: BTreeMap<EndpointKey, Vec<InputShapes>>,
-}
-
-/// A version that could not be loaded.
-struct Failed {
-    role: Role,
-    version: VersionRef,
-    message: String,
 }
 
 type Loaded = Vec<(VersionRef, Result<Arc<Model>, Error>)>;
@@ -149,6 +122,7 @@ impl Reconciler {
             commands,
             entries,
             started: false,
+            is_overdue: false,
         }
     }
 
@@ -158,6 +132,7 @@ impl Reconciler {
         self.health.set_service_status("", ServingStatus::NotServing).await;
         self.plan(&loads);
         let (mut is_settled, mut rest_until) = (false, Instant::now());
+        let ready_at = Instant::now() + READY_AFTER;
         loop {
             if !is_settled && Instant::now() >= rest_until {
                 let begun = Instant::now();
@@ -166,10 +141,15 @@ impl Reconciler {
                 is_settled = true;
                 continue;
             }
-            let retry = self.entries.values().filter_map(|entry| entry.retry).min();
+            let retries = self.entries.values().filter_map(|entry| entry.retry);
+            let ends = self.entries.values().flat_map(|entry| &entry.replaced);
+            let next = retries.chain(ends.map(|(until, _)| *until));
+            let due = next
+                .chain((!self.started && !self.is_overdue).then_some(ready_at))
+                .min();
             let due = async {
-                match retry {
-                    Some(retry) => tokio::time::sleep_until(retry).await,
+                match due {
+                    Some(due) => tokio::time::sleep_until(due).await,
                     None => std::future::pending().await,
                 }
             };
@@ -185,7 +165,10 @@ impl Reconciler {
                 }
                 Some(done) = loads.next() => self.apply(done, &loads),
                 Some(command) = self.commands.recv() => self.change(command, &loads),
-                () = due => self.retry(&loads),
+                () = due => {
+                    self.is_overdue |= Instant::now() >= ready_at;
+                    self.retry(&loads);
+                }
                 () = tokio::time::sleep_until(rest_until), if !is_settled => continue,
             }
             is_settled = false;
@@ -269,6 +252,7 @@ impl Reconciler {
     fn retry(&mut self, loads: &Loads) {
         let now = Instant::now();
         for entry in self.entries.values_mut() {
+            entry.forget_replaced();
             if entry.retry.is_some_and(|retry| retry <= now) {
                 entry.retry = None;
                 entry.begin(entry.spec.clone(), &self.loader, loads);
@@ -343,7 +327,7 @@ impl Reconciler {
             let endpoint = Arc::new(Endpoint::new(&spec, versions, log));
             tracing::info!(endpoint = %key, serving = endpoint.serving().join(", "), "endpoint serves");
             entry.shown = Arc::clone(&endpoint);
-            entry.serving = Some((spec, endpoint));
+            entry.replace(spec, endpoint);
             entry.fallback = None;
             for waiter in entry.waiters.drain(..) {
                 // Whoever waited may have gone.
@@ -365,7 +349,7 @@ impl Reconciler {
         if desired.revision == 0 {
             return;
         }
-        if !self.started && self.entries.values().all(|entry| !entry.loading) {
+        if !self.started && (self.is_overdue || self.entries.values().all(|entry| !entry.loading)) {
             self.started = true;
             self.gateway.started.store(true, Ordering::Release);
             self.gate.open();
@@ -453,146 +437,5 @@ impl Reconciler {
             }
         }
         statuses
-    }
-}
-
-impl Entry {
-    fn new(spec: EndpointSpec) -> Self {
-        Self {
-            shown: Arc::new(Endpoint::empty(spec.key.clone(), LOADING.to_owned())),
-            spec,
-            generation: 0,
-            loading: false,
-            failures: Vec::new(),
-            retry: None,
-            backoff: Backoff::new(FIRST_RETRY, LAST_RETRY),
-            serving: None,
-            fallback: None,
-            shapes: Arc::default(),
-            waiters: Vec::new(),
-        }
-    }
-
-    /// Lets go of what serves, until it is loaded by hand or the specification changes.
-    fn unload(&mut self) {
-        // A load that is under way comes to nothing.
-        self.generation += 1;
-        self.loading = false;
-        self.retry = None;
-        self.serving = None;
-        self.fallback = None;
-        let failed = self.spec.routes.iter().filter_map(|route| {
-            Some(Failed {
-                role: route.role,
-                version: route.version()?.clone(),
-                message: UNLOADED.to_owned(),
-            })
-        });
-        self.failures = failed.collect();
-        self.show_nothing(UNLOADED.to_owned());
-        self.refuse_waiters();
-    }
-
-    /// Tells those who wait for the loading why nothing is loaded.
-    fn refuse_waiters(&mut self) {
-        for waiter in self.waiters.drain(..) {
-            let error = Error::NotReady {
-                endpoint: self.spec.key.name.clone(),
-                reason: self.shown.reason().to_owned(),
-            };
-            // Whoever waited may have gone.
-            let _ = waiter.send(Err(error));
-        }
-    }
-
-    /// Begins to load all versions of a specification.
-    fn begin(&mut self, spec: EndpointSpec, loader: &Arc<Loader>, loads: &Loads) {
-        self.loading = true;
-        let names: HashSet<VersionRef> = spec
-            .routes
-            .iter()
-            .filter_map(|route| route.version().cloned())
-            .collect();
-        let loader = Arc::clone(loader);
-        let generation = self.generation;
-        let wanted = Wanted {
-            batcher: spec.options.batcher(loader.batcher()),
-            unload_after: spec.options.unload_after,
-            shapes: Arc::clone(&self.shapes),
-        };
-        loads.push(Box::pin(async move {
-            let each = names.into_iter().map(|name| {
-                let (loader, key, wanted) = (&loader, name.model_key(&spec.key), wanted.clone());
-                async move {
-                    let result = loader.load(key, Some(wanted)).await;
-                    (name, result)
-                }
-            });
-            let loaded = futures::future::join_all(each).await;
-            Done {
-                key: spec.key.clone(),
-                generation,
-                spec,
-                loaded,
-            }
-        }));
-    }
-
-    /// After a failure: keeps what serves, or begins to load what served in a process before.
-    fn fall_back(&mut self, loader: &Arc<Loader>, loads: &Loads) {
-        if self.serving.is_some() {
-            return;
-        }
-        let reasons: Vec<String> = self
-            .failures
-            .iter()
-            .map(|failed| format!("{} cannot be loaded: {}", failed.version, failed.message))
-            .collect();
-        self.show_nothing(reasons.join("; "));
-        // Taken, so that it is tried once.
-        if let Some(spec) = self.fallback.take().filter(|fallback| *fallback != self.spec) {
-            tracing::warn!(endpoint = %spec.key, "what served before the restart is loaded instead");
-            self.begin(spec, loader, loads);
-        }
-    }
-
-    fn show_nothing(&mut self, reason: String) {
-        self.shown = Arc::new(Endpoint::empty(self.spec.key.clone(), reason));
-    }
-
-    /// A version as it serves now, so that its log definition and counters go on, if it stays as it is.
-    fn known_version(&self, name: &VersionRef, model: &Arc<Model>, redact: &[String]) -> Option<Arc<Version>> {
-        let version = self.serving.as_ref()?.1.version(name)?;
-        (Arc::ptr_eq(&version.model, model) && version.definition.is_of(name, redact)).then_some(version)
-    }
-
-    fn route_statuses(&self) -> Vec<proto::RouteStatus> {
-        let serving = self.serving.as_ref().map(|(_, endpoint)| endpoint);
-        let each = self.spec.routes.iter().filter_map(|route| {
-            let version = route.version()?;
-            let failed = self
-                .failures
-                .iter()
-                .find(|failed| failed.role == route.role && failed.version == *version);
-            let state = if serving.is_some_and(|endpoint| endpoint.routes_to(route.role, version)) {
-                proto::RouteState::Ready
-            } else if failed.is_some() {
-                proto::RouteState::Failed
-            } else {
-                proto::RouteState::Loading
-            };
-            Some(proto::RouteStatus {
-                role: match route.role {
-                    Role::Live => proto::RouteRole::Live,
-                    Role::Shadow => proto::RouteRole::Shadow,
-                }
-                .into(),
-                model: version.model.clone(),
-                version: version.version,
-                state: state.into(),
-                message: failed.map(|failed| failed.message.clone()).unwrap_or_default(),
-            })
-        });
-        each.collect()
     }
 }

@@ -299,6 +299,13 @@ impl Endpoint {
         versions
     }
 
+    /// The models of all routes.
+    pub(crate) fn models(&self) -> Vec<Arc<Model>> {
+        let live = self.live.iter().map(|route| &route.version);
+        let all = live.chain(self.shadows.iter().map(|route| &route.version));
+        all.map(|version| Arc::clone(&version.model)).collect()
+    }
+
     /// The versions that live routes lead to.
     pub(crate) fn live_versions(&self) -> impl Iterator<Item = &Version> {
         self.live.iter().map(|route| &*route.version)

@@ -10,7 +10,6 @@ use axum::{extract::State, response::Response};
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, StatusCode, header};
 use modelyard_auth::Action;
-use modelyard_common::error::Problem;
 use modelyard_inference::{DataType, Priority, Signature, Tensor, TensorSpec};
 use serde::de::DeserializeSeed as _;
 use serde_json::{Map, Value, json};
@@ -19,7 +18,7 @@ use self::table::{read_parquet, table_tensors};
 use crate::{
     client::Client,
     error::{Error, Result},
-    http::{InPath, Named, Received, header_value, json_response, received, refuse},
+    http::{InPath, Named, Received, header_value, json_response, ready_status, received, refuse, refuse_with},
     meters,
     oip::{DataSeed, write_elements},
     options::Attribute,
@@ -73,13 +72,15 @@ pub(crate) async fn invocations(
     let answer = match rows {
         Ok(rows) => {
             let by_column = matches!(rows, Rows::Inputs(_));
-            let answer = score(&gateway, &client, &named.model, rows, &headers, arrived).await;
+            let answer = score(&gateway, &client, &named.model, None, rows, &headers, arrived).await;
             answer.map(|answer| (answer, by_column))
         }
         Err(error) => Err(error),
     };
     match answer {
-        Ok((answer, by_column)) => respond(&answer, "predictions", by_column),
+        Ok((answer, by_column)) => {
+            respond(&answer, "predictions", by_column).unwrap_or_else(|error| refuse_as_mlflow(error))
+        }
         Err(error) => refuse_as_mlflow(error),
     }
 }
@@ -92,9 +93,15 @@ pub(crate) async fn predict(
     body: Received,
 ) -> Response {
     let arrived = Instant::now();
-    let Some(endpoint) = named.model.strip_suffix(PREDICT) else {
+    let asked = match &named.version {
+        None => named.model.strip_suffix(PREDICT).map(|model| (model, None)),
+        Some(version) => version
+            .strip_suffix(PREDICT)
+            .map(|version| (named.model.as_str(), Some(version))),
+    };
+    let Some((endpoint, version)) = asked else {
         return refuse(Error::invalid(format!(
-            "POST /v1/models/NAME{PREDICT} is the only one here"
+            "POST /v1/models/NAME{PREDICT} and /v1/models/NAME/versions/VERSION{PREDICT} are the only ones here"
         )));
     };
     let rows = client
@@ -116,8 +123,8 @@ pub(crate) async fn predict(
         Err(error) => return refuse(error),
     };
     let by_column = matches!(rows, Rows::Inputs(_));
-    match score(&gateway, &client, endpoint, rows, &headers, arrived).await {
-        Ok(answer) => respond(&answer, key, by_column),
+    match score(&gateway, &client, endpoint, version, rows, &headers, arrived).await {
+        Ok(answer) => respond(&answer, key, by_column).unwrap_or_else(refuse),
         Err(error) => refuse(error),
     }
 }
@@ -130,25 +137,35 @@ pub(crate) async fn model_status(
     let endpoint = client
         .authorize(Action::EndpointRead, &named.model)
         .and_then(|()| gateway.endpoint(&client.project, &named.model));
-    let endpoint = match endpoint {
-        Ok(endpoint) => endpoint,
+    let described = endpoint.and_then(|endpoint| {
+        let is_ready = endpoint.is_ready();
+        // A version that is named has to be there.
+        if let Some(version) = named.version.as_deref().filter(|_| is_ready) {
+            endpoint.describe(Some(version))?;
+        }
+        Ok((endpoint, is_ready))
+    });
+    let (endpoint, is_ready) = match described {
+        Ok(described) => described,
         Err(error) => return refuse(error),
     };
-    let versions = endpoint.versions().into_iter().map(|version| {
+    let is_asked = |version: &String| named.version.as_ref().is_none_or(|asked| asked == version);
+    let versions = endpoint.versions().into_iter().filter(is_asked).map(|version| {
         json!({"version": version, "state": "AVAILABLE", "status": {"error_code": "OK", "error_message": ""}})
     });
     let body = json!({
         "name": named.model,
-        "ready": endpoint.is_ready(),
+        "ready": is_ready,
         "model_version_status": versions.collect::<Vec<_>>(),
     });
-    json_response(StatusCode::OK, &body)
+    json_response(ready_status(is_ready), &body)
 }
 
 async fn score(
     gateway: &Gateway,
     client: &Client,
     endpoint: &str,
+    version: Option<&str>,
     rows: Rows,
     headers: &HeaderMap,
     arrived: Instant,
@@ -158,7 +175,7 @@ async fn score(
         .predict(Request {
             client,
             endpoint,
-            version: None,
+            version,
             id: id.map(str::to_owned),
             inputs: Inputs::Of(Box::new(move |signature| tensors(signature, rows))),
             event_time: None,
@@ -214,8 +231,15 @@ fn read_body(media: &str, body: Bytes) -> Result<Rows> {
 
 fn read_json(mut object: Map<String, Value>) -> Result<Rows> {
     const FORMS: [&str; 4] = ["dataframe_split", "dataframe_records", "instances", "inputs"];
-    // The models here have no parameters of their own.
-    object.remove("params");
+    match object.remove("params") {
+        None | Some(Value::Null) => {}
+        Some(Value::Object(params)) if params.is_empty() => {}
+        Some(_) => {
+            return Err(Error::invalid(
+                "`params` are not passed on to models here: leave them out, and log the model with the values that it shall use",
+            ));
+        }
+    }
     let mut given = object.into_iter();
     let (Some((form, value)), None) = (given.next(), given.next()) else {
         return Err(Error::invalid(format!(
@@ -482,12 +506,12 @@ fn is_of_shape(value: &Value, shape: &[i64]) -> bool {
     }
 }
 
-fn respond(answer: &Answer, key: &str, by_column: bool) -> Response {
-    let mut outputs: Vec<(String, Value)> = answer
+fn respond(answer: &Answer, key: &str, by_column: bool) -> Result<Response> {
+    let outputs = answer
         .outputs
         .iter()
-        .map(|output| (output.name().to_owned(), nested(output)))
-        .collect();
+        .map(|output| Ok((output.name().to_owned(), nested(output)?)));
+    let mut outputs: Vec<(String, Value)> = outputs.collect::<Result<_>>()?;
     let body = if outputs.len() == 1 {
         outputs.pop().map(|(_, values)| values).unwrap_or_default()
     } else if by_column {
@@ -499,7 +523,7 @@ fn respond(answer: &Answer, key: &str, by_column: bool) -> Response {
     if let Ok(id) = HeaderValue::from_str(&answer.id) {
         response.headers_mut().insert(REQUEST_ID, id);
     }
-    response
+    Ok(response)
 }
 
 /// Columns as one object a row.
@@ -516,9 +540,9 @@ fn records(outputs: Vec<(String, Value)>) -> Value {
 }
 
 /// A tensor's elements, nested as its shape is; rows of one value are that value.
-fn nested(tensor: &Tensor) -> Value {
+fn nested(tensor: &Tensor) -> Result<Value> {
     let mut json = Vec::new();
-    write_elements(&mut json, tensor);
+    write_elements(&mut json, tensor)?;
     let flat: Vec<Value> = serde_json::from_slice(&json).unwrap_or_default();
     let inner = match tensor.shape() {
         [_, 1] | [] => &[],
@@ -529,14 +553,12 @@ fn nested(tensor: &Tensor) -> Value {
         let width = usize::try_from(dimension).unwrap_or(0).max(1);
         values = values.chunks(width).map(|chunk| Value::Array(chunk.to_vec())).collect();
     }
-    Value::Array(values)
+    Ok(Value::Array(values))
 }
 
 fn refuse_as_mlflow(error: Error) -> Response {
-    let status = error.status();
-    let problem = Problem::from(error);
-    json_response(
-        status,
-        &json!({"error_code": problem.reason, "message": problem.detail}),
+    refuse_with(
+        error,
+        |problem| json!({"error_code": problem.reason, "message": problem.detail}),
     )
 }

@@ -162,10 +162,11 @@ pub async fn start(
         .lifecycle
         .spawn("gateway.watch", desired_watch::follow(registry, node, desired, soft));
     let calls = InferenceService::new(Arc::clone(&gateway));
-    let reflection = tonic_reflection::server::Builder::configure()
-        .register_encoded_file_descriptor_set(FILE_DESCRIPTOR_SET)
-        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
-        .build_v1()?;
+    let described = || {
+        tonic_reflection::server::Builder::configure()
+            .register_encoded_file_descriptor_set(FILE_DESCRIPTOR_SET)
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+    };
     Ok(Service {
         http: OpenApiRouter::new(),
         predictions: Predictions::new(Arc::clone(&gateway), access.clone(), calls.clone()),
@@ -176,7 +177,9 @@ pub async fn start(
                 .layer(from_fn_with_state(access, authenticate_calls)),
         )
         .add_service(health_service)
-        .add_service(reflection)
+        .add_service(described().build_v1()?)
+        // What older tools ask for.
+        .add_service(described().build_v1alpha()?)
         .prepare(),
     })
 }

@@ -294,6 +294,10 @@ impl Source for Connections {
         CONNECTION_BYTES
     }
 
+    fn takes_any_bytes(&self) -> bool {
+        true
+    }
+
     fn waits(&self) -> bool {
         true
     }

@@ -1,9 +1,14 @@
 //! A stream of requests, each answered alone and in its turn.
 
-use std::{borrow::Cow, sync::Arc, time::Instant};
+use std::{
+    borrow::Cow,
+    future::Future,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use futures::{
-    Stream, StreamExt as _, future,
+    FutureExt as _, Stream, StreamExt as _, future,
     stream::{self, BoxStream},
 };
 use modelyard_auth::http::Again;
@@ -11,14 +16,21 @@ use modelyard_common::error::{ErrorKind, Fault as _, to_status};
 use modelyard_proto::inference::{
     InferParameter, ModelInferRequest, ModelInferResponse, ModelStreamInferResponse, infer_parameter::ParameterChoice,
 };
+use tokio::time::sleep;
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 use tonic::{Status, Streaming, metadata::MetadataMap};
 
 use super::{InferenceService, choice};
-use crate::client::Client;
+use crate::{
+    client::Client,
+    predict::{MAX_REQUEST_ID_BYTES, long_id},
+};
 
 /// How many requests of one stream are answered at a time; the next is read when one of them has been sent.
 const MAX_AT_ONCE: usize = 32;
+
+/// How often it is asked whether a stream on which nothing comes may stay.
+const CHECK_INTERVAL: Duration = Duration::from_secs(5);
 
 /// With it a client asks that the last answer to each request says that it is the last: there is one each.
 const ASKS_FINAL: &str = "triton_enable_empty_final_response";
@@ -39,7 +51,8 @@ pub(super) fn infer(
     requests: Streaming<ModelInferRequest>,
 ) -> BoxStream<'static, Result<ModelStreamInferResponse, Status>> {
     let sender = Arc::new(sender);
-    let answers = until_stopped(requests, service.gateway.soft.clone()).map(move |request| {
+    let ending = ending(Arc::clone(&sender), service.gateway.soft.clone());
+    let answers = until(requests, ending).map(move |request| {
         let (service, sender) = (service.clone(), Arc::clone(&sender));
         async move {
             let request = request?;
@@ -62,17 +75,33 @@ pub(super) fn infer(
         .boxed()
 }
 
-/// What comes until the server takes no more, which is the last thing that comes.
-fn until_stopped<T: Send>(
+/// Waits until nothing more is taken, and says why: the server stops, or nobody is known any more who opened the stream.
+async fn ending(sender: Arc<Sender>, soft: CancellationToken) -> Status {
+    loop {
+        tokio::select! {
+            () = soft.cancelled() => {
+                return Status::unavailable(
+                    "the gateway is stopping: open the stream again, at another one if there are several",
+                );
+            }
+            () = sleep(CHECK_INTERVAL) => {}
+        }
+        match sender.again.caller().await {
+            Err(error) if error.kind() == ErrorKind::Unauthenticated => return to_status(&error),
+            _ => {}
+        }
+    }
+}
+
+/// What comes until the end, which is the last thing that comes.
+fn until<T: Send>(
     requests: impl Stream<Item = Result<T, Status>> + Send,
-    soft: CancellationToken,
+    ending: impl Future<Output = Status> + Send,
 ) -> impl Stream<Item = Result<T, Status>> + Send {
-    let stopping =
-        Status::unavailable("the gateway is stopping: open the stream again, at another one if there are several");
-    let last = soft.clone();
-    let last = stream::once(async move { last.is_cancelled().then_some(Err(stopping)) });
-    let last = last.filter_map(future::ready);
-    requests.take_until(soft.cancelled_owned()).chain(last)
+    let ending = ending.shared();
+    let ended = ending.clone();
+    let last = stream::once(async move { ended.peek().cloned().map(Err) });
+    requests.take_until(ending).chain(last.filter_map(future::ready))
 }
 
 async fn answer(
@@ -81,6 +110,10 @@ async fn answer(
     request: ModelInferRequest,
 ) -> Result<ModelStreamInferResponse, Status> {
     let arrived = Instant::now();
+    if request.id.len() > MAX_REQUEST_ID_BYTES {
+        // Not sent back: answers wait for those before them, and what is as long as a message would be held meanwhile.
+        return Ok(failed(String::new(), &to_status(&long_id(&request.id))));
+    }
     let id = request.id.clone();
     let asks_final = matches!(
         choice(&request.parameters, ASKS_FINAL),

@@ -105,7 +105,8 @@ mod tests {
     fn classes(data: TensorData, shape: &[i64], count: usize, by_row: bool) -> (Vec<i64>, Vec<String>) {
         let tensor = Tensor::new("scores", shape.to_vec(), data).unwrap();
         let classified = classify(&tensor, count, by_row).unwrap();
-        (classified.shape().to_vec(), classified.strings().unwrap().to_vec())
+        let texts = classified.strings().unwrap().into_iter().map(str::to_owned);
+        (classified.shape().to_vec(), texts.collect())
     }
 
     #[test]

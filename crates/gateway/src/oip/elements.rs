@@ -122,11 +122,11 @@ impl Scalar for bool {
     }
 }
 
-impl Scalar for String {
+impl Scalar for Vec<u8> {
     const EXPECTED: &'static str = "a string";
 
     fn from_text(value: &str) -> Option<Self> {
-        Some(value.to_owned())
+        Some(value.into())
     }
 }
 
@@ -207,7 +207,7 @@ macro_rules! data_of {
             DataType::Bf16 => TensorData::Bf16($values),
             DataType::Fp32 => TensorData::Fp32($values),
             DataType::Fp64 => TensorData::Fp64($values),
-            DataType::Bytes => TensorData::Text($values),
+            DataType::Bytes => TensorData::Bytes($values),
         }
     };
 }

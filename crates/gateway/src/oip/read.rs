@@ -4,7 +4,7 @@ use std::{borrow::Cow, fmt, time::Duration};
 
 use bytes::Bytes;
 use modelyard_common::Timestamp;
-use modelyard_inference::{Priority, Signature, Tensor};
+use modelyard_inference::{Priority, Signature, Tensor, TensorData};
 use serde::{
     Deserialize, Deserializer,
     de::{MapAccess, Visitor},
@@ -132,11 +132,10 @@ pub(crate) fn whole_body(signature: &Signature, body: Bytes) -> Result<Vec<Tenso
         )));
     };
     let Some(size) = input.datatype.size_bytes() else {
-        // One string, without its length.
-        let text = String::from_utf8(body.to_vec())
-            .map_err(|_| Error::invalid(format!("input `{}`: the body is not UTF-8", input.name)))?;
+        // One element, without its length.
         let shape = vec![1; input.shape.len().max(1)];
-        return Ok(vec![Tensor::from_strings(&input.name, shape, vec![text])?]);
+        let element = TensorData::Bytes(vec![body.into()]);
+        return Ok(vec![Tensor::new(&input.name, shape, element)?]);
     };
     let mut shape = input.shape.clone();
     if let Some(first) = shape.first_mut().filter(|first| **first == -1) {
@@ -231,8 +230,8 @@ impl RequestParameters {
     fn is_of_sequence(&self) -> bool {
         let has_id = match &self.sequence_id {
             None => false,
-            Some(SequenceId::Number(id)) => *id != 0,
             Some(SequenceId::Text(id)) => !id.is_empty(),
+            Some(SequenceId::Other(id)) => id.as_u64() != Some(0),
         };
         has_id || self.sequence_start == Some(true) || self.sequence_end == Some(true)
     }
@@ -241,8 +240,9 @@ impl RequestParameters {
 #[derive(Deserialize)]
 #[serde(untagged)]
 enum SequenceId {
-    Number(u64),
     Text(String),
+    /// A number that is not zero, or whatever else somebody takes for an id, is one of a sequence.
+    Other(Value),
 }
 
 /// Microseconds, as a number or, as some clients send it, as text.

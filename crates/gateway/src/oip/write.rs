@@ -8,7 +8,10 @@ use modelyard_inference::{DataType, Tensor, bf16, f16};
 use serde::Serialize;
 
 use super::{RequestedOutput, classify};
-use crate::{error::Result, predict::Answer};
+use crate::{
+    error::{Error, Result},
+    predict::Answer,
+};
 
 /// The room that an answer's JSON is given at first, beside its elements.
 const JSON_BYTES: usize = 256;
@@ -113,14 +116,17 @@ fn write_output(json: &mut Vec<u8>, output: Tensor, tail: Option<&mut Vec<Bytes>
         tail.push(raw);
     } else {
         json.extend_from_slice(b",\"data\":");
-        write_elements(json, &output);
+        write_elements(json, &output)?;
     }
     json.push(b'}');
     Ok(())
 }
 
 /// The elements as one flat array.
-pub(crate) fn write_elements(json: &mut Vec<u8>, tensor: &Tensor) {
+///
+/// # Errors
+/// `InvalidRequest` for bytes that are no text: JSON has no other strings.
+pub(crate) fn write_elements(json: &mut Vec<u8>, tensor: &Tensor) -> Result<()> {
     macro_rules! numbers {
         ($type:ty) => {
             put(json, tensor.values::<$type>().unwrap_or_default().as_ref())
@@ -140,8 +146,17 @@ pub(crate) fn write_elements(json: &mut Vec<u8>, tensor: &Tensor) {
         DataType::Bf16 => write_floats(json, &tensor.values::<bf16>().unwrap_or_default(), bf16::to_f32),
         DataType::Fp32 => write_floats(json, &tensor.values::<f32>().unwrap_or_default(), |value| value),
         DataType::Fp64 => write_floats(json, &tensor.values::<f64>().unwrap_or_default(), |value| value),
-        DataType::Bytes => put(json, tensor.strings().unwrap_or_default()),
+        DataType::Bytes => {
+            let texts = tensor.strings().map_err(|_| {
+                Error::invalid(format!(
+                    "output `{}` has elements that are not UTF-8, which JSON cannot carry: ask for binary outputs",
+                    tensor.name()
+                ))
+            })?;
+            put(json, &texts);
+        }
     }
+    Ok(())
 }
 
 fn write_floats<T: Copy, F: Into<f64> + Copy + Serialize>(json: &mut Vec<u8>, values: &[T], number: impl Fn(T) -> F) {

@@ -301,15 +301,50 @@ impl Drop for Process {
     }
 }
 
+/// The tensors that a worker sent. What is wrong with them is never the fault of who asked.
 fn take_tensors(heads: Vec<TensorHead>, mut body: Bytes) -> Result<Vec<Tensor>, InferenceError> {
     let each = heads.into_iter().map(|head| {
-        if head.bytes > body.len() {
-            return Err(InferenceError::InvalidOutput {
-                output: head.name,
-                detail: "the worker sent less than it said".to_owned(),
-            });
-        }
-        Tensor::from_raw(head.name, head.datatype.parse()?, head.shape, body.split_to(head.bytes))
+        let output = head.name.clone();
+        let tensor = if head.bytes > body.len() {
+            Err("the worker sent less than it said".to_owned())
+        } else {
+            let content = body.split_to(head.bytes);
+            let datatype = head.datatype.parse();
+            let tensor = datatype.and_then(|datatype| Tensor::from_raw(head.name, datatype, head.shape, content));
+            tensor.map_err(|error: InferenceError| error.to_string())
+        };
+        tensor.map_err(|detail| InferenceError::InvalidOutput { output, detail })
     });
     each.collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use modelyard_common::{ErrorKind, Fault as _};
+
+    use super::*;
+
+    #[test]
+    fn what_a_worker_sends_wrongly_is_no_fault_of_who_asked() {
+        let head = |datatype: &str, shape: &[i64], bytes| TensorHead {
+            name: "y".to_owned(),
+            datatype: datatype.to_owned(),
+            shape: shape.to_vec(),
+            bytes,
+        };
+        let take = |head: TensorHead| take_tensors(vec![head], Bytes::from_static(&[0; 8]));
+        assert!(take(head("FP32", &[2], 8)).is_ok());
+        for wrong in [
+            head("FP32", &[2], 9),
+            head("FP32", &[3], 8),
+            head("FP32", &[-1], 8),
+            head("FP33", &[2], 8),
+            head("BYTES", &[3], 8),
+        ] {
+            let described = format!("{wrong:?}");
+            let error = take(wrong).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Internal, "{described}: {error}");
+            assert!(error.to_string().contains("output `y`"), "{error}");
+        }
+    }
 }

@@ -260,7 +260,11 @@ def is_of_inputs(error):
 
 def answer(model, head, body):
     try:
-        outputs = model.predict(read_tensors(head, body))
+        tensors = read_tensors(head, body)
+    except UnicodeDecodeError as error:
+        return {"error": f"a text is not UTF-8 ({error})", "inputs_at_fault": True}, []
+    try:
+        outputs = model.predict(tensors)
     except Exception as error:
         traceback.print_exc()
         return {"error": f"{type(error).__name__}: {error}", "inputs_at_fault": is_of_inputs(error)}, []

@@ -74,11 +74,10 @@ fn whole_rows(input: &TensorSpec, table: &RecordBatch) -> Result<Tensor> {
     let (rows, width) = (table.num_rows(), columns.len());
     let shape = vec![rows as i64, width as i64];
     let Some(size) = input.datatype.size_bytes() else {
+        let columns: Vec<Vec<&str>> = columns.iter().map(Tensor::strings).collect::<Result<_, _>>()?;
         let mut texts = Vec::with_capacity(rows * width);
         for row in 0..rows {
-            for column in &columns {
-                texts.extend(column.strings()?.get(row).cloned());
-            }
+            texts.extend(columns.iter().filter_map(|column| Some((*column.get(row)?).to_owned())));
         }
         return Ok(Tensor::from_strings(&input.name, shape, texts)?);
     };

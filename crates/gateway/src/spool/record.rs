@@ -307,12 +307,12 @@ fn put_elements(out: &mut Vec<u8>, tensor: &Tensor) {
             put_varint(out, values.len() as u64);
             out.extend(values.iter().map(|&value| u8::from(value)));
         }
-        TensorData::Text(values) => {
+        TensorData::Bytes(values) => {
             let bytes: usize = values.iter().map(|value| 4 + value.len()).sum();
             put_varint(out, bytes as u64);
             for value in values {
                 out.extend_from_slice(&(value.len() as u32).to_le_bytes());
-                out.extend_from_slice(value.as_bytes());
+                out.extend_from_slice(value);
             }
         }
         TensorData::Uint16(values) => numbers!(values),

@@ -19,7 +19,7 @@ use arrow::{
 };
 use bytes::Bytes;
 use modelyard_common::Timestamp;
-use modelyard_inference::{DataType, Tensor, TensorSpec, to_f64};
+use modelyard_inference::{DataType, Tensor, TensorData, TensorSpec, to_f64};
 use modelyard_proto::monitoring::v1::SegmentFile;
 use parquet::{
     arrow::ArrowWriter,
@@ -290,7 +290,8 @@ enum Elements {
     Integers(Vec<Option<i64>>),
     Floats(Vec<f64>),
     Booleans(Vec<bool>),
-    Texts(Vec<String>),
+    /// What is not UTF-8 is missing.
+    Texts(Vec<Option<String>>),
 }
 
 impl Columns {
@@ -433,7 +434,11 @@ impl Elements {
             // An FP16 or FP32 has the same value as a double.
             Self::Floats(all) => all.extend(to_f64(tensor).unwrap_or_default()),
             Self::Booleans(all) => all.extend_from_slice(&tensor.values::<bool>().unwrap_or_default()),
-            Self::Texts(all) => all.extend_from_slice(tensor.strings().unwrap_or_default()),
+            Self::Texts(all) => {
+                if let TensorData::Bytes(values) = tensor.data() {
+                    all.extend(values.iter().map(|value| String::from_utf8(value.clone()).ok()));
+                }
+            }
         }
     }
 

@@ -1,5 +1,7 @@
 //! The life of models in memory: let go of, and loaded again with their next request.
 
+use std::time::Instant;
+
 use http::StatusCode;
 use modelyard_common::telemetry::render_metrics;
 use modelyard_proto::registry::v1::{Endpoint, Limits};
@@ -172,13 +174,20 @@ async fn a_model_that_cannot_come_back_fails_fast_and_recovers() {
     let blob = artifacts.project("default").unwrap();
     std::fs::remove_file(&file).unwrap();
     blob.delete(digest.parse().unwrap()).await.unwrap();
-    let answer = ask(&running, "e").await;
-    assert!(answer.status.is_client_error() || answer.status.is_server_error());
-    assert!(
-        answer.json()["error"].as_str().unwrap().contains("model"),
-        "{:?}",
-        answer.body
-    );
+    // It is never the fault of who asks, and everybody is told at once.
+    let began = Instant::now();
+    for answer in futures::future::join_all((0..8).map(|_| ask(&running, "e"))).await {
+        assert_eq!(answer.status, StatusCode::SERVICE_UNAVAILABLE, "{:?}", answer.body);
+        assert_eq!(answer.headers["retry-after"], "1");
+        let message = answer.json()["error"].as_str().unwrap().to_owned();
+        assert!(message.contains("the model cannot be loaded"), "{message}");
+    }
+    assert!(began.elapsed() < PATIENCE / 3, "{:?}", began.elapsed());
+    until("it is counted as the version's failure", PATIENCE, || async {
+        let counted = world.registry.traffic("e");
+        counted.iter().any(|version| version.failed >= 8).then_some(())
+    })
+    .await;
     world.store(content).await;
     until("it answers again", PATIENCE, || async {
         (ask(&running, "e").await.status == StatusCode::OK).then_some(())

@@ -9,6 +9,7 @@ mod log;
 mod meters;
 mod nonsense;
 mod onnx;
+mod overload;
 mod peers;
 mod protocol;
 mod scoring;

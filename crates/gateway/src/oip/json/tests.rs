@@ -105,7 +105,7 @@ fn no_more_tensors_are_read_than_are_possible() {
     let request = |inputs| format!(r#"{{"inputs": [{}]}}"#, vec![input; inputs].join(","));
     let most = read(&request(MAX_TENSORS)).unwrap();
     let room = most.inputs.iter().map(|input| match &input.data {
-        Some(TensorData::Text(values)) => values.capacity(),
+        Some(TensorData::Bytes(values)) => values.capacity(),
         data => panic!("{data:?}"),
     });
     assert_eq!(room.sum::<usize>(), 0);
