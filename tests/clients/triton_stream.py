@@ -1,4 +1,4 @@
-"""A stream ends with the token that it was opened with. A line for each check, and a failure at the first difference.
+"""Streams end with the token that they were opened with. A line for each check, and a failure at the first difference.
 
 usage: triton_stream.py HOST:PORT TOKEN_OF_AN_ADMIN ID_OF_THE_TOKEN TOKEN
 """
@@ -29,30 +29,43 @@ def check(what, found):
     print(f"ok {what}")
 
 
-answers = queue.Queue()
-client = grpc.InferenceServerClient(ADDRESS)
-# There is no such endpoint, which only those are told who may know. Python does not end before its streams.
-client.start_stream(
-    lambda result, error: answers.put(str(error)),
-    stream_timeout=4 * PATIENCE_SECONDS,
-    headers={"authorization": f"Bearer {TOKEN}"},
-)
+class Stream:
+    def __init__(self):
+        self.answers = queue.Queue()
+        self.client = grpc.InferenceServerClient(ADDRESS)
+        # Python does not end before its streams.
+        self.client.start_stream(
+            lambda result, error: self.answers.put(str(error)),
+            stream_timeout=4 * PATIENCE_SECONDS,
+            headers={"authorization": f"Bearer {TOKEN}"},
+        )
+
+    def send(self):
+        # There is no such endpoint, which only those are told who may know.
+        self.client.async_stream_infer("absent", [given])
+        return self.receive()
+
+    def receive(self):
+        return self.answers.get(timeout=PATIENCE_SECONDS)
+
+    def stop(self):
+        self.client.stop_stream(cancel_requests=True)
+
+
 given = grpc.InferInput("x", [1, 1], "FP32")
 given.set_data_from_numpy(numpy.zeros((1, 1), numpy.float32))
-
-
-def send():
-    client.async_stream_infer("absent", [given])
-    return answers.get(timeout=PATIENCE_SECONDS)
-
-
+busy, idle = Stream(), Stream()
 try:
-    said = send()
-    check(f"the owner of the token is answered: {said}", "there is no endpoint `absent`" in said)
+    for stream in (busy, idle):
+        said = stream.send()
+        check(f"the owner of the token is answered: {said}", "there is no endpoint `absent`" in said)
     revoke()
     until = time.monotonic() + PATIENCE_SECONDS
-    while "there is no endpoint" in (said := send()) and time.monotonic() < until:
+    while "there is no endpoint" in (said := busy.send()) and time.monotonic() < until:
         time.sleep(0.05)
     check(f"once it is revoked, the open stream ends: {said}", "UNAUTHENTICATED" in said)
+    said = idle.receive()
+    check(f"so does one on which nothing is sent any more: {said}", "UNAUTHENTICATED" in said)
 finally:
-    client.stop_stream(cancel_requests=True)
+    busy.stop()
+    idle.stop()

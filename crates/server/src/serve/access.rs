@@ -22,6 +22,7 @@ use modelyard_proto::registry::v1::{
     AppendEventsRequest, ReportAccessRequest, TokenUse, VerifyPasswordRequest, WatchAccessRequest,
     access_service_client::AccessServiceClient, audit_service_client::AuditServiceClient,
 };
+use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use tokio::{sync::watch, task::spawn_blocking, time::timeout};
 use tokio_util::sync::CancellationToken;
@@ -48,6 +49,9 @@ struct Kept {
     revision: u64,
     state: State,
 }
+
+/// A state until it is on disk: there is no use in a second one in memory.
+type Newest = Arc<Mutex<Option<Kept>>>;
 
 /// A handle for this process, with what was known when it ended last.
 pub fn open(mode: Mode, requests_per_second: Option<u32>, context: &Context) -> anyhow::Result<Access> {
@@ -158,7 +162,7 @@ pub fn follow(access: &Access, registry: Channel, context: &Context) {
         Ok(None) => {}
         Err(error) => tracing::warn!(%error, file = %file.display(), "the identities that were kept cannot be read"),
     }
-    let (newest, to_keep) = watch::channel(None);
+    let (newest, to_keep) = watch::channel(Newest::default());
     let watcher = Watcher {
         access: access.clone(),
         client: AccessServiceClient::new(registry).max_decoding_message_size(MAX_MESSAGE_BYTES),
@@ -176,7 +180,7 @@ struct Watcher {
     client: AccessServiceClient<Channel>,
     node: String,
     /// The newest state, for the disk: what counts from now on does not wait for what counted before to be written.
-    newest: watch::Sender<Option<Arc<Kept>>>,
+    newest: watch::Sender<Newest>,
     gate: Gate,
 }
 
@@ -245,15 +249,16 @@ impl Watcher {
             serde_json::from_slice(whole).context("the state cannot be read: run the same version of both")?;
         self.access.set(revision, state.clone())?;
         self.gate.open();
-        self.newest.send_replace(Some(Arc::new(Kept { revision, state })));
+        self.newest
+            .send_replace(Arc::new(Mutex::new(Some(Kept { revision, state }))));
         Ok(())
     }
 }
 
 /// Keeps the newest state on disk, until the watch has ended and what it said last is written.
-async fn keep(file: PathBuf, mut newest: watch::Receiver<Option<Arc<Kept>>>) -> Result<(), Infallible> {
+async fn keep(file: PathBuf, mut newest: watch::Receiver<Newest>) -> Result<(), Infallible> {
     while newest.changed().await.is_ok() {
-        let Some(kept) = newest.borrow_and_update().clone() else {
+        let Some(kept) = newest.borrow_and_update().lock().take() else {
             continue;
         };
         let file = file.clone();

@@ -1,6 +1,11 @@
 //! Any process is a front door: requests for a role that runs elsewhere are forwarded to it.
 
-use std::sync::Arc;
+use std::{
+    hash::{BuildHasher as _, RandomState},
+    net::IpAddr,
+    sync::Arc,
+    time::Duration,
+};
 
 use axum::{
     body::Body,
@@ -8,11 +13,18 @@ use axum::{
     http::{HeaderMap, HeaderName, Uri, header, uri::PathAndQuery},
     response::{IntoResponse, Response},
 };
-use hyper_util::{client::legacy::Client, rt::TokioExecutor};
+use http_body_util::BodyExt as _;
+use hyper_util::{
+    client::legacy::{Builder, Client},
+    rt::{TokioExecutor, TokioTimer},
+};
 use modelyard_common::{
     error::{ErrorKind, Problem},
     tls::{ClientTls, Connection, Connector, Protocol},
 };
+use modelyard_gateway::MODEL_STREAM_INFER;
+use tokio::sync::Semaphore;
+use tonic::Status;
 
 use super::{
     config::{Config, Role},
@@ -31,20 +43,30 @@ const HOP_HEADERS: [HeaderName; 8] = [
     header::HOST,
 ];
 
-/// The call over gRPC that stays open for as long as its client wants.
-const STREAM: &str = "/inference.GRPCInferenceService/ModelStreamInfer";
+/// How many connections to a peer calls share, each those of some clients: whoever fills one, with calls that he does not end, holds up
+/// few others.
+const SHARED_CONNECTIONS: usize = 8;
 
-/// What may be on its way from a peer over the connection that calls share, in bytes: so much that clients who read their answers
+/// What may be on its way from a peer over a connection that calls share, in bytes: so much that clients who read their answers
 /// slowly do not hold up those of others. How much each of them may have is bounded for itself.
 const SHARED_WINDOW_BYTES: u32 = 1 << 30;
+
+/// How many streams are forwarded at once.
+const MAX_STREAMS: usize = 1024;
+
+/// How often a peer that is silent is asked whether it is there, and how long it may take to answer.
+const KEEP_ALIVE: Duration = Duration::from_secs(10);
 
 /// Forwards requests to the public listeners of other roles.
 pub struct Forwarder {
     config: Arc<Config>,
     http1: Client<Connector, Body>,
-    http2: Client<Connector, Body>,
+    /// By the clients' addresses.
+    http2: Vec<Client<Connector, Body>>,
+    addresses: RandomState,
     /// Each with a connection of its own: what a stream does not read, or is not read of it, is nobody else's.
     streams: Client<Connector, Body>,
+    free_streams: Arc<Semaphore>,
 }
 
 /// The role that owns a path of the public listener.
@@ -107,15 +129,23 @@ impl Forwarder {
         Self {
             config,
             http1: Client::builder(TokioExecutor::new()).build(connector(Protocol::Http1)),
-            http2: Client::builder(TokioExecutor::new())
-                .http2_only(true)
-                .http2_initial_connection_window_size(SHARED_WINDOW_BYTES)
-                .build(connector(Protocol::Http2)),
-            streams: Client::builder(TokioExecutor::new())
-                .http2_only(true)
-                .pool_max_idle_per_host(0)
-                .build(connector(Protocol::Http2)),
+            http2: (0..SHARED_CONNECTIONS)
+                .map(|_| {
+                    http2()
+                        .http2_initial_connection_window_size(SHARED_WINDOW_BYTES)
+                        .build(connector(Protocol::Http2))
+                })
+                .collect(),
+            addresses: RandomState::new(),
+            streams: http2().pool_max_idle_per_host(0).build(connector(Protocol::Http2)),
+            free_streams: Arc::new(Semaphore::new(MAX_STREAMS)),
         }
+    }
+
+    /// What carries the calls of a client.
+    fn shared(&self, client: IpAddr) -> &Client<Connector, Body> {
+        let place = self.addresses.hash_one(client) as usize % self.http2.len();
+        self.http2.get(place).unwrap_or(&self.streams)
     }
 
     /// Whether the path belongs to a role that runs elsewhere.
@@ -148,15 +178,31 @@ impl Forwarder {
         } else {
             http::Version::HTTP_11
         };
-        let client = if is_grpc && request.uri().path() == STREAM {
+        let is_stream = is_grpc && request.uri().path() == MODEL_STREAM_INFER;
+        let place = is_stream.then(|| Arc::clone(&self.free_streams).try_acquire_owned());
+        let place = match place.transpose() {
+            Ok(place) => place,
+            Err(_) => {
+                let full =
+                    format!("{MAX_STREAMS} streams are forwarded here already: end some, or ask another process");
+                return Status::resource_exhausted(full).into_http();
+            }
+        };
+        let client = if is_stream {
             &self.streams
         } else if is_grpc {
-            &self.http2
+            self.shared(connection.remote.ip())
         } else {
             &self.http1
         };
         match client.request(request).await {
-            Ok(response) => response.map(Body::new),
+            Ok(response) => response.map(|body| {
+                Body::new(body.map_frame(move |frame| {
+                    // It is held as long as the answer.
+                    let _ = &place;
+                    frame
+                }))
+            }),
             Err(error) => {
                 tracing::warn!(role = role.name(), error = %modelyard_common::error::Chain(&error), "a request could not be forwarded");
                 let detail = format!("the {} does not answer at present: try again", role.name());
@@ -164,6 +210,16 @@ impl Forwarder {
             }
         }
     }
+}
+
+fn http2() -> Builder {
+    let mut builder = Client::builder(TokioExecutor::new());
+    builder
+        .http2_only(true)
+        .timer(TokioTimer::new())
+        .http2_keep_alive_interval(KEEP_ALIVE)
+        .http2_keep_alive_timeout(KEEP_ALIVE);
+    builder
 }
 
 /// Whether a request speaks gRPC.

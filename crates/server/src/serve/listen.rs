@@ -10,7 +10,7 @@ use axum::{
     response::{IntoResponse, Redirect, Response},
     routing::get,
 };
-use http::{StatusCode, header};
+use http::{HeaderMap, StatusCode, header};
 use modelyard_common::{
     Context,
     error::{ErrorKind, Problem},
@@ -22,19 +22,22 @@ use modelyard_common::{
     telemetry,
     tls::{Connection, ServerTls, Tls},
 };
-use modelyard_gateway::Predictions;
+use modelyard_gateway::{Predictions, in_shape};
 use modelyard_registry::mlflow::MLFLOW_VERSION;
+use serde_json::json;
 use tokio::net::TcpListener;
-use tonic::{Status, service::Routes};
+use tokio_util::sync::CancellationToken;
+use tonic::{Code, Status, service::Routes};
 use tower::ServiceExt;
 use utoipa::openapi::{InfoBuilder, OpenApi};
 use utoipa_axum::router::OpenApiRouter;
 
 use super::{
     api_docs,
-    config::Config,
+    config::{Config, Role},
     data_dir::Addresses,
-    forward::{Forwarder, is_grpc},
+    ending::ends_with,
+    forward::{Forwarder, is_grpc, owner},
     guard,
     origin::Origins,
     roles::Services,
@@ -45,6 +48,9 @@ const REFUSED: &str = "modelyard_internal_calls_refused_total";
 
 /// The header with the version of this program.
 const VERSION_HEADER: &str = "modelyard-version";
+
+/// How much of the name of an unknown method is said back, in characters.
+const MAX_METHOD_CHARS: usize = 200;
 
 const NO_PEER: &str = "only peers may call this: connect with a certificate that `tls.internal.ca_file` of this process signed, or set the same `cluster_key`";
 
@@ -86,6 +92,7 @@ impl Listeners {
             forwarder: Forwarder::new(Arc::new(config.clone()), tls.forwarding.as_ref()),
             is_open: !config.auth.sign_in,
             origins: Origins::new(config.auth.trusted_proxies.clone()),
+            soft: context.lifecycle.soft(),
         };
         let public = Arc::new(public);
         let public = Answers::new(move |connection, request| public.answer(connection, request));
@@ -152,6 +159,8 @@ struct Front {
     /// Whether nobody is asked to sign in, so that pages of others must be kept away.
     is_open: bool,
     origins: Origins,
+    /// Cancelled at the soft end, with which streams end.
+    soft: CancellationToken,
 }
 
 impl Front {
@@ -166,17 +175,33 @@ impl Front {
         {
             return predictions.answer(asked, connection.remote.ip(), request);
         }
-        if peer.is_none() && !is_grpc {
+        let is_inference = !is_grpc && owner(request.uri().path()) == Some(Role::Gateway);
+        if peer.is_none() && !is_grpc && !is_inference {
             return answer(&self.http, connection, request);
         }
         let front = Arc::clone(self);
         Box::pin(async move {
             match (peer, &front.grpc) {
-                (Some(role), _) => front.forwarder.forward(role, connection, request).await,
-                (None, Some(routes)) => call_grpc(routes.clone(), connection, request).await,
+                _ if is_inference => in_shape(front.answer_http(peer, connection, request).await).await,
+                (Some(role), _) => {
+                    let response = front.forwarder.forward(role, connection, request).await;
+                    if is_grpc {
+                        ends_with(&front.soft, response)
+                    } else {
+                        response
+                    }
+                }
+                (None, Some(routes)) => ends_with(&front.soft, call_grpc(routes.clone(), connection, request).await),
                 (None, None) => Status::unimplemented("this process serves no gRPC to clients").into_http(),
             }
         })
+    }
+
+    async fn answer_http(&self, peer: Option<Role>, connection: Connection, request: Request) -> Response {
+        match peer {
+            Some(role) => self.forwarder.forward(role, connection, request).await,
+            None => answer(&self.http, connection, request).await,
+        }
     }
 
     /// What every request of a client must pass; the answer to one that does not.
@@ -191,8 +216,17 @@ impl Front {
 
 async fn call_grpc(routes: Routes, connection: Connection, mut request: Request) -> Response {
     request.extensions_mut().insert(connection);
+    let path = request.uri().path().to_owned();
     let request = request.map(tonic::body::Body::new);
-    infallible(routes.oneshot(request).await).map(axum::body::Body::new)
+    let response = infallible(routes.oneshot(request).await).map(axum::body::Body::new);
+    match Status::from_header_map(response.headers()) {
+        // Whoever does not know the method says nothing of it.
+        Some(status) if status.code() == Code::Unimplemented && status.message().is_empty() => {
+            let path: String = path.chars().take(MAX_METHOD_CHARS).collect();
+            Status::unimplemented(format!("the method `{path}` is not offered here")).into_http()
+        }
+        _ => response,
+    }
 }
 
 fn infallible<T>(result: Result<T, Infallible>) -> T {
@@ -262,7 +296,7 @@ impl Door {
 fn public_router(context: &Context, http: Router, inference: Option<Router>, description: OpenApi) -> Router {
     let described = Arc::new(description);
     let api = http
-        .route("/", get(|| async { Redirect::temporary("/api/docs") }))
+        .route("/", get(root))
         .route("/api/docs", get(api_docs::page))
         .route("/api/v1/openapi.json", get(move || async move { Json(described) }))
         .merge(probes(context.readiness.clone()))
@@ -281,6 +315,15 @@ fn probes<S: Clone + Send + Sync + 'static>(readiness: Readiness) -> Router<S> {
         .route("/health", get(|| async { stack::plain(StatusCode::OK, "OK") }))
         .route("/version", get(version))
         .route("/readyz", get(move || async move { readiness_of(&readiness) }))
+}
+
+/// The client of KServe asks here whether the server is alive; people with a browser want the documentation.
+async fn root(headers: HeaderMap) -> Response {
+    let accepts = headers.get(header::ACCEPT).and_then(|value| value.to_str().ok());
+    if accepts.is_some_and(|accepts| accepts.contains("text/html")) {
+        return Redirect::temporary("/api/docs").into_response();
+    }
+    Json(json!({"status": "alive"})).into_response()
 }
 
 /// MLflow's clients choose by this what they use; the server's own version stands beside it.

@@ -4,6 +4,7 @@ mod access;
 mod api_docs;
 pub mod config;
 mod data_dir;
+mod ending;
 mod forward;
 mod guard;
 mod listen;
