@@ -7,7 +7,7 @@ use modelyard_inference::{Accelerator, BatcherOptions, Provider};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::error::Error;
+use crate::{error::Error, oip::MAX_BODY_BYTES};
 
 /// Where the kernel tells how much memory the process' control group may use.
 const GROUP_MEMORY_LIMIT: &str = "/sys/fs/cgroup/memory.max";
@@ -46,6 +46,10 @@ pub struct Config {
     /// loaded again with their next request. None: half of what this process may use.
     #[serde(with = "maybe_size")]
     pub model_memory_bytes: Option<u64>,
+    /// How much memory the bodies of requests under way may take together; more are refused until there is room. None: a quarter
+    /// of what this process may use.
+    #[serde(with = "maybe_size")]
+    pub request_memory_bytes: Option<u64>,
     /// The most bytes of answers that are kept for endpoints that want it.
     #[serde(with = "size")]
     pub answer_cache_bytes: u64,
@@ -185,6 +189,7 @@ impl Default for Config {
             spool_min_free_bytes: 256 << 20,
             model_cache_bytes: 4 << 30,
             model_memory_bytes: None,
+            request_memory_bytes: None,
             answer_cache_bytes: 64 << 20,
             request_timeout: Duration::from_secs(30),
             max_batch_rows: batcher.max_batch_rows,
@@ -222,6 +227,14 @@ impl Config {
                 self.spool_max_bytes
             )));
         }
+        if self
+            .request_memory_bytes
+            .is_some_and(|bytes| bytes < MAX_BODY_BYTES as u64)
+        {
+            return Err(refused(&format!(
+                "request_memory_bytes is less than {MAX_BODY_BYTES}, which one request may have"
+            )));
+        }
         self.python.validate()?;
         self.signatures.validate()?;
         self.batcher().validate().map_err(|error| refused(&error.to_string()))
@@ -230,6 +243,13 @@ impl Config {
     /// How much memory loaded models may take, in bytes.
     pub(crate) fn model_memory_bytes(&self) -> u64 {
         self.model_memory_bytes.unwrap_or_else(|| usable_memory_bytes() / 2)
+    }
+
+    /// How much memory the bodies of requests under way may take together, in bytes.
+    pub(crate) fn request_memory_bytes(&self) -> u64 {
+        let most = MAX_BODY_BYTES as u64;
+        self.request_memory_bytes
+            .unwrap_or_else(|| (usable_memory_bytes() / 4).max(most))
     }
 
     /// How the models' queues work.
@@ -277,7 +297,8 @@ mod tests {
 
     #[test]
     fn what_cannot_work_is_named() {
-        let cases: [(&str, Spoil); 8] = [
+        let cases: [(&str, Spoil); 9] = [
+            ("request_memory_bytes", |config| config.request_memory_bytes = Some(1)),
             ("signatures.keys", |config| {
                 config.signatures.projects.push("*".to_owned());
             }),

@@ -38,6 +38,15 @@ pub enum Error {
         /// The most bytes that are taken.
         limit_bytes: usize,
     },
+    /// Requests under way have all the memory that they may.
+    #[error(
+        "the requests that are being answered take the {limit_bytes} bytes that they may take together: send less at once, or \
+         ask again in a moment"
+    )]
+    MemoryFull {
+        /// How much that is.
+        limit_bytes: u64,
+    },
     /// There is no such endpoint.
     #[error("there is no endpoint `{name}` in project `{project}`: create it with `modelyard apply`")]
     EndpointNotFound {
@@ -175,6 +184,7 @@ impl Fault for Error {
                 ErrorKind::InvalidArgument
             }
             Self::BodyTooLarge { .. } => ErrorKind::TooLarge,
+            Self::MemoryFull { .. } => ErrorKind::ResourceExhausted,
             Self::EndpointNotFound { .. } | Self::VersionNotServed { .. } => ErrorKind::NotFound,
             // Of a model, when it is loaded: none of them is the fault of who asks for a prediction.
             Self::NotReady { .. }
@@ -201,6 +211,7 @@ impl Fault for Error {
             Self::InvalidRequest { .. } => "INVALID_REQUEST",
             Self::UnsupportedMedia { .. } => "UNSUPPORTED_MEDIA",
             Self::BodyTooLarge { .. } => "BODY_TOO_LARGE",
+            Self::MemoryFull { .. } => "REQUEST_MEMORY_FULL",
             Self::EndpointNotFound { .. } => "ENDPOINT_NOT_FOUND",
             Self::VersionNotServed { .. } => "VERSION_NOT_SERVED",
             Self::NotReady { .. } => "ENDPOINT_NOT_READY",
@@ -232,7 +243,7 @@ impl Fault for Error {
             }
             // Queues are emptied within moments, or there are too few gateways.
             Self::Inference(error) if error.kind() == ErrorKind::ResourceExhausted => Some(RETRY_SOON),
-            Self::Starting | Self::Load { .. } => Some(RETRY_SOON),
+            Self::Starting | Self::Load { .. } | Self::MemoryFull { .. } => Some(RETRY_SOON),
             _ => None,
         }
     }

@@ -10,10 +10,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use axum::extract::Request as HttpRequest;
 use bytes::Bytes;
 use futures::{FutureExt as _, future::BoxFuture, stream::BoxStream};
-use http::Response as HttpResponse;
+use http::{Request as HttpRequest, Response as HttpResponse};
 use modelyard_auth::Action;
 use modelyard_common::{Timestamp, error::to_status};
 use modelyard_inference::{DataType, Priority, Tensor, TensorData, TensorSpec};
@@ -41,6 +40,7 @@ use self::stream::Sender;
 use crate::{
     client::Client,
     error::{Error, Result},
+    memory::{Counted, Share},
     oip::{
         EXTENSIONS, MAX_BODY_BYTES, MAX_TENSORS, RequestedOutput, SERVER_NAME, SERVER_VERSION, all_statistics_of,
         model_config, priority, refuse_sequence, select, statistics_of,
@@ -65,6 +65,11 @@ impl InferenceService {
         Self { gateway }
     }
 
+    /// What a request may take of the memory of all.
+    pub(crate) fn share(&self) -> Share {
+        self.gateway.memory.share()
+    }
+
     /// What answers all calls.
     pub(crate) fn into_server(self) -> GrpcInferenceServiceServer<Self> {
         let server = GrpcInferenceServiceServer::new(self)
@@ -77,7 +82,7 @@ impl InferenceService {
 
     /// Answers one `ModelInfer` as the server does, without its search for the method, and without what it would have to be told by
     /// the request's extensions: that costs much beside such a call.
-    pub(crate) async fn answer(self, client: Client, request: HttpRequest) -> HttpResponse<Body> {
+    pub(crate) async fn answer(self, client: Client, request: HttpRequest<Counted>) -> HttpResponse<Body> {
         let server = Grpc::new(BoundedCodec::<ModelInferResponse, ModelInferRequest>::default())
             .max_decoding_message_size(MAX_BODY_BYTES)
             .max_encoding_message_size(MAX_BODY_BYTES);

@@ -33,6 +33,7 @@ use serde_json::{Value, json};
 use crate::{
     client::Client,
     error::{Error, Result},
+    memory::Share,
     meters,
     oip::{
         self, Body, EXTENSIONS, Encoding, MAX_BODY_BYTES, RequestInputs, SERVER_NAME, SERVER_VERSION, compress,
@@ -178,8 +179,8 @@ fn or_refuse(result: Result<Value>) -> Response {
 /// The body, without its compression.
 ///
 /// # Errors
-/// `BodyTooLarge`, `UnsupportedMedia`, or `InvalidRequest` if it broke off.
-pub(crate) fn received(headers: &HeaderMap, body: Received) -> Result<Bytes> {
+/// `BodyTooLarge`, `MemoryFull`, `UnsupportedMedia`, or `InvalidRequest` if it broke off.
+pub(crate) fn received(headers: &HeaderMap, body: Received, share: &Share) -> Result<Bytes> {
     let body = body.map_err(|rejection| {
         if rejection.status() == StatusCode::PAYLOAD_TOO_LARGE {
             too_large()
@@ -187,11 +188,17 @@ pub(crate) fn received(headers: &HeaderMap, body: Received) -> Result<Bytes> {
             Error::invalid(rejection.body_text())
         }
     })?;
-    unpacked(headers, body)
+    share.add(body.len())?;
+    unpacked(headers, body, share)
 }
 
-fn unpacked(headers: &HeaderMap, body: Bytes) -> Result<Bytes> {
-    decompress(headers.get(header::CONTENT_ENCODING), body)
+fn unpacked(headers: &HeaderMap, body: Bytes, share: &Share) -> Result<Bytes> {
+    let Some(encoding) = headers.get(header::CONTENT_ENCODING) else {
+        return Ok(body);
+    };
+    let unpacked = decompress(Some(encoding), body)?;
+    share.add(unpacked.len())?;
+    Ok(unpacked)
 }
 
 async fn wrong_method() -> Response {
@@ -331,9 +338,15 @@ pub(crate) async fn infer(
     let headers = parts.headers;
     let client = Client::new(caller, named.project.as_deref(), &headers);
     let header_bytes = header_bytes(&headers);
-    let body = whole(body, header_bytes.as_ref().map_or(0, |bytes| bytes.unwrap_or(0))).await;
+    let share = gateway.memory.share();
+    let body = whole(
+        body,
+        header_bytes.as_ref().map_or(0, |bytes| bytes.unwrap_or(0)),
+        &share,
+    )
+    .await;
     let accepted = Encoding::accepted(headers.get(header::ACCEPT_ENCODING));
-    let received = body.and_then(|body| Ok((body, header_bytes?)));
+    let received = body.and_then(|body| Ok((unpacked(&headers, body, &share)?, header_bytes?)));
     let mut response = match run(&gateway, &client, &named, &headers, received, arrived).await {
         Ok(body) => respond(body, accepted),
         Err(error) => refuse(error),
@@ -343,9 +356,10 @@ pub(crate) async fn infer(
 }
 
 /// The body in one piece. What is behind its first `header_bytes` lies such that its elements can be read in place.
-async fn whole(mut body: HttpBody, header_bytes: usize) -> Result<Bytes> {
+async fn whole(mut body: HttpBody, header_bytes: usize, share: &Share) -> Result<Bytes> {
     // Most bodies come in one piece, and are taken as they are.
     let first = next_piece(&mut body).await?.unwrap_or_default();
+    share.add(first.len())?;
     if first.len() > MAX_BODY_BYTES {
         return Err(too_large());
     }
@@ -366,6 +380,7 @@ async fn whole(mut body: HttpBody, header_bytes: usize) -> Result<Bytes> {
     whole.extend_from_slice(&first);
     let mut next = Some(second);
     while let Some(piece) = next {
+        share.add(piece.len())?;
         if whole.len() - padding + piece.len() > MAX_BODY_BYTES {
             return Err(too_large());
         }
@@ -402,7 +417,7 @@ async fn run(
 ) -> Result<Body> {
     client.authorize(Action::EndpointPredict, &named.model)?;
     let read = received
-        .and_then(|(body, header_bytes)| oip::read(&unpacked(headers, body)?, header_bytes))
+        .and_then(|(body, header_bytes)| oip::read(&body, header_bytes))
         .inspect_err(|_| meters::refused_request())?;
     let names: Vec<String> = read.outputs.iter().map(|output| output.name.clone()).collect();
     let others = read.others;
@@ -484,6 +499,11 @@ mod tests {
     use futures::StreamExt as _;
 
     use super::*;
+    use crate::memory::RequestMemory;
+
+    fn share() -> Share {
+        RequestMemory::new(u64::MAX).share()
+    }
 
     fn in_pieces(pieces: &[&'static [u8]]) -> HttpBody {
         HttpBody::from_stream(stream::iter(pieces.to_vec()).map(Ok::<_, Infallible>))
@@ -493,14 +513,14 @@ mod tests {
     async fn a_body_in_pieces_becomes_one_with_its_tensors_aligned() {
         for header_bytes in [0, 1, 3, 7, 16, 21, usize::MAX] {
             let body = in_pieces(&[b"{ \"a\": 1 }", b"", b"0123456789", b"abcdefghij"]);
-            let whole = whole(body, header_bytes).await.unwrap();
+            let whole = whole(body, header_bytes, &share()).await.unwrap();
             assert_eq!(whole, "{ \"a\": 1 }0123456789abcdefghij");
             if let Some(tensors) = whole.get(header_bytes..) {
                 assert!(tensors.as_ptr().cast::<f64>().is_aligned(), "{header_bytes}");
             }
         }
         for (pieces, expected) in [(&[][..], ""), (&[b"one".as_slice()][..], "one")] {
-            assert_eq!(whole(in_pieces(pieces), 2).await.unwrap(), expected);
+            assert_eq!(whole(in_pieces(pieces), 2, &share()).await.unwrap(), expected);
         }
     }
 
@@ -508,7 +528,13 @@ mod tests {
     async fn a_body_that_grows_beyond_the_limit_is_refused() {
         static PIECE: [u8; 1 << 20] = [0; 1 << 20];
         let endless = stream::repeat(PIECE.as_slice()).map(Ok::<_, Infallible>);
-        let refused = whole(HttpBody::from_stream(endless), 0).await.unwrap_err();
+        let refused = whole(HttpBody::from_stream(endless), 0, &share()).await.unwrap_err();
         assert!(matches!(refused, Error::BodyTooLarge { .. }), "{refused}");
+        let little = RequestMemory::new(5 << 20);
+        let endless = stream::repeat(PIECE.as_slice()).map(Ok::<_, Infallible>);
+        let refused = whole(HttpBody::from_stream(endless), 0, &little.share())
+            .await
+            .unwrap_err();
+        assert!(matches!(refused, Error::MemoryFull { .. }), "{refused}");
     }
 }

@@ -25,6 +25,7 @@ pub mod fuzz;
 mod grpc;
 mod http;
 mod loader;
+mod memory;
 mod meters;
 mod model;
 mod oip;

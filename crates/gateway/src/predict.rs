@@ -18,6 +18,7 @@ use crate::{
     cache::{Cache, Question},
     client::Client,
     error::{Error, Result},
+    memory::RequestMemory,
     meters::{self, DropReason, Outcome, RouteMeters},
     repository::Commands,
     routing::{Carried, Endpoint, ShadowRoute, Table, Version},
@@ -43,6 +44,8 @@ pub(crate) struct Gateway {
     /// Cancelled when no more shall be taken; those that are being made are answered.
     pub soft: CancellationToken,
     pub request_timeout: Duration,
+    /// What requests under way may take.
+    pub memory: Arc<RequestMemory>,
     /// Answers that are kept.
     pub cache: Cache,
 }

@@ -5,7 +5,7 @@ use std::{net::IpAddr, sync::Arc};
 
 use axum::{body::Body, extract::Request, response::Response};
 use futures::FutureExt as _;
-use http::Method;
+use http::{Method, Request as HttpRequest};
 use modelyard_auth::{
     Access,
     http::{admit, id_of_answer, return_id},
@@ -16,6 +16,7 @@ use crate::{
     client::Client,
     grpc::InferenceService,
     http::{Named, infer},
+    memory::Counted,
     predict::Gateway,
 };
 
@@ -67,7 +68,13 @@ async fn call(access: Access, calls: InferenceService, source: Option<IpAddr>, r
         Err(refused) => return refused,
     };
     let id = id_of_answer(&parts.headers);
-    let response = calls.answer(client, Request::from_parts(parts, body)).await;
+    // Held until it is answered.
+    let share = Arc::new(calls.share());
+    let body = Counted {
+        body,
+        share: Arc::clone(&share),
+    };
+    let response = calls.answer(client, HttpRequest::from_parts(parts, body)).await;
     let mut response = response.map(Body::new);
     return_id(id, &mut response);
     response

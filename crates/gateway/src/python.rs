@@ -278,7 +278,8 @@ impl Worker {
         }
         if let State::Starting { started, begins, why } = &self.state {
             let now = Instant::now();
-            if *begins > now {
+            // A little is waited for: the requests that the last one was at are tried one by one.
+            if *begins > now + FIRST_WAIT {
                 return Err(InferenceError::BackendAway {
                     detail: format!(
                         "the model's worker is gone ({why}), and is started again in {:.1?}",
@@ -303,7 +304,7 @@ impl Worker {
     }
 
     fn gone(&mut self, why: String) -> InferenceError {
-        let detail = format!("the model's worker is gone: {why}");
+        let detail = gone(&why);
         self.restart(why);
         InferenceError::BackendAway { detail }
     }
@@ -323,9 +324,17 @@ impl Worker {
                 self.failures = 0;
                 Err(error)
             }
-            Err(Failure::Ended(why)) => Err(self.gone(why)),
+            Err(Failure::Ended(why)) => {
+                let detail = gone(&why);
+                self.restart(why);
+                Err(InferenceError::BackendLost { detail })
+            }
         }
     }
+}
+
+fn gone(why: &str) -> String {
+    format!("the model's worker is gone: {why}")
 }
 
 impl Backend for Worker {

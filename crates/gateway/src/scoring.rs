@@ -64,9 +64,10 @@ pub(crate) async fn invocations(
     body: Received,
 ) -> Response {
     let arrived = Instant::now();
+    let share = gateway.memory.share();
     let rows = client
         .authorize(Action::EndpointPredict, &named.model)
-        .and_then(|()| received(&headers, body))
+        .and_then(|()| received(&headers, body, &share))
         .and_then(|body| read_invocation(&headers, body))
         .inspect_err(|_| meters::refused_request());
     let answer = match rows {
@@ -104,9 +105,10 @@ pub(crate) async fn predict(
             "POST /v1/models/NAME{PREDICT} and /v1/models/NAME/versions/VERSION{PREDICT} are the only ones here"
         )));
     };
+    let share = gateway.memory.share();
     let rows = client
         .authorize(Action::EndpointPredict, endpoint)
-        .and_then(|()| received(&headers, body))
+        .and_then(|()| received(&headers, body, &share))
         .and_then(|body| read_object(&body))
         .and_then(
             |mut object| match (object.remove("instances"), object.remove("inputs")) {

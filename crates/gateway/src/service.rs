@@ -30,6 +30,7 @@ use crate::{
     grpc::InferenceService,
     http,
     loader::Loader,
+    memory::RequestMemory,
     persist::{Kept, StateFile},
     predict::Gateway,
     predictions::Predictions,
@@ -116,6 +117,7 @@ pub async fn start(
         requests,
         soft: context.lifecycle.soft(),
         request_timeout: config.request_timeout,
+        memory: RequestMemory::new(config.request_memory_bytes()),
         cache: Cache::new(config.answer_cache_bytes),
     });
     let (desired, changes) = watch::channel(Arc::new(desired));

@@ -20,7 +20,8 @@ pub trait Backend: Send {
     ///
     /// # Errors
     /// `RunFailed` if the model fails, `InvalidOutput` if an output cannot be carried, `NotSplittable` if the outputs of a
-    /// merged run are not by row, `BackendAway` if what runs the model cannot be reached.
+    /// merged run are not by row, `BackendAway` if what runs the model cannot be reached, `BackendLost` if it ended with this
+    /// run.
     fn run(&mut self, signature: &Signature, requests: &[&[Tensor]], deadline: Option<Instant>) -> Result<Run>;
 }
 

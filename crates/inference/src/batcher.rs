@@ -417,7 +417,8 @@ impl Worker {
 }
 
 /// Runs the jobs together. If that fails, halves of them, down to single ones: a request that the model cannot
-/// take fails alone. Tells what the whole run took, if it did not fail.
+/// take fails alone, and so does one that what runs the model does not survive. Tells what the whole run took, if it did not
+/// fail.
 fn answer(shared: &Shared, backend: &mut dyn Backend, jobs: Vec<Job>) -> Option<Ran> {
     let mut ran = None;
     let mut batches = vec![jobs];
@@ -431,7 +432,18 @@ fn answer(shared: &Shared, backend: &mut dyn Backend, jobs: Vec<Job>) -> Option<
                     took: started.elapsed(),
                 });
             }
+            Err(Error::BackendLost { .. }) if jobs.len() > 1 => {
+                // One by one, because each time that it is lost costs all who wait.
+                batches.extend(jobs.into_iter().rev().map(|job| vec![job]));
+            }
             Err(error) if error.is_of_backend() => {
+                if matches!(error, Error::DeadlineExceeded) && batches.is_empty() {
+                    // It takes at least so long, which those who come next are told.
+                    ran = Some(Ran {
+                        work: work_of(&jobs),
+                        took: started.elapsed(),
+                    });
+                }
                 for job in jobs.into_iter().chain(batches.drain(..).flatten()) {
                     fail(shared, job, error.again());
                 }
@@ -487,20 +499,29 @@ fn run(shared: &Shared, backend: &mut dyn Backend, jobs: &[Job]) -> Result<Run> 
     Ok(run)
 }
 
-/// Answers the jobs of a run; how much work it was.
-fn deliver(shared: &Shared, jobs: Vec<Job>, run: Run, started: Instant) -> usize {
-    let compute_time = run.times.total();
+fn rows_of(jobs: &[Job]) -> usize {
     let rows = |job: &Job| {
         job.rows
             .or_else(|| job.inputs.first().and_then(Tensor::rows))
             .unwrap_or(1)
     };
-    let batch_rows: usize = jobs.iter().map(rows).sum();
-    let work = if jobs.iter().any(|job| job.rows.is_none()) {
+    jobs.iter().map(rows).sum()
+}
+
+/// How much work a run is: its rows, where they are what it takes time by.
+fn work_of(jobs: &[Job]) -> usize {
+    if jobs.iter().any(|job| job.rows.is_none()) {
         1
     } else {
-        batch_rows
-    };
+        rows_of(jobs)
+    }
+}
+
+/// Answers the jobs of a run; how much work it was.
+fn deliver(shared: &Shared, jobs: Vec<Job>, run: Run, started: Instant) -> usize {
+    let compute_time = run.times.total();
+    let batch_rows = rows_of(&jobs);
+    let work = work_of(&jobs);
     let counters = &shared.counters;
     counters.ran(jobs.len(), batch_rows, run.times);
     let queue_time = |job: &Job| started.saturating_duration_since(job.enqueued);

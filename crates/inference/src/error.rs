@@ -162,6 +162,12 @@ pub enum Error {
         /// What is away, and why.
         detail: String,
     },
+    /// What ran the model ended while it was at this run, which may be the cause.
+    #[error("{detail}")]
+    BackendLost {
+        /// What ended, and how.
+        detail: String,
+    },
     /// A fault inside the runtime's binding.
     #[error("inference broke: {detail}")]
     Broken {
@@ -254,7 +260,7 @@ impl Fault for Error {
             } => ErrorKind::InvalidArgument,
             Self::QueueFull { .. } | Self::Overloaded { .. } => ErrorKind::ResourceExhausted,
             Self::DeadlineExceeded => ErrorKind::DeadlineExceeded,
-            Self::Closed | Self::BackendAway { .. } => ErrorKind::Unavailable,
+            Self::Closed | Self::BackendAway { .. } | Self::BackendLost { .. } => ErrorKind::Unavailable,
             Self::ModelUnreadable { .. }
             | Self::RunFailed { .. }
             | Self::InvalidOutput { .. }
@@ -286,6 +292,7 @@ impl Fault for Error {
             Self::Closed => "MODEL_UNLOADING",
             Self::Thread { .. } => "THREAD_START_FAILED",
             Self::BackendAway { .. } => "BACKEND_AWAY",
+            Self::BackendLost { .. } => "BACKEND_LOST",
             Self::Broken { .. } => "INFERENCE_BROKEN",
         }
     }

@@ -9,7 +9,7 @@ use std::{
 
 use bytes::Bytes;
 use ort::{
-    session::{RunOptions, Session, SessionInputValue, SessionOutputs},
+    session::{Session, SessionInputValue, SessionOutputs},
     value::{DynValue, TensorRef},
 };
 use zerocopy::IntoBytes as _;
@@ -21,6 +21,7 @@ use crate::{
     error::{Error, Result},
     signature::Signature,
     tensor::{Tensor, byte_strings, concat_data, concat_shape, element_count},
+    watchdog::Watched,
 };
 
 /// Above this many input elements a run is a large one: the session gives its memory back after it, because its arena only ever
@@ -38,7 +39,7 @@ const LENT_BYTES: usize = 1 << 20;
 /// A session, owned by one thread at a time, because ONNX Runtime's run is not safe to call concurrently.
 pub(crate) struct Instance {
     session: Session,
-    shrink: RunOptions,
+    watched: Arc<Watched>,
     /// When a run was large last.
     large: Option<Instant>,
     /// Whether the arena may hold what a large run took.
@@ -51,11 +52,9 @@ pub(crate) struct Instance {
 
 impl Instance {
     pub(crate) fn new(session: Session) -> Result<Self, ort::Error> {
-        let mut shrink = RunOptions::new()?;
-        shrink.set("memory.enable_memory_arena_shrinkage", "cpu:0")?;
         Ok(Self {
             session,
-            shrink,
+            watched: Watched::new()?,
             large: None,
             grown: false,
             gave_back: None,
@@ -63,7 +62,12 @@ impl Instance {
         })
     }
 
-    fn run_unguarded(&mut self, signature: &Signature, requests: &[&[Tensor]]) -> Result<Run> {
+    fn run_unguarded(
+        &mut self,
+        signature: &Signature,
+        requests: &[&[Tensor]],
+        deadline: Option<Instant>,
+    ) -> Result<Run> {
         let started = Instant::now();
         let inputs = signature
             .inputs
@@ -80,12 +84,21 @@ impl Instance {
         let gives_back = !is_one_of_many && (is_large || (self.grown && !is_recent(self.gave_back)));
         self.grown |= is_large;
         let is_lent = Arc::strong_count(&self.lent) > 1;
-        let outputs = if gives_back {
-            self.session.run_with_options(values.as_slice(), &self.shrink)
+        let options = if gives_back {
+            &self.watched.shrink
         } else {
-            self.session.run(values.as_slice())
-        }
-        .map_err(|error| Error::run(&error))?;
+            &self.watched.keep
+        };
+        self.watched.begin(deadline);
+        let outputs = self.session.run_with_options(values.as_slice(), options);
+        let is_ended = self.watched.end();
+        let outputs = outputs.map_err(|error| {
+            if is_ended {
+                Error::DeadlineExceeded
+            } else {
+                Error::run(&error)
+            }
+        })?;
         let ran = Instant::now();
         if is_large {
             self.large = Some(ran);
@@ -111,10 +124,9 @@ impl Instance {
 }
 
 impl Backend for Instance {
-    // A run of ONNX Runtime cannot be given a time.
-    fn run(&mut self, signature: &Signature, requests: &[&[Tensor]], _: Option<Instant>) -> Result<Run> {
+    fn run(&mut self, signature: &Signature, requests: &[&[Tensor]], deadline: Option<Instant>) -> Result<Run> {
         // A panic in the binding must answer the callers instead of ending the thread that serves them.
-        catch_unwind(AssertUnwindSafe(|| self.run_unguarded(signature, requests))).unwrap_or_else(|panic| {
+        catch_unwind(AssertUnwindSafe(|| self.run_unguarded(signature, requests, deadline))).unwrap_or_else(|panic| {
             let detail = panic
                 .downcast_ref::<String>()
                 .map(String::as_str)

@@ -30,6 +30,7 @@ mod runtime;
 mod signature;
 mod statistics;
 mod tensor;
+mod watchdog;
 
 pub use accelerator::{Accelerator, Provider};
 pub use backend::{Backend, Run, RunTimes, Source, run_merged};

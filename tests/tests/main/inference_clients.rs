@@ -131,6 +131,51 @@ async fn a_stream_whose_answers_nobody_reads_holds_up_no_other_call() -> Result<
     at.deployment.stop().await
 }
 
+/// Clients of the inference protocols read nothing but `error`, and look for a message in the status of a call.
+#[tokio::test(flavor = "multi_thread")]
+async fn whoever_refuses_says_it_as_inference_clients_read_it() -> Result<()> {
+    for topology in [Topology::AllInOne, Topology::Split] {
+        let at = Installation::start(topology, "", "").await?;
+        for front in at.public_urls()? {
+            at.wait_known(&front, &at.admin).await;
+            let stranger = |path: &str| at.http.get(format!("{front}{path}"));
+            let admin = |path: &str| stranger(path).bearer_auth(&at.admin);
+            for (asked, status) in [
+                (stranger("/v2/models/e"), 401),
+                (stranger("/v1/models/e"), 401),
+                (admin("/v2/models/e"), 404),
+                (admin("/v2/logging"), 404),
+                (admin("/v2/models/e/trace/setting"), 404),
+            ] {
+                let answer = asked.send().await?;
+                let (found, kind) = (answer.status(), answer.headers().get("content-type").cloned());
+                let body: Value = answer.json().await?;
+                ensure!(found.as_u16() == status, "{found}, expected {status}: {body}");
+                ensure!(kind.is_some_and(|kind| kind == "application/json"), "{body}");
+                ensure!(!text(&body, "/error")?.is_empty(), "{body}");
+            }
+            let method = "inference.GRPCInferenceService/TraceSetting";
+            let answer = call(&at.http2, &front, method, &[])
+                .bearer_auth(&at.admin)
+                .send()
+                .await?;
+            let (code, message) = grpc_refusal(&answer).context("there is no such method")?;
+            ensure!(code == 12 && message.contains("TraceSetting"), "{code}: {message}");
+            // KServe's client asks this before anything else, and people with a browser want to read.
+            let alive: Value = stranger("/").send().await?.json().await?;
+            ensure!(alive == json!({"status": "alive"}), "{alive}");
+            let page = stranger("/").header("accept", "text/html").send().await?;
+            ensure!(
+                page.headers().get("location").is_some_and(|to| to == "/api/docs"),
+                "{}",
+                page.status()
+            );
+        }
+        at.deployment.stop().await?;
+    }
+    Ok(())
+}
+
 /// What the path says plainly, it may say in other words, too; the gateway answers the two by different ways.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_same_prediction_is_answered_alike_however_its_path_is_written() -> Result<()> {

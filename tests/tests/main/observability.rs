@@ -111,13 +111,17 @@ async fn a_callers_trace_goes_on_through_all_processes_and_their_jobs() -> Resul
         (run.get("status")? == "succeeded").then_some(())
     })
     .await;
+    // A prediction is one, too, whatever comes of it.
+    let asked = traced(http.post(format!("{}/v2/models/absent/infer", deployment.url())));
+    let asked = asked.json(&json!({"inputs": []})).send().await?;
+    ensure!(asked.status() == reqwest::StatusCode::NOT_FOUND, "{}", asked.status());
     wait::until(
-        "the collector has the spans of the request and of the job",
+        "the collector has the spans of the requests and of the job",
         PATIENCE,
         || async {
             let names = collector.names();
             let has = |word: &str| names.iter().any(|name| name.contains(word));
-            (has("http.request") && has("job")).then_some(())
+            (has("http.request") && has("job") && has("inference")).then_some(())
         },
     )
     .await;

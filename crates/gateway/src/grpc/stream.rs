@@ -16,6 +16,7 @@ use modelyard_common::error::{ErrorKind, Fault as _, to_status};
 use modelyard_proto::inference::{
     InferParameter, ModelInferRequest, ModelInferResponse, ModelStreamInferResponse, infer_parameter::ParameterChoice,
 };
+use prost::Message as _;
 use tokio::time::sleep;
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 use tonic::{Status, Streaming, metadata::MetadataMap};
@@ -115,6 +116,10 @@ async fn answer(
         return Ok(failed(String::new(), &to_status(&long_id(&request.id))));
     }
     let id = request.id.clone();
+    let share = service.share();
+    if let Err(full) = share.add(request.encoded_len()) {
+        return Ok(failed(id, &to_status(&full)));
+    }
     let asks_final = matches!(
         choice(&request.parameters, ASKS_FINAL),
         Some(ParameterChoice::BoolParam(true))

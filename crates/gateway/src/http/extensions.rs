@@ -41,7 +41,8 @@ pub(super) async fn index(
     headers: http::HeaderMap,
     body: Received,
 ) -> Response {
-    let only_ready = received(&headers, body)
+    let share = gateway.memory.share();
+    let only_ready = received(&headers, body, &share)
         .and_then(|body| read_object(&body))
         .and_then(|body| match body.get("ready") {
             None => Ok(false),
@@ -82,7 +83,8 @@ pub(super) async fn load(
     headers: http::HeaderMap,
     body: Received,
 ) -> Response {
-    change(gateway, client, stored, received(&headers, body), Change::Load).await
+    let share = gateway.memory.share();
+    change(gateway, client, stored, received(&headers, body, &share), Change::Load).await
 }
 
 pub(super) async fn unload(
@@ -92,7 +94,15 @@ pub(super) async fn unload(
     headers: http::HeaderMap,
     body: Received,
 ) -> Response {
-    change(gateway, client, stored, received(&headers, body), Change::Unload).await
+    let share = gateway.memory.share();
+    change(
+        gateway,
+        client,
+        stored,
+        received(&headers, body, &share),
+        Change::Unload,
+    )
+    .await
 }
 
 async fn change(

@@ -499,7 +499,7 @@ mod tests {
             proptest::collection::vec(any::<bool>(), ROWS).prop_map(TensorData::Bool),
             proptest::collection::vec(any::<u16>().prop_map(f16::from_bits), ROWS).prop_map(TensorData::Fp16),
             proptest::collection::vec(any::<u16>().prop_map(bf16::from_bits), ROWS).prop_map(TensorData::Bf16),
-            proptest::collection::vec(".{0,9}", ROWS).prop_map(TensorData::Text),
+            proptest::collection::vec(proptest::collection::vec(any::<u8>(), 0..9), ROWS).prop_map(TensorData::Bytes),
         ]
     }
 

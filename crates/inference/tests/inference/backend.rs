@@ -12,6 +12,9 @@ use modelyard_inference::{
 
 use crate::batcher::runtime;
 
+/// What ends whatever runs the model.
+const POISON: f32 = 666.0;
+
 /// Of each run the shapes of its requests' input.
 type Runs = Arc<Mutex<Vec<Vec<Vec<i64>>>>>;
 
@@ -42,6 +45,14 @@ impl Backend for Doubler {
     fn run(&mut self, _: &Signature, requests: &[&[Tensor]], _: Option<Instant>) -> Result<Run> {
         let shapes = requests.iter().map(|request| request[0].shape().to_vec());
         self.0.lock().unwrap().push(shapes.collect());
+        if requests
+            .iter()
+            .any(|request| request[0].values::<f32>().unwrap().contains(&POISON))
+        {
+            return Err(Error::BackendLost {
+                detail: "it did not survive this".to_owned(),
+            });
+        }
         let double = |request: &&[Tensor]| {
             let doubled = request[0].values::<f32>()?.iter().map(|value| 2.0 * value).collect();
             Ok(vec![Tensor::from_vec("y", request[0].shape().to_vec(), doubled)?])
@@ -130,6 +141,28 @@ fn a_model_is_warmed_with_shapes_that_were_seen() {
         [[[2, 1]]],
         "the first request needs no other run"
     );
+}
+
+#[test]
+fn a_request_that_what_runs_the_model_does_not_survive_fails_alone() {
+    let options = BatcherOptions {
+        max_batch_rows: 4,
+        max_queue_delay: Duration::from_secs(5),
+        ..BatcherOptions::default()
+    };
+    let (model, runs) = model(true);
+    let predictor = Predictor::start(model.unwrap(), options).unwrap();
+    let ask = async |value: f32| {
+        let input = Tensor::from_vec("x", vec![1, 1], vec![value]).unwrap();
+        predictor.predict(vec![input], None).await
+    };
+    let answers = runtime().block_on(futures::future::join_all([1.0, POISON, 2.0, 3.0].map(ask)));
+    let failed: Vec<bool> = answers.iter().map(Result::is_err).collect();
+    assert_eq!(failed, [false, true, false, false]);
+    let error = answers.into_iter().find_map(Result::err).unwrap();
+    assert!(error.to_string().contains("did not survive"), "{error}");
+    let sizes: Vec<usize> = runs.lock().unwrap().iter().map(Vec::len).collect();
+    assert_eq!(sizes, [4, 1, 1, 1, 1], "each is tried once more, alone");
 }
 
 #[test]

@@ -6,7 +6,7 @@ use std::{
         atomic::{AtomicBool, Ordering},
     },
     task::Poll,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use futures::{StreamExt as _, stream::FuturesUnordered};
@@ -140,6 +140,27 @@ async fn submit_or_refuse(predictor: &Arc<Predictor>) -> Result<Submitted> {
         Poll::Ready(Ok(_)) => panic!("the worker is faster than the test takes it for"),
         Poll::Pending => Ok(submitted),
     }
+}
+
+#[test]
+fn a_run_that_nobody_waits_for_is_ended() {
+    // Alone it would take about so many times as long as a request that comes after it.
+    const TIMES: usize = 100;
+    let predictor = predictor(&graphs::slow(SLOW), 1, BatcherOptions::default());
+    let within = |patience| Some(Instant::now() + patience);
+    runtime().block_on(async {
+        let began = Instant::now();
+        predictor.predict(slow_rows(BUSY_ROWS, 1.0), None).await.unwrap();
+        let usual = began.elapsed();
+        let large = predictor.predict(slow_rows(TIMES * BUSY_ROWS, 1.0), within(usual));
+        assert!(matches!(large.await, Err(Error::DeadlineExceeded)));
+        let began = Instant::now();
+        predictor.predict(slow_rows(BUSY_ROWS, 1.0), None).await.unwrap();
+        let waited = began.elapsed();
+        assert!(waited < usual * TIMES as u32 / 4, "{waited:?}, and usually {usual:?}");
+        // The next one is not ended for it.
+        predictor.predict(slow_rows(BUSY_ROWS, 1.0), None).await.unwrap();
+    });
 }
 
 #[test]

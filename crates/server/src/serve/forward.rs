@@ -148,9 +148,9 @@ impl Forwarder {
         self.http2.get(place).unwrap_or(&self.streams)
     }
 
-    /// Whether the path belongs to a role that runs elsewhere.
-    pub fn peer_of(&self, path: &str) -> Option<Role> {
-        owner(path).filter(|role| !self.config.roles.contains(role))
+    /// Whether a role runs in this process.
+    pub fn is_here(&self, role: Role) -> bool {
+        self.config.roles.contains(&role)
     }
 
     /// Sends the request to the role's public listener and gives its answer back.

@@ -29,6 +29,7 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tonic::{Code, Status, service::Routes};
 use tower::ServiceExt;
+use tracing::Instrument as _;
 use utoipa::openapi::{InfoBuilder, OpenApi};
 use utoipa_axum::router::OpenApiRouter;
 
@@ -93,6 +94,7 @@ impl Listeners {
             is_open: !config.auth.sign_in,
             origins: Origins::new(config.auth.trusted_proxies.clone()),
             soft: context.lifecycle.soft(),
+            is_traced: config.telemetry.otlp_endpoint.is_some(),
         };
         let public = Arc::new(public);
         let public = Answers::new(move |connection, request| public.answer(connection, request));
@@ -161,6 +163,8 @@ struct Front {
     origins: Origins,
     /// Cancelled at the soft end, with which streams end.
     soft: CancellationToken,
+    /// Whether spans go anywhere: what answers predictions makes none by itself.
+    is_traced: bool,
 }
 
 impl Front {
@@ -168,14 +172,24 @@ impl Front {
         if let Some(refused) = self.receive(&mut connection, &mut request) {
             return Box::pin(ready(refused));
         }
-        let peer = self.forwarder.peer_of(request.uri().path());
+        let owner = owner(request.uri().path());
+        if self.is_traced && owner == Some(Role::Gateway) {
+            let span = tracing::info_span!("inference", http.request.method = %request.method(), url.path = request.uri().path());
+            telemetry::continue_trace(&span, request.headers());
+            return Box::pin(self.route(owner, connection, request).instrument(span));
+        }
+        self.route(owner, connection, request)
+    }
+
+    fn route(self: &Arc<Self>, owner: Option<Role>, connection: Connection, request: Request) -> Answering {
+        let peer = owner.filter(|role| !self.forwarder.is_here(*role));
         let is_grpc = is_grpc(request.headers());
         if let (None, Some(predictions)) = (peer, &self.predictions)
             && let Some(asked) = Predictions::asked(&request, is_grpc)
         {
             return predictions.answer(asked, connection.remote.ip(), request);
         }
-        let is_inference = !is_grpc && owner(request.uri().path()) == Some(Role::Gateway);
+        let is_inference = !is_grpc && owner == Some(Role::Gateway);
         if peer.is_none() && !is_grpc && !is_inference {
             return answer(&self.http, connection, request);
         }
