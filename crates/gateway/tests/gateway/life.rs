@@ -36,6 +36,8 @@ async fn idle() -> (World, Running, String) {
     let digest = world.store(simple(2.0)).await;
     let mut idle = endpoint("e", vec![live("m", 1, &digest, 1.0)]);
     idle.unload_after_ms = 1;
+    // What comes of its version is told.
+    idle.in_rollout = true;
     world.registry.set(vec![idle]);
     let running = world.start_ready().await;
     (world, running, digest)

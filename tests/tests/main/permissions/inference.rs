@@ -96,4 +96,15 @@ pub const INFERENCE: &[Operation] = &[
     )
     .at("/endpoints/served/invocations")
     .json(r#"{"inputs": [[1]]}"#),
+    op(
+        "GET /v1/models/{model}/versions/{version}",
+        Need::Endpoint("endpoint.read"),
+    )
+    .at("/v1/models/served/versions/1"),
+    op(
+        "POST /v1/models/{model}/versions/{version}",
+        Need::Endpoint("endpoint.predict"),
+    )
+    .at("/v1/models/served/versions/1:predict")
+    .json(r#"{"instances": [[1]]}"#),
 ];
