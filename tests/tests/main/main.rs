@@ -16,4 +16,5 @@ mod permissions;
 mod rollouts;
 mod runtimes;
 mod signatures;
+mod soak;
 mod tls;

@@ -14,17 +14,19 @@ use modelyard_proto::inference::{
     infer_parameter::ParameterChoice,
     model_infer_request::{InferInputTensor, InferRequestedOutputTensor},
 };
+use modelyard_testkit::wait::until;
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Code;
+use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient};
 use tonic_reflection::pb::v1::{
     ServerReflectionRequest, server_reflection_client::ServerReflectionClient,
     server_reflection_request::MessageRequest, server_reflection_response::MessageResponse,
 };
 
 use crate::{
-    harness::{Running, World, endpoint, live},
+    harness::{PATIENCE, Running, World, endpoint, live},
     onnx::simple,
     peers::Registry,
 };
@@ -322,6 +324,28 @@ async fn a_stream_answers_each_request_and_goes_on_after_a_wrong_one() {
 }
 
 #[tokio::test]
+async fn an_id_that_is_too_long_is_not_said_back() {
+    let (_world, running) = doubler().await;
+    let mut client = GrpcInferenceServiceClient::new(local(running.service.grpc.clone()));
+    let requests = [grpc_rows(&"i".repeat(300), &[1.0, 2.0]), grpc_rows("next", &[1.0, 2.0])];
+    let answers = client
+        .model_stream_infer(stream::iter(requests))
+        .await
+        .unwrap()
+        .into_inner();
+    let answers: Vec<_> = answers.map(Result::unwrap).collect().await;
+    assert!(
+        answers[0].error_message.contains("the id has 300 bytes"),
+        "{:?}",
+        answers[0]
+    );
+    let ids = answers
+        .iter()
+        .map(|answer| answer.infer_response.as_ref().unwrap().id.as_str());
+    assert_eq!(ids.collect::<Vec<_>>(), ["", "next"]);
+}
+
+#[tokio::test]
 async fn an_open_stream_ends_with_the_gateway() {
     let (_world, running) = doubler().await;
     let mut client = GrpcInferenceServiceClient::new(local(running.service.grpc.clone()));
@@ -375,6 +399,41 @@ async fn what_is_not_offered_says_so() {
         assert_eq!(status.code(), Code::InvalidArgument);
         assert!(status.message().contains(expected), "{status}");
     }
+}
+
+#[tokio::test]
+async fn probes_over_grpc_are_told_whether_it_serves() {
+    let world = World::new(Registry::new(vec![]));
+    let digest = world.store(simple(2.0)).await;
+    world
+        .registry
+        .set(vec![endpoint("e", vec![live("m", 1, &digest, 1.0)])]);
+    // Nobody has told it yet what to serve.
+    world.registry.leave();
+    let starting = world.start().await;
+    let ask = async |running: &Running, service: &str| {
+        let mut client = HealthClient::new(local(running.service.grpc.clone()));
+        let service = service.to_owned();
+        let answer = client.check(HealthCheckRequest { service }).await;
+        answer.map(|answer| answer.into_inner().status())
+    };
+    let not_serving = async || ask(&starting, "").await.unwrap() == ServingStatus::NotServing;
+    until("it says that it does not serve", PATIENCE, || async {
+        not_serving().await.then_some(())
+    })
+    .await;
+    starting.stop().await;
+    let (_world, running) = doubler().await;
+    for service in ["", "inference.GRPCInferenceService"] {
+        assert_eq!(
+            ask(&running, service).await.unwrap(),
+            ServingStatus::Serving,
+            "{service}"
+        );
+    }
+    let unknown = ask(&running, "somebody.Else").await.unwrap_err();
+    assert_eq!(unknown.code(), Code::NotFound);
+    running.stop().await;
 }
 
 #[tokio::test]

@@ -185,6 +185,31 @@ async fn grpc_says_what_is_wrong_with_the_right_code() {
         ),
         (
             change(&|request| {
+                *request = as_raw(request.clone());
+                request.inputs[1].contents = Some(InferTensorContents::default());
+            }),
+            Code::InvalidArgument,
+            "input `who` has both contents and raw_input_contents",
+        ),
+        (
+            change(&|request| {
+                let parameter = parameter(ParameterChoice::StringParam("r".to_owned()));
+                let shared = "shared_memory_region".to_owned();
+                request.inputs[0].parameters.insert(shared, parameter);
+            }),
+            Code::InvalidArgument,
+            "shared memory is not offered",
+        ),
+        (
+            change(&|request| {
+                let priority = parameter(ParameterChoice::Int64Param(-1));
+                request.parameters.insert("priority".to_owned(), priority);
+            }),
+            Code::InvalidArgument,
+            "priority is no number of zero or more",
+        ),
+        (
+            change(&|request| {
                 request.inputs[1].contents.as_mut().unwrap().bytes_contents = vec![vec![0xff]];
             }),
             Code::InvalidArgument,

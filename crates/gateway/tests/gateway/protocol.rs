@@ -64,7 +64,7 @@ fn two_rows_answer() -> Value {
 }
 
 /// A body of JSON and binary tensors.
-fn binary_request(path: &str, header: &Value, tail: &[u8]) -> Request<Body> {
+pub fn binary_request(path: &str, header: &Value, tail: &[u8]) -> Request<Body> {
     let mut body = header.to_string().into_bytes();
     let length = body.len();
     body.extend_from_slice(tail);
@@ -73,7 +73,7 @@ fn binary_request(path: &str, header: &Value, tail: &[u8]) -> Request<Body> {
 }
 
 /// The binary outputs behind an answer's JSON, by name.
-fn binary_outputs(answer: &Answer) -> (Value, HashMap<String, Vec<u8>>) {
+pub fn binary_outputs(answer: &Answer) -> (Value, HashMap<String, Vec<u8>>) {
     let length: usize = answer.headers["inference-header-content-length"]
         .to_str()
         .unwrap()
@@ -407,6 +407,25 @@ async fn large_tensors_are_answered_whole_plain_and_compressed() {
     let mut body = Vec::new();
     GzDecoder::new(&answer.body[..]).read_to_end(&mut body).unwrap();
     assert!(body.ends_with(&raw(2.0)));
+}
+
+#[tokio::test]
+async fn outputs_that_say_nothing_of_it_are_as_the_request_says_for_all() {
+    let (_world, running) = doubling().await;
+    let mut body = json!({"inputs": two_rows(), "outputs": [
+        {"name": "y"},
+        {"name": "m", "parameters": {"binary_data": false}},
+    ]});
+    body["parameters"] = json!({"binary_data_output": true});
+    let answer = running.post("/v2/models/e/infer", &body).await;
+    let (json, binary) = binary_outputs(&answer);
+    assert_eq!(binary.keys().collect::<Vec<_>>(), ["y"]);
+    let said = json["outputs"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .find(|output| output["name"] == "m");
+    assert!(said.unwrap()["data"].is_array(), "{json}");
 }
 
 #[tokio::test]

@@ -169,6 +169,55 @@ async fn tensorflow_serving_clients_predict() {
         );
     }
     assert_eq!(running.get("/ping").await.status, StatusCode::OK);
+    // A version may be named.
+    let rows = json!({"instances": [[1, 2]]});
+    let answer = running.post("/v1/models/single/versions/1:predict", &rows).await;
+    assert_eq!(
+        (answer.status, answer.json()),
+        (StatusCode::OK, json!({"predictions": [[2.0, 4.0]]}))
+    );
+    let status = running.get("/v1/models/single/versions/1").await;
+    assert_eq!(status.json()["model_version_status"][0]["version"], "1");
+    for path in ["/v1/models/single/versions/7:predict", "/v1/models/single/versions/7"] {
+        let answer = if path.ends_with("predict") {
+            running.post(path, &rows).await
+        } else {
+            running.get(path).await
+        };
+        assert_eq!(answer.status, StatusCode::NOT_FOUND, "{path}");
+        assert!(
+            answer.json()["error"]
+                .as_str()
+                .unwrap()
+                .contains("does not serve version `7`")
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_model_that_is_not_ready_says_so_to_probes() {
+    let world = World::new(Registry::new(vec![]));
+    world.registry.set(vec![endpoint("empty", vec![])]);
+    let running = world.start_ready().await;
+    let status = running.get("/v1/models/empty").await;
+    assert_eq!(status.status, StatusCode::SERVICE_UNAVAILABLE);
+    assert_eq!(status.json()["ready"], false);
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn parameters_of_models_are_refused_instead_of_dropped() {
+    let (_world, running) = gateway().await;
+    let ask = async |params: Value| {
+        let body = json!({"inputs": [[1, 2]], "params": params});
+        running.post("/endpoints/single/invocations", &body).await
+    };
+    for nothing in [Value::Null, json!({})] {
+        assert_eq!(ask(nothing).await.status, StatusCode::OK);
+    }
+    let refused = ask(json!({"temperature": 0.5})).await;
+    assert_eq!(refused.status, StatusCode::BAD_REQUEST);
+    assert!(refused.json()["message"].as_str().unwrap().contains("`params`"));
 }
 
 fn parquet(columns: Vec<(&str, ArrayRef)>) -> Vec<u8> {

@@ -6,6 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use arrow::array::Array as _;
 use axum::{
     extract::Request,
     middleware::{Next, from_fn},
@@ -20,9 +21,11 @@ use tokio_stream::wrappers::TcpListenerStream;
 use tonic::{service::Routes, transport::Server};
 
 use crate::{
+    echo::Echo,
     harness::{Answer, PATIENCE, Running, World, endpoint, live},
     onnx::simple,
     peers::Registry,
+    protocol::{binary_outputs, binary_request},
 };
 
 /// The other server, whose endpoint `there` doubles.
@@ -185,6 +188,43 @@ async fn a_server_that_is_away_fails_fast_and_is_found_again() {
         (ask(&running, json!({})).await.status == StatusCode::OK).then_some(())
     })
     .await;
+    running.stop().await;
+}
+
+/// Images, as clients of Triton send them: no texts, with zeros and all other bytes.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn bytes_that_are_no_texts_go_through_as_they_are() {
+    let address = Echo::start().await;
+    let world = gateway(address, "echo", &["*".to_owned()]).await;
+    let running = world.start_ready().await;
+    let picture: Vec<u8> = (0..=255).chain([0, 0, 0xff]).collect();
+    let raw = [(picture.len() as u32).to_le_bytes().as_slice(), &picture].concat();
+    let header = |parameters: Value| {
+        json!({"id": "picture", "parameters": parameters, "inputs": [
+            {"name": "picture", "datatype": "BYTES", "shape": [1, 1], "parameters": {"binary_data_size": raw.len()}},
+        ]})
+    };
+    let path = "/v2/models/here/infer";
+    let ask = async |parameters: Value| running.send(binary_request(path, &header(parameters), &raw)).await;
+    let answer = ask(json!({"binary_data_output": true})).await;
+    assert_eq!(answer.status, StatusCode::OK, "{:?}", answer.body);
+    assert_eq!(binary_outputs(&answer).1["picture"], raw);
+    // JSON has no word for them.
+    let refused = ask(json!({})).await;
+    assert_eq!(refused.status, StatusCode::BAD_REQUEST);
+    let message = refused.json()["error"].as_str().unwrap().to_owned();
+    assert!(
+        message.contains("`picture`") && message.contains("ask for binary outputs"),
+        "{message}"
+    );
+    // They are in the log as what is missing.
+    let logged = until("the prediction is in the log", PATIENCE, || async {
+        let rows = world.rows("here").await;
+        rows.into_iter().find(|batch| batch.num_rows() > 0)
+    })
+    .await;
+    let column = logged.column_by_name("input_picture").unwrap();
+    assert_eq!(column.logical_null_count(), logged.num_rows());
     running.stop().await;
 }
 
