@@ -82,10 +82,10 @@ impl Client {
     ///
     /// # Errors
     /// The caller is not known any more, or asks too often.
-    pub(crate) async fn again(again: &Again, project: &Cow<'static, str>) -> Result<Self, modelyard_auth::Error> {
+    pub(crate) async fn again(again: &Again, project: Cow<'static, str>) -> Result<Self, modelyard_auth::Error> {
         Ok(Self {
             caller: again.caller().await?,
-            project: project.clone(),
+            project,
         })
     }
 

@@ -2,7 +2,10 @@
 
 use bytes::Bytes;
 use modelyard_inference::{DataType, Signature, Tensor, TensorSpec};
-use modelyard_proto::inference::{ModelInferRequest, ModelInferResponse};
+use modelyard_proto::{
+    codec::check_parts,
+    inference::{ModelInferRequest, ModelInferResponse},
+};
 use prost::Message as _;
 
 use crate::{
@@ -45,7 +48,9 @@ pub fn http_request(data: &[u8]) {
 
 /// The same over gRPC.
 pub fn grpc_request(data: &[u8]) {
-    if let Ok(request) = ModelInferRequest::decode(data) {
+    if check_parts(data).is_ok()
+        && let Ok(request) = ModelInferRequest::decode(data)
+    {
         let _ = read_tensors(request.inputs, request.raw_input_contents);
     }
 }

@@ -327,7 +327,7 @@ impl Reconciler {
             let endpoint = Arc::new(Endpoint::new(&spec, versions, log));
             tracing::info!(endpoint = %key, serving = endpoint.serving().join(", "), "endpoint serves");
             entry.shown = Arc::clone(&endpoint);
-            entry.replace(spec, endpoint);
+            entry.replace(spec, &endpoint);
             entry.fallback = None;
             for waiter in entry.waiters.drain(..) {
                 // Whoever waited may have gone.

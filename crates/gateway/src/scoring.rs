@@ -79,9 +79,7 @@ pub(crate) async fn invocations(
         Err(error) => Err(error),
     };
     match answer {
-        Ok((answer, by_column)) => {
-            respond(&answer, "predictions", by_column).unwrap_or_else(|error| refuse_as_mlflow(error))
-        }
+        Ok((answer, by_column)) => respond(&answer, "predictions", by_column).unwrap_or_else(refuse_as_mlflow),
         Err(error) => refuse_as_mlflow(error),
     }
 }

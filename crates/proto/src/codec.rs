@@ -64,16 +64,7 @@ impl<U: Message + Default> Decoder for BoundedDecoder<U> {
 
     fn decode(&mut self, buffer: &mut DecodeBuf<'_>) -> Result<Option<U>, Status> {
         // A message lies in one piece.
-        let mut left = Left {
-            parts: MAX_PARTS,
-            typed_bytes: MAX_TYPED_BYTES,
-        };
-        if !left.suffice(buffer.chunk(), Level::Message) {
-            return Err(Status::invalid_argument(format!(
-                "the message has more than {MAX_PARTS} parts, or {MAX_TYPED_BYTES} elements of BYTES that are typed: send fewer \
-                 tensors at once, or their elements in raw_input_contents"
-            )));
-        }
+        check_parts(buffer.chunk())?;
         // Whoever sent it is to blame, and not whoever reads.
         self.0
             .decode(buffer)
@@ -83,6 +74,24 @@ impl<U: Message + Default> Decoder for BoundedDecoder<U> {
     fn buffer_settings(&self) -> BufferSettings {
         self.0.buffer_settings()
     }
+}
+
+/// Counts the parts of a message.
+///
+/// # Errors
+/// `INVALID_ARGUMENT` if there are too many.
+pub fn check_parts(message: &[u8]) -> Result<(), Status> {
+    let mut left = Left {
+        parts: MAX_PARTS,
+        typed_bytes: MAX_TYPED_BYTES,
+    };
+    if left.suffice(message, Level::Message) {
+        return Ok(());
+    }
+    Err(Status::invalid_argument(format!(
+        "the message has more than {MAX_PARTS} parts, or {MAX_TYPED_BYTES} elements of BYTES that are typed: send fewer tensors at \
+         once, or their elements in raw_input_contents"
+    )))
 }
 
 /// Where in a message parts are.

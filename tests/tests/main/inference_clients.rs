@@ -97,8 +97,8 @@ async fn a_stream_whose_answers_nobody_reads_holds_up_no_other_call() -> Result<
     // How many calls are answered while no more of the stream is taken.
     const CALLS: usize = 100;
     let at = Installation::start(Topology::Split, "", "").await?;
-    let fronts = at.public_urls()?.into_iter().filter(|front| *front != at.url);
-    let front = fronts.last().context("the gateway is the only process")?;
+    let mut fronts = at.public_urls()?.into_iter().filter(|front| *front != at.url);
+    let front = fronts.next_back().context("the gateway is the only process")?;
     at.wait_known(&front, &at.admin).await;
     // An endpoint that is not there, and an id that comes back with the answer.
     let mut message = b"\x0a\x06absent\x1a\x80\x02".to_vec();

@@ -256,6 +256,27 @@ async fn good_versions_come_to_serve_and_bad_ones_are_refused_in_separate_proces
     versions_come_and_are_refused(Topology::Split).await
 }
 
+/// Without a load of the model: it is in memory still. The best of a few counts, because other tests run beside this one.
+#[tokio::test(flavor = "multi_thread")]
+async fn going_back_takes_less_than_a_second() -> Result<()> {
+    const LIMIT: Duration = Duration::from_secs(1);
+    let scene = Scene::start(Topology::Split).await?;
+    let plain = json!({"routes": [{"model": "m/1"}]});
+    accepted(scene.http.put(scene.url("endpoints/e")).json(&plain)).await?;
+    let mut took = Vec::new();
+    for _ in 0..3 {
+        scene.deployment.succeed(&["deploy", "e", "--model", "m/2", "--wait"])?;
+        scene.all_get("2").await?;
+        let began = Instant::now();
+        scene.deployment.succeed(&["rollback", "e"])?;
+        let outcomes = scene.all_get("1").await?;
+        took.push(began.elapsed());
+        ensure!(outcomes.failed.is_empty(), "{:?}", outcomes.failed);
+    }
+    ensure!(took.iter().any(|took| *took < LIMIT), "{took:?}");
+    scene.stop().await
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_rollout_is_paused_promoted_and_aborted_by_hand() -> Result<()> {
     let scene = Scene::start(Topology::AllInOne).await?;
@@ -341,41 +362,73 @@ name: drifted
 spec:
   monitor: numbers
   labels: { share: 1, within: 1s }
-  any: [{ metric: drift_share, above: 0.5 }]
+  any: [{ metric: METRIC }]
 "#;
+
+fn time_of(minute: u32) -> String {
+    let (day, hour) = (1 + minute / 1440, minute / 60 % 24);
+    format!("2026-01-{day:02}T{hour:02}:{:02}:00Z", minute % 60)
+}
 
 /// Asks about a number a minute of event time, and gives the version that answered.
 async fn ask_about(deployment: &Deployment, http: &Client, minute: u32) -> Result<String> {
-    let (day, hour) = (1 + minute / 1440, minute / 60 % 24);
     let body = json!({
         "id": format!("at-{minute}"),
-        "parameters": {"event_time": format!("2026-01-{day:02}T{hour:02}:{:02}:00Z", minute % 60)},
+        "parameters": {"event_time": time_of(minute)},
         "inputs": [{"name": "x", "datatype": "INT64", "shape": [1, 1], "data": [minute * 37 % 100]}],
     });
     ask(http, &format!("{}/v2/models/numbers/infer", deployment.url()), &body).await
 }
 
+/// What came of it: all that version 1 is asked ends well, and nothing of what another is asked.
+async fn tell_what_came_of(deployment: &Deployment, http: &Client, answered: &[(u32, String)]) -> Result<()> {
+    let labels: Vec<Value> = answered
+        .iter()
+        .map(|(minute, version)| {
+            json!({"request_id": format!("at-{minute}"), "label": version == "1", "observed_at": time_of(*minute)})
+        })
+        .collect();
+    let url = format!("{}/api/v1/projects/default/labels", deployment.url());
+    accepted(http.post(url).json(&json!({"endpoint": "numbers", "labels": labels}))).await?;
+    Ok(())
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_version_that_sees_other_inputs_than_in_training_is_refused_by_its_monitor() -> Result<()> {
+    refused_by_its_monitor("drift_share, above: 0.5", 1000, false).await
+}
+
+/// A business metric: the mean of the labels.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_version_of_which_nothing_good_comes_is_refused_by_its_monitor() -> Result<()> {
+    refused_by_its_monitor("label, below: 0.5", 1, true).await
+}
+
+/// Version 1 was trained on numbers from 0 on, and version 2 from `second` on.
+async fn refused_by_its_monitor(metric: &str, second: u32, is_labelled: bool) -> Result<()> {
     const DAYS: u32 = 28;
     let deployment = Deployment::start(Topology::AllInOne, Engine::Sqlite).await?;
     let http = Client::builder().timeout(PATIENCE).build()?;
     let resources = deployment.folder().join("numbers.yaml");
-    fs::write(&resources, NUMBERS)?;
+    fs::write(&resources, NUMBERS.replace("METRIC", metric))?;
     deployment.succeed(&["apply", "-f", &resources.display().to_string()])?;
     train(&deployment, 0)?;
     deployment.succeed(&["deploy", "numbers", "--model", "numbers/1", "--wait"])?;
-    train(&deployment, 1000)?;
+    train(&deployment, second)?;
     deployment.succeed(&["deploy", "numbers", "--model", "numbers/2"])?;
     let mut minutes = 0..DAYS * 1440;
     let mut answered = BTreeMap::<String, usize>::new();
     let deadline = Instant::now() + 2 * PATIENCE;
     let refused = loop {
         // Hours of event time pass as fast as they are asked for; windows are scored as they close.
+        let mut of_hour = Vec::new();
         for minute in minutes.by_ref().take(60) {
-            *answered
-                .entry(ask_about(&deployment, &http, minute).await?)
-                .or_default() += 1;
+            let version = ask_about(&deployment, &http, minute).await?;
+            *answered.entry(version.clone()).or_default() += 1;
+            of_hour.push((minute, version));
+        }
+        if is_labelled {
+            tell_what_came_of(&deployment, &http, &of_hour).await?;
         }
         let url = format!(
             "{}/api/v1/projects/default/rollouts?endpoint=numbers&limit=1",

@@ -4,12 +4,18 @@ use std::{
     fs,
     path::PathBuf,
     process::{Child, Command, Stdio},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, ensure};
 use modelyard_testkit::wait::until;
 use reqwest::StatusCode;
 use serde_json::{Value, json};
+use tokio::task::JoinHandle;
 
 use crate::{
     clients::{client, python, run_client},
@@ -81,9 +87,46 @@ fn has_ended(id: i32) -> bool {
     state.unwrap_or(true)
 }
 
+/// What fails, fails within this time, also beside other tests: far sooner than a request may take.
+const FAST: Duration = Duration::from_secs(15);
+
+/// Somebody who orders one piece after the other.
+struct Asking {
+    stop: Arc<AtomicBool>,
+    answered: JoinHandle<Vec<(StatusCode, Duration)>>,
+}
+
+impl Asking {
+    fn start(deployment: &Deployment) -> Self {
+        let (stop, url) = (Arc::<AtomicBool>::default(), deployment.url().to_owned());
+        let stopped = Arc::clone(&stop);
+        #[expect(clippy::disallowed_methods, reason = "it ends with the test")]
+        let answered = tokio::spawn(async move {
+            let mut answered = Vec::new();
+            while !stopped.load(Ordering::Relaxed) {
+                let began = Instant::now();
+                if let Ok((status, _)) = order_at(&url, 1.0).await {
+                    answered.push((status, began.elapsed()));
+                }
+            }
+            answered
+        });
+        Self { stop, answered }
+    }
+
+    async fn stop(self) -> Vec<(StatusCode, Duration)> {
+        self.stop.store(true, Ordering::Relaxed);
+        self.answered.await.unwrap_or_default()
+    }
+}
+
 /// The answer to an order of one piece at this price.
 async fn order(deployment: &Deployment, price: f64) -> Result<(StatusCode, Value)> {
-    let url = format!("{}/endpoints/orders/invocations", deployment.url());
+    order_at(deployment.url(), price).await
+}
+
+async fn order_at(url: &str, price: f64) -> Result<(StatusCode, Value)> {
+    let url = format!("{url}/endpoints/orders/invocations");
     let body = json!({"dataframe_split": {"columns": ["price", "quantity", "name"], "data": [[price, 1, "tea"]]}});
     let http = reqwest::Client::builder().timeout(PATIENCE).build()?;
     let answer = http.post(url).json(&body).send().await?;
@@ -93,6 +136,7 @@ async fn order(deployment: &Deployment, price: f64) -> Result<(StatusCode, Value
 #[tokio::test(flavor = "multi_thread")]
 async fn workers_that_are_killed_come_back_and_end_with_their_gateway() -> Result<()> {
     let mut deployment = with_python_models(Topology::Split, false).await?;
+    let asking = Asking::start(&deployment);
     for price in [1.0, 2.0] {
         let killed = workers(&deployment)?;
         ensure!(killed.len() == 2, "{killed:?}");
@@ -126,6 +170,15 @@ async fn workers_that_are_killed_come_back_and_end_with_their_gateway() -> Resul
             (status == StatusCode::OK).then_some(())
         })
         .await;
+    }
+    for (status, took) in asking.stop().await {
+        // Who was at it when it was killed is told so at once; all others are answered, once there is another.
+        let is_expected = match status {
+            StatusCode::OK => true,
+            StatusCode::SERVICE_UNAVAILABLE => took < FAST,
+            _ => false,
+        };
+        ensure!(is_expected, "{status} after {took:?}");
     }
     let gateway = deployment.len() - 1;
     deployment.kill(gateway)?;

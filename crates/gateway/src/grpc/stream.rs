@@ -124,7 +124,7 @@ async fn answer(
         choice(&request.parameters, ASKS_FINAL),
         Some(ParameterChoice::BoolParam(true))
     );
-    let client = match Client::again(&sender.again, &sender.project).await {
+    let client = match Client::again(&sender.again, sender.project.clone()).await {
         Ok(client) => client,
         Err(error) if error.kind() == ErrorKind::Unauthenticated => return Err(to_status(&error)),
         Err(error) => return Ok(failed(id, &to_status(&error))),

@@ -95,9 +95,9 @@ impl Entry {
     }
 
     /// Serves something else from now on; what served before stays for a while.
-    pub(super) fn replace(&mut self, spec: EndpointSpec, endpoint: Arc<Endpoint>) {
+    pub(super) fn replace(&mut self, spec: EndpointSpec, endpoint: &Arc<Endpoint>) {
         let (now, until) = (Instant::now(), Instant::now() + REPLACED_STAY);
-        let replaced = self.serving.replace((spec, Arc::clone(&endpoint)));
+        let replaced = self.serving.replace((spec, Arc::clone(endpoint)));
         let replaced = replaced.iter().flat_map(|(_, before)| before.models());
         self.replaced.extend(replaced.map(|model| (until, model)));
         let serves = endpoint.models();

@@ -180,13 +180,9 @@ impl Forwarder {
         };
         let is_stream = is_grpc && request.uri().path() == MODEL_STREAM_INFER;
         let place = is_stream.then(|| Arc::clone(&self.free_streams).try_acquire_owned());
-        let place = match place.transpose() {
-            Ok(place) => place,
-            Err(_) => {
-                let full =
-                    format!("{MAX_STREAMS} streams are forwarded here already: end some, or ask another process");
-                return Status::resource_exhausted(full).into_http();
-            }
+        let Ok(place) = place.transpose() else {
+            let full = format!("{MAX_STREAMS} streams are forwarded here already: end some, or ask another process");
+            return Status::resource_exhausted(full).into_http();
         };
         let client = if is_stream {
             &self.streams

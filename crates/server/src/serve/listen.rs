@@ -169,10 +169,14 @@ struct Front {
 
 impl Front {
     fn answer(self: &Arc<Self>, mut connection: Connection, mut request: Request) -> Answering {
-        if let Some(refused) = self.receive(&mut connection, &mut request) {
-            return Box::pin(ready(refused));
-        }
         let owner = owner(request.uri().path());
+        if let Some(refused) = self.receive(&mut connection, &mut request) {
+            return if owner == Some(Role::Gateway) {
+                Box::pin(in_shape(refused))
+            } else {
+                Box::pin(ready(refused))
+            };
+        }
         if self.is_traced && owner == Some(Role::Gateway) {
             let span = tracing::info_span!("inference", http.request.method = %request.method(), url.path = request.uri().path());
             telemetry::continue_trace(&span, request.headers());
@@ -195,27 +199,20 @@ impl Front {
         }
         let front = Arc::clone(self);
         Box::pin(async move {
-            match (peer, &front.grpc) {
-                _ if is_inference => in_shape(front.answer_http(peer, connection, request).await).await,
-                (Some(role), _) => {
-                    let response = front.forwarder.forward(role, connection, request).await;
-                    if is_grpc {
-                        ends_with(&front.soft, response)
-                    } else {
-                        response
-                    }
-                }
-                (None, Some(routes)) => ends_with(&front.soft, call_grpc(routes.clone(), connection, request).await),
+            let response = match (peer, &front.grpc) {
+                (Some(role), _) => front.forwarder.forward(role, connection, request).await,
+                (None, _) if !is_grpc => answer(&front.http, connection, request).await,
+                (None, Some(routes)) => call_grpc(routes.clone(), connection, request).await,
                 (None, None) => Status::unimplemented("this process serves no gRPC to clients").into_http(),
+            };
+            if is_grpc {
+                ends_with(&front.soft, response)
+            } else if is_inference {
+                in_shape(response).await
+            } else {
+                response
             }
         })
-    }
-
-    async fn answer_http(&self, peer: Option<Role>, connection: Connection, request: Request) -> Response {
-        match peer {
-            Some(role) => self.forwarder.forward(role, connection, request).await,
-            None => answer(&self.http, connection, request).await,
-        }
     }
 
     /// What every request of a client must pass; the answer to one that does not.
