@@ -9,7 +9,8 @@
 //! Invariants:
 //! - A change of an endpoint takes effect at once and whole, after its versions are loaded and warm; one that cannot be
 //!   loaded is reported, and what served before goes on serving.
-//! - A prediction is in the spool before its answer leaves; serving neither waits for the log nor fails because of it.
+//! - A prediction is in the spool before its answer leaves: in a file as the system has it in memory, which a kill of the process
+//!   leaves behind. Serving waits for no disk, and does not fail because of the log.
 //! - Shadow routes see what live routes saw, never delay them, and are owed by the log: what a crash interrupts is
 //!   computed after it.
 //!

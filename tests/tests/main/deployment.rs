@@ -170,12 +170,18 @@ impl Deployment {
 
     /// Ends all processes as an operator would, the last one first, and fails when one does.
     pub async fn stop(mut self) -> Result<()> {
-        for process in self.processes.iter_mut().rev() {
-            if let Some(server) = process.server.take() {
-                server.stop().await?;
-            }
+        for index in (0..self.len()).rev() {
+            self.stop_one(index).await?;
         }
         Ok(())
+    }
+
+    /// Ends one of them, if it runs.
+    pub async fn stop_one(&mut self, index: usize) -> Result<()> {
+        match self.processes.get_mut(index).and_then(|process| process.server.take()) {
+            Some(server) => server.stop().await,
+            None => Ok(()),
+        }
     }
 
     /// Runs a command of `modelyard` against these servers.

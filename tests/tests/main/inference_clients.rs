@@ -9,6 +9,7 @@ use std::{
         Arc,
         atomic::{AtomicUsize, Ordering},
     },
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, bail, ensure};
@@ -129,6 +130,41 @@ async fn a_stream_whose_answers_nobody_reads_holds_up_no_other_call() -> Result<
     ensure!(before > 32, "{before} messages were sent");
     drop(unread);
     at.deployment.stop().await
+}
+
+/// Neither waits for those who opened streams and watches to end them.
+#[tokio::test(flavor = "multi_thread")]
+async fn servers_with_open_streams_stop_at_once() -> Result<()> {
+    // Half of what a process gives its tasks before it ends without them.
+    const LIMIT: Duration = Duration::from_secs(10);
+    for topology in [Topology::AllInOne, Topology::Split] {
+        let mut at = Installation::start(topology, "", "").await?;
+        let mut open = Vec::new();
+        for front in at.public_urls()? {
+            at.wait_known(&front, &at.admin).await;
+            let messages = tokio_stream::pending::<Result<Vec<u8>, Infallible>>();
+            let stream = open_call(&at.http2, &front, "inference.GRPCInferenceService/ModelStreamInfer")
+                .bearer_auth(&at.admin)
+                .body(reqwest::Body::wrap_stream(messages));
+            open.push(stream.send().await?);
+        }
+        let watch = call(&at.http2, &at.url, "grpc.health.v1.Health/Watch", &[]);
+        open.push(watch.send().await?);
+        for answer in &open {
+            ensure!(
+                answer.status().is_success() && grpc_refusal(answer).is_none(),
+                "{answer:?}"
+            );
+        }
+        // The gateway last, so that what others forward to it does not end with it.
+        for index in 0..at.deployment.len() {
+            let began = Instant::now();
+            at.deployment.stop_one(index).await?;
+            ensure!(began.elapsed() < LIMIT, "{index}: {:?}", began.elapsed());
+        }
+        drop(open);
+    }
+    Ok(())
 }
 
 /// Clients of the inference protocols read nothing but `error`, and look for a message in the status of a call.
