@@ -1,32 +1,61 @@
-//! Answers over gRPC that end with the server even if nobody ends them: streams and watches have no end of their own.
+//! Calls over gRPC that end with the server even if nobody ends them: streams and watches have no end of their own.
 
 use std::{
     pin::Pin,
     task::{Context, Poll, ready},
 };
 
-use axum::{body::Body, response::Response};
+use axum::{body::Body, extract::Request, response::Response};
 use http::HeaderMap;
 use http_body::{Body as HttpBody, Frame, SizeHint};
+use modelyard_gateway::MODEL_STREAM_INFER;
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tonic::Status;
 
+/// Calls that go on until somebody ends them. All others are answered whole.
+const ENDLESS: [&str; 4] = [
+    MODEL_STREAM_INFER,
+    "/grpc.health.v1.Health/Watch",
+    "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
+    "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
+];
+
+/// Whether a call has no end of its own.
+pub fn is_endless(path: &str) -> bool {
+    ENDLESS.contains(&path)
+}
+
 /// The answer to a call, which ends with `UNAVAILABLE` once the server stops, if it has not ended before.
-pub fn ends_with(soft: &CancellationToken, response: Response) -> Response {
-    let stopped = Box::pin(soft.clone().cancelled_owned());
-    response.map(|body| {
-        Body::new(Ending {
-            body,
-            stopped,
-            is_over: false,
-        })
-    })
+pub fn answer_until(soft: &CancellationToken, response: Response) -> Response {
+    let stopping = Status::unavailable("the server is stopping: call again, another one if there are several");
+    response.map(|body| Ending::body(body, soft, Some(stopping)))
+}
+
+/// A call that says no more once the server stops: else whoever reads it would hold its connection.
+pub fn request_until(soft: &CancellationToken, request: Request) -> Request {
+    request.map(|body| Ending::body(body, soft, None))
 }
 
 struct Ending {
     body: Body,
     stopped: Pin<Box<WaitForCancellationFutureOwned>>,
+    /// What is said at the end.
+    last: Option<Status>,
     is_over: bool,
+}
+
+impl Ending {
+    fn body(body: Body, soft: &CancellationToken, last: Option<Status>) -> Body {
+        if body.is_end_stream() {
+            return body;
+        }
+        Body::new(Self {
+            body,
+            stopped: Box::pin(soft.clone().cancelled_owned()),
+            last,
+            is_over: false,
+        })
+    }
 }
 
 impl HttpBody for Ending {
@@ -46,10 +75,11 @@ impl HttpBody for Ending {
         }
         ready!(self.stopped.as_mut().poll(context));
         self.is_over = true;
-        let stopping = Status::unavailable("the server is stopping: call again, another one if there are several");
-        let mut trailers = HeaderMap::new();
-        let is_said = stopping.add_header(&mut trailers).is_ok();
-        Poll::Ready(is_said.then(|| Ok(Frame::trailers(trailers))))
+        let trailers = self.last.take().and_then(|last| {
+            let mut trailers = HeaderMap::new();
+            last.add_header(&mut trailers).ok().map(|()| trailers)
+        });
+        Poll::Ready(trailers.map(|trailers| Ok(Frame::trailers(trailers))))
     }
 
     fn is_end_stream(&self) -> bool {
@@ -75,15 +105,17 @@ mod tests {
         let soft = CancellationToken::new();
         let first = stream::iter([Ok::<_, Infallible>("first")]);
         let endless = Response::new(Body::from_stream(first.chain(stream::pending())));
-        let mut body = ends_with(&soft, endless).into_body();
+        let mut body = answer_until(&soft, endless).into_body();
         assert_eq!(body.frame().await.unwrap().unwrap().into_data().unwrap(), "first");
         assert!(body.frame().now_or_never().is_none(), "nothing more comes");
         soft.cancel();
         let trailers = body.frame().await.unwrap().unwrap().into_trailers().unwrap();
         assert_eq!(trailers["grpc-status"], "14");
         assert!(body.frame().await.is_none());
+        let endless = Request::new(Body::from_stream(stream::pending::<Result<&str, Infallible>>()));
+        assert!(request_until(&soft, endless).into_body().frame().await.is_none());
         // What is there already is answered whole.
-        let body = ends_with(&soft, Response::new(Body::from("whole"))).into_body();
+        let body = answer_until(&soft, Response::new(Body::from("whole"))).into_body();
         assert_eq!(body.collect().await.unwrap().to_bytes(), "whole");
     }
 }

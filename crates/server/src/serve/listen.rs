@@ -37,7 +37,7 @@ use super::{
     api_docs,
     config::{Config, Role},
     data_dir::Addresses,
-    ending::ends_with,
+    ending::{answer_until, is_endless, request_until},
     forward::{Forwarder, is_grpc, owner},
     guard,
     origin::Origins,
@@ -197,6 +197,12 @@ impl Front {
         if peer.is_none() && !is_grpc && !is_inference {
             return answer(&self.http, connection, request);
         }
+        let is_endless = is_grpc && is_endless(request.uri().path());
+        let request = if is_endless {
+            request_until(&self.soft, request)
+        } else {
+            request
+        };
         let front = Arc::clone(self);
         Box::pin(async move {
             let response = match (peer, &front.grpc) {
@@ -205,8 +211,8 @@ impl Front {
                 (None, Some(routes)) => call_grpc(routes.clone(), connection, request).await,
                 (None, None) => Status::unimplemented("this process serves no gRPC to clients").into_http(),
             };
-            if is_grpc {
-                ends_with(&front.soft, response)
+            if is_endless {
+                answer_until(&front.soft, response)
             } else if is_inference {
                 in_shape(response).await
             } else {
