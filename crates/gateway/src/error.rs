@@ -3,7 +3,7 @@
 use std::{io, path::PathBuf, time::Duration};
 
 use http::StatusCode;
-use modelyard_common::error::{ErrorKind, Fault};
+use modelyard_common::error::{Chain, ErrorKind, Fault};
 
 /// The result of this crate's functions.
 pub(crate) type Result<T, E = Error> = std::result::Result<T, E>;
@@ -140,10 +140,10 @@ pub enum Error {
     #[error("the contract of the inference service cannot be described")]
     Reflection(#[from] tonic_reflection::server::Error),
     /// A model that is not in memory cannot be loaded: never the fault of who asks for a prediction.
-    #[error("the model cannot be loaded: {}", modelyard_common::error::Chain(&**source))]
+    #[error("the model cannot be loaded: {}", reason_for_clients(.error))]
     Load {
         /// Why; the same for all who wait.
-        source: std::sync::Arc<Self>,
+        error: std::sync::Arc<Self>,
     },
     /// What went wrong for all who waited for the same.
     #[error(transparent)]
@@ -174,6 +174,15 @@ impl Error {
     pub(crate) fn io(path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
         let path = path.into();
         move |source| Self::Io { path, source }
+    }
+}
+
+/// Why, as far as it is of use to clients; what is wrong with this machine is for the log.
+fn reason_for_clients(error: &Error) -> String {
+    if error.kind() == ErrorKind::Internal {
+        "the server's log has the details".to_owned()
+    } else {
+        Chain(error).to_string()
     }
 }
 

@@ -105,6 +105,9 @@ impl HttpBody for Counted {
 
 #[cfg(test)]
 mod tests {
+    use http_body_util::BodyExt as _;
+    use tonic::{Code, Status};
+
     use super::*;
 
     #[test]
@@ -119,5 +122,18 @@ mod tests {
         one.add(40).unwrap();
         drop(one);
         assert_eq!(memory.taken.load(Ordering::Relaxed), 0);
+    }
+
+    #[tokio::test]
+    async fn a_body_that_finds_no_room_breaks_off_with_the_reason_for_a_call() {
+        let memory = RequestMemory::new(10);
+        let mut counted = Counted {
+            body: Body::from("more than there is room for"),
+            share: Arc::new(memory.share()),
+        };
+        let broken = counted.frame().await.unwrap().unwrap_err();
+        let status = Status::from_error(Box::new(broken));
+        assert_eq!(status.code(), Code::ResourceExhausted, "{status:?}");
+        assert!(status.message().contains("10 bytes"), "{status:?}");
     }
 }

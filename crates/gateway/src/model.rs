@@ -13,6 +13,7 @@ use futures::{
     FutureExt as _,
     future::{BoxFuture, Shared},
 };
+use modelyard_common::error::Chain;
 use modelyard_inference::{
     BatcherOptions, Batching, Counters, Error as InferenceError, InputShapes, Predictor, Signature, Statistics, Tensor,
 };
@@ -253,7 +254,7 @@ impl Model {
             limit: format!("{most} requests wait for the model to be loaded"),
         })?;
         let loading = self.loading()?;
-        loading.await.map_err(|source| Error::Load { source })
+        loading.await.map_err(|error| Error::Load { error })
     }
 
     fn loading(self: &Arc<Self>) -> Result<Loading> {
@@ -267,8 +268,8 @@ impl Model {
         if let Some((at, error)) = &load.failed
             && at.elapsed() < FAILURE_LIFETIME
         {
-            let source = Arc::clone(error);
-            return Err(Error::Load { source });
+            let error = Arc::clone(error);
+            return Err(Error::Load { error });
         }
         // A task of its own: whoever asked first may not wait for the end, and others do.
         #[expect(
@@ -302,6 +303,7 @@ impl Model {
                 Ok(predictor)
             }
             Err(error) => {
+                tracing::warn!(endpoint = %self.key.endpoint, error = %Chain(&error), "a model cannot be loaded");
                 let error = Arc::new(error);
                 load.failed = Some((Instant::now(), Arc::clone(&error)));
                 Err(error)

@@ -9,7 +9,7 @@ use http::{Request, StatusCode};
 use modelyard_common::rpc::local;
 use modelyard_proto::inference::{
     InferParameter, InferTensorContents, ModelConfigRequest, ModelInferRequest, ModelStatisticsRequest,
-    RepositoryIndexRequest, RepositoryModelLoadRequest, RepositoryModelUnloadRequest,
+    ModelStreamInferResponse, RepositoryIndexRequest, RepositoryModelLoadRequest, RepositoryModelUnloadRequest,
     grpc_inference_service_client::GrpcInferenceServiceClient,
     infer_parameter::ParameterChoice,
     model_infer_request::{InferInputTensor, InferRequestedOutputTensor},
@@ -46,7 +46,8 @@ fn rows(values: &[f32]) -> Value {
     json!({"inputs": [{"name": "x", "datatype": "FP32", "shape": [values.len() / 2, 2], "data": values}]})
 }
 
-fn grpc_rows(id: &str, values: &[f32]) -> ModelInferRequest {
+/// Rows of two numbers for the endpoint `e`.
+pub fn grpc_rows(id: &str, values: &[f32]) -> ModelInferRequest {
     ModelInferRequest {
         model_name: "e".to_owned(),
         id: id.to_owned(),
@@ -279,10 +280,20 @@ async fn answers_are_compressed_where_that_is_asked_for_and_pays() {
     );
 }
 
+/// The answers to all requests of a stream.
+async fn streamed(
+    running: &Running,
+    requests: impl IntoIterator<Item = ModelInferRequest>,
+) -> Vec<ModelStreamInferResponse> {
+    let mut client = GrpcInferenceServiceClient::new(local(running.service.grpc.clone()));
+    let requests: Vec<_> = requests.into_iter().collect();
+    let answers = client.model_stream_infer(stream::iter(requests)).await.unwrap();
+    answers.into_inner().map(Result::unwrap).collect().await
+}
+
 #[tokio::test]
 async fn a_stream_answers_each_request_and_goes_on_after_a_wrong_one() {
     let (_world, running) = doubler().await;
-    let mut client = GrpcInferenceServiceClient::new(local(running.service.grpc.clone()));
     let mut wrong = grpc_rows("wrong", &[1.0, 2.0]);
     wrong.inputs[0].name = "z".to_owned();
     let mut last = grpc_rows("last", &[5.0, 6.0]);
@@ -296,12 +307,7 @@ async fn a_stream_answers_each_request_and_goes_on_after_a_wrong_one() {
         .collect();
     requests.insert(50, wrong);
     requests.push(last);
-    let answers = client
-        .model_stream_infer(stream::iter(requests))
-        .await
-        .unwrap()
-        .into_inner();
-    let answers: Vec<_> = answers.map(Result::unwrap).collect().await;
+    let answers = streamed(&running, requests).await;
     assert_eq!(answers.len(), 102);
     let failed: Vec<_> = answers
         .iter()
@@ -326,14 +332,8 @@ async fn a_stream_answers_each_request_and_goes_on_after_a_wrong_one() {
 #[tokio::test]
 async fn an_id_that_is_too_long_is_not_said_back() {
     let (_world, running) = doubler().await;
-    let mut client = GrpcInferenceServiceClient::new(local(running.service.grpc.clone()));
     let requests = [grpc_rows(&"i".repeat(300), &[1.0, 2.0]), grpc_rows("next", &[1.0, 2.0])];
-    let answers = client
-        .model_stream_infer(stream::iter(requests))
-        .await
-        .unwrap()
-        .into_inner();
-    let answers: Vec<_> = answers.map(Result::unwrap).collect().await;
+    let answers = streamed(&running, requests).await;
     assert!(
         answers[0].error_message.contains("the id has 300 bytes"),
         "{:?}",

@@ -10,9 +10,7 @@ use modelyard_common::{
 };
 use modelyard_proto::{
     inference::{
-        InferParameter, InferTensorContents, ModelInferRequest,
-        grpc_inference_service_client::GrpcInferenceServiceClient, infer_parameter::ParameterChoice,
-        model_infer_request::InferInputTensor,
+        InferParameter, grpc_inference_service_client::GrpcInferenceServiceClient, infer_parameter::ParameterChoice,
     },
     registry::v1::{Batching, Limits},
 };
@@ -20,6 +18,7 @@ use serde_json::{Value, json};
 use tonic::{Code, Request};
 
 use crate::{
+    extensions::grpc_rows,
     harness::{Running, World, endpoint, live},
     onnx::{simple, slow},
     peers::Registry,
@@ -45,23 +44,6 @@ fn rows(parameters: &Value) -> Value {
     json!({"parameters": parameters, "inputs": [x]})
 }
 
-fn grpc_rows() -> ModelInferRequest {
-    ModelInferRequest {
-        model_name: "e".to_owned(),
-        inputs: vec![InferInputTensor {
-            name: "x".to_owned(),
-            datatype: "FP32".to_owned(),
-            shape: vec![1, 2],
-            contents: Some(InferTensorContents {
-                fp32_contents: vec![1.0, 2.0],
-                ..InferTensorContents::default()
-            }),
-            ..InferInputTensor::default()
-        }],
-        ..ModelInferRequest::default()
-    }
-}
-
 /// How many of those who can wait, and came first, wait still when the last of the urgent ones is answered.
 async fn overtaken(running: &Running, over_grpc: bool) -> usize {
     const PATIENT: usize = 40;
@@ -70,7 +52,7 @@ async fn overtaken(running: &Running, over_grpc: bool) -> usize {
     let ask = async |priority: u64| {
         if over_grpc {
             let mut client = GrpcInferenceServiceClient::new(local(running.service.grpc.clone()));
-            let mut request = grpc_rows();
+            let mut request = grpc_rows("", &[1.0, 2.0]);
             let choice = InferParameter {
                 parameter_choice: Some(ParameterChoice::Uint64Param(priority)),
             };
@@ -110,7 +92,7 @@ async fn who_finds_no_room_is_told_when_to_come_again() {
     let (_world, running) = busy(limits).await;
     let ask = async || {
         let mut client = GrpcInferenceServiceClient::new(local(running.service.grpc.clone()));
-        client.model_infer(grpc_rows()).await
+        client.model_infer(grpc_rows("", &[1.0, 2.0])).await
     };
     let answers = futures::future::join_all((0..16).map(|_| ask())).await;
     let refused: Vec<_> = answers.into_iter().filter_map(Result::err).collect();
@@ -136,7 +118,7 @@ async fn who_finds_no_room_is_told_when_to_come_again() {
 async fn the_time_that_a_call_allows_is_kept() {
     let (_world, running) = busy(Limits::default()).await;
     let mut client = GrpcInferenceServiceClient::new(local(running.service.grpc.clone()));
-    let mut request = Request::new(grpc_rows());
+    let mut request = Request::new(grpc_rows("", &[1.0, 2.0]));
     request.metadata_mut().insert("grpc-timeout", "1u".parse().unwrap());
     let status = client.model_infer(request).await.unwrap_err();
     assert_eq!(status.code(), Code::DeadlineExceeded, "{status:?}");

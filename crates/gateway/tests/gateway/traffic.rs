@@ -7,9 +7,7 @@ use http::{Request, StatusCode};
 use modelyard_common::rpc::local;
 use modelyard_proto::{
     inference::{
-        InferParameter, InferTensorContents, ModelInferRequest,
-        grpc_inference_service_client::GrpcInferenceServiceClient, infer_parameter::ParameterChoice,
-        model_infer_request::InferInputTensor,
+        InferParameter, grpc_inference_service_client::GrpcInferenceServiceClient, infer_parameter::ParameterChoice,
     },
     registry::v1::{Attribute, Cache, Condition, Endpoint, Route, attribute::Source},
 };
@@ -17,6 +15,7 @@ use modelyard_testkit::wait::until;
 use serde_json::{Value, json};
 
 use crate::{
+    extensions::grpc_rows,
     harness::{PATIENCE, Running, World, endpoint, live},
     onnx::{simple, slow},
     peers::Registry,
@@ -96,20 +95,7 @@ async fn conditions_decide_before_weights() {
     }
     // The same over gRPC.
     let mut client = GrpcInferenceServiceClient::new(local(running.service.grpc.clone()));
-    let mut request = ModelInferRequest {
-        model_name: "e".to_owned(),
-        inputs: vec![InferInputTensor {
-            name: "x".to_owned(),
-            datatype: "FP32".to_owned(),
-            shape: vec![1, 2],
-            contents: Some(InferTensorContents {
-                fp32_contents: vec![1.0, 2.0],
-                ..Default::default()
-            }),
-            ..InferInputTensor::default()
-        }],
-        ..ModelInferRequest::default()
-    };
+    let mut request = grpc_rows("", &[1.0, 2.0]);
     let tenant = InferParameter {
         parameter_choice: Some(ParameterChoice::Int64Param(7)),
     };
