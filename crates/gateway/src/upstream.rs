@@ -16,6 +16,7 @@ use modelyard_common::tls::{ClientTls, Connector, Protocol};
 use modelyard_inference::{
     Backend, Error as InferenceError, Model as InferenceModel, Run, Signature, Source, Tensor, TensorSpec, run_merged,
 };
+use modelyard_proto::codec::Unreadable;
 use modelyard_proto::inference::{
     ModelInferRequest, ModelInferResponse, ModelMetadataRequest, ModelReadyRequest,
     grpc_inference_service_client::GrpcInferenceServiceClient, model_infer_request::InferInputTensor,
@@ -162,6 +163,10 @@ impl Server {
 
     /// What a status means to whoever asked us.
     fn failure(&self, status: &Status, deadline: Instant) -> InferenceError {
+        let cause = StdError::source(status);
+        if cause.is_some_and(|cause| cause.is::<Unreadable>()) {
+            return invalid_output(status.message());
+        }
         let detail = format!(
             "{} answered {:?}: {}",
             self.upstream.model(),
@@ -169,7 +174,7 @@ impl Server {
             status.message()
         );
         // What comes of the connection and not of the server has a cause.
-        let is_lost = StdError::source(status).is_some() && Instant::now() < deadline;
+        let is_lost = cause.is_some() && Instant::now() < deadline;
         match status.code() {
             _ if is_lost => InferenceError::BackendAway { detail },
             Code::Unavailable
@@ -276,10 +281,14 @@ pub(crate) fn read_answer(signature: &Signature, answer: ModelInferResponse) -> 
             contents: output.contents,
         });
     let outputs = read_tensors(tensors.collect(), answer.raw_output_contents);
-    signature.arrange_outputs(outputs.map_err(|error| InferenceError::InvalidOutput {
+    signature.arrange_outputs(outputs.map_err(|error| invalid_output(error))?)
+}
+
+fn invalid_output(detail: impl ToString) -> InferenceError {
+    InferenceError::InvalidOutput {
         output: "of the other server".to_owned(),
-        detail: error.to_string(),
-    })?)
+        detail: detail.to_string(),
+    }
 }
 
 /// Ways to a server: all share its connection, which carries many calls at once.

@@ -1,6 +1,6 @@
 //! Messages of strangers, counted before room is made for them.
 
-use std::marker::PhantomData;
+use std::{fmt, marker::PhantomData, sync::Arc};
 
 use prost::{
     DecodeError, Message,
@@ -25,7 +25,20 @@ const MAX_TYPED_BYTES: usize = 4 << 20;
 const TENSORS: u32 = 5;
 const CONTENTS: u32 = 5;
 
-/// [`ProstCodec`], which refuses with `INVALID_ARGUMENT` what cannot be read, and messages of too many parts.
+/// What causes a status that says why a message was not taken here; one that came with a message has no such cause.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Unreadable;
+
+impl fmt::Display for Unreadable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the message cannot be taken")
+    }
+}
+
+impl std::error::Error for Unreadable {}
+
+/// [`ProstCodec`], which refuses with `INVALID_ARGUMENT` what cannot be read, and messages of too many parts. The cause of
+/// such a status is [`Unreadable`].
 #[derive(Debug, Clone)]
 pub struct BoundedCodec<T, U>(PhantomData<(T, U)>);
 
@@ -64,11 +77,15 @@ impl<U: Message + Default> Decoder for BoundedDecoder<U> {
 
     fn decode(&mut self, buffer: &mut DecodeBuf<'_>) -> Result<Option<U>, Status> {
         // A message lies in one piece.
-        check_parts(buffer.chunk())?;
-        // Whoever sent it is to blame, and not whoever reads.
-        self.0
-            .decode(buffer)
-            .map_err(|status| Status::invalid_argument(status.message()))
+        let decoded = check_parts(buffer.chunk()).and_then(|()| {
+            let decoded = self.0.decode(buffer);
+            // Whoever sent it is to blame, and not whoever reads.
+            decoded.map_err(|status| Status::invalid_argument(status.message()))
+        });
+        decoded.map_err(|mut status| {
+            status.set_source(Arc::new(Unreadable));
+            status
+        })
     }
 
     fn buffer_settings(&self) -> BufferSettings {

@@ -20,6 +20,9 @@ use tonic::{Request, Response, Status, Streaming, transport::Server};
 /// Its model takes and gives `picture`: one element of `BYTES` a row.
 pub struct Echo;
 
+/// What it answers with more outputs than a message may have.
+pub const FLOOD: &[u8] = b"flood";
+
 impl Echo {
     /// Where it listens, until the test ends.
     pub async fn start() -> SocketAddr {
@@ -79,6 +82,12 @@ impl GrpcInferenceService for Echo {
 
     async fn model_infer(&self, request: Request<ModelInferRequest>) -> Result<Response<ModelInferResponse>, Status> {
         let request = request.into_inner();
+        if request.raw_input_contents.iter().any(|raw| raw.ends_with(FLOOD)) {
+            return Ok(Response::new(ModelInferResponse {
+                outputs: vec![InferOutputTensor::default(); 30_000],
+                ..ModelInferResponse::default()
+            }));
+        }
         let outputs = request.inputs.into_iter().map(|input| InferOutputTensor {
             name: input.name,
             datatype: input.datatype,
