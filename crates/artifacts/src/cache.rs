@@ -127,7 +127,8 @@ fn digest_of_file(path: &FilePath) -> io::Result<Option<Digest>> {
         Err(error) => return Err(error),
     };
     let mut hash = DigestBuilder::default();
-    let mut block = vec![0; BLOCK_BYTES];
+    let file_bytes = usize::try_from(file.metadata()?.len()).unwrap_or(BLOCK_BYTES);
+    let mut block = vec![0; file_bytes.clamp(1, BLOCK_BYTES)];
     loop {
         match file.read(&mut block)? {
             0 => return Ok(Some(hash.finish())),

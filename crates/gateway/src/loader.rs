@@ -6,14 +6,13 @@ use std::{
     io::{self, Read as _},
     path::{Path, PathBuf},
     sync::{Arc, Weak},
-    thread::{self, ScopedJoinHandle},
     time::{Duration, SystemTime},
 };
 
 use modelyard_artifacts::{Artifacts, Digest};
 use modelyard_inference::{
-    Accelerator, BatcherOptions, Batching, Counters, Model as InferenceModel, ModelOptions, Predictor, Runtime,
-    Signature, session_bytes,
+    Accelerator, BatcherOptions, Batching, Counters, Error as InferenceError, GentleThreads, InputShapes,
+    Model as InferenceModel, ModelOptions, Predictor, Runtime, Signature, session_bytes,
 };
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
@@ -42,9 +41,6 @@ const FOLDER_EXTENSION: &str = "folder";
 
 /// The longest description of how an artifact is run, in bytes.
 const MAX_DESCRIPTION_BYTES: u64 = 8 << 20;
-
-/// How gentle threads are that load models, as `nice` counts it: a tenth of the weight of others.
-const LOADING_NICENESS: i32 = 10;
 
 /// How many models of other servers are asked for at once.
 const MAX_UPSTREAMS_AT_ONCE: usize = 32;
@@ -97,7 +93,11 @@ pub(crate) struct Loader {
     /// Whose signature models must have.
     signatures: Signatures,
     models: Mutex<HashMap<ModelKey, Arc<Slot>>>,
+    /// Those that are in memory, and some that were: few of all, and looked at with each load.
+    loaded: Mutex<Vec<Weak<Model>>>,
     permits: Permits,
+    /// What opens small ONNX models.
+    threads: GentleThreads,
 }
 
 /// How many models are loaded at once, by what runs them: those that are away or install what they need take long, and must not keep
@@ -134,11 +134,13 @@ type Slot = AsyncMutex<Weak<Model>>;
 
 impl Loader {
     /// # Errors
-    /// `Config` if a key that is trusted cannot be read.
+    /// `Config` if a key that is trusted cannot be read, `Inference` if the system refuses a thread.
     pub(crate) fn new(artifacts: Artifacts, runtime: Runtime, folder: &Path, config: &Config) -> Result<Self> {
+        let threads = GentleThreads::start(runtime.processors());
         Ok(Self {
             artifacts,
             permits: Permits::new(runtime.processors()),
+            threads: threads.map_err(|source| InferenceError::Thread { source })?,
             runtime,
             folder: folder.join(MODELS_FOLDER),
             batcher: config.batcher(),
@@ -149,6 +151,7 @@ impl Loader {
             workers: Workers::new(&config.python, folder).map(Arc::new),
             signatures: Signatures::open(&config.signatures)?,
             models: Mutex::default(),
+            loaded: Mutex::default(),
         })
     }
 
@@ -197,9 +200,9 @@ impl Loader {
                 batching: predictor.batching(),
             };
             write_facts(&path, &facts).await;
-            let model = Model::new(key, wanted, facts, Arc::clone(self)).loaded(predictor, counters);
-            self.make_room(Some(&model.key));
-            Arc::new(model)
+            let model = Arc::new(Model::new(key, wanted, facts, Arc::clone(self)).loaded(predictor, counters));
+            self.note_loaded(&model);
+            model
         };
         *place = Arc::downgrade(&model);
         Ok(model)
@@ -221,12 +224,33 @@ impl Loader {
         counters: &Arc<Counters>,
         _permit: SemaphorePermit<'_>,
     ) -> Result<Predictor> {
+        let is_small = description.is_none() && {
+            let options = self.options(path)?;
+            options.intra_threads == 1 && options.accelerator.is_none()
+        };
         let open = self.opening(key, path, description).await?;
-        let (wanted, counters) = (wanted.clone(), Arc::clone(counters));
-        let opened = spawn_blocking(move || start(open()?, wanted, counters)).await;
-        let predictor = opened.map_err(|_| interrupted())??;
+        let shapes = wanted.shapes.seen();
+        let open = move || open_warm(open, shapes);
+        let opened = if is_small {
+            self.threads.run(open).await
+        } else {
+            // What it starts, threads and processes, would stay as gentle as the thread that opened it.
+            spawn_blocking(open).await.ok()
+        };
+        let model = opened.ok_or_else(interrupted)??;
+        let (batcher, counters) = (wanted.batcher.clone(), Arc::clone(counters));
+        // So would the threads that run it.
+        let started = spawn_blocking(move || Predictor::start_counting(model, batcher, counters)).await;
+        let predictor = started.map_err(|_| interrupted())??;
         meters::model_loaded();
         Ok(predictor)
+    }
+
+    /// How the ONNX model in a file is opened.
+    fn options(&self, path: &Path) -> Result<ModelOptions> {
+        let bytes = fs::metadata(path).map_err(Error::io(path))?.len();
+        let size = usize::try_from(bytes).unwrap_or(usize::MAX);
+        Ok(ModelOptions::for_size(size, self.runtime.processors()).on(self.accelerator))
     }
 
     /// How what is in a file is opened, with all that it needs beside the file.
@@ -234,8 +258,8 @@ impl Loader {
         let path = path.to_owned();
         Ok(match description {
             None => {
-                let (runtime, accelerator) = (self.runtime.clone(), self.accelerator);
-                Box::new(move || open_session(&runtime, &path, accelerator))
+                let (runtime, options) = (self.runtime.clone(), self.options(&path)?);
+                Box::new(move || Ok(InferenceModel::from_file(&runtime, &path, options)?))
             }
             Some(Description::Upstream(upstream)) => {
                 let (upstreams, handle) = (Arc::clone(&self.upstreams), Handle::current());
@@ -275,7 +299,7 @@ impl Loader {
     /// Whether one more model fits beside those that are loaded.
     fn has_room_for(&self, path: &Path) -> bool {
         let file_bytes = fs::metadata(path).map_or(0, |file| file.len());
-        let loaded: u64 = self.models().iter().map(|model| model.memory_bytes()).sum();
+        let loaded: u64 = self.loaded().iter().map(|model| model.memory_bytes()).sum();
         loaded.saturating_add(session_bytes(file_bytes)) <= self.memory_bytes
     }
 
@@ -290,28 +314,38 @@ impl Loader {
         Ok((path, description))
     }
 
-    /// The models that there are.
-    fn models(&self) -> Vec<Arc<Model>> {
-        let slots: Vec<Arc<Slot>> = self.models.lock().values().cloned().collect();
-        // A locked slot is being loaded.
-        slots
-            .iter()
-            .filter_map(|slot| slot.try_lock().ok()?.upgrade())
-            .collect()
+    /// The models that are in memory.
+    fn loaded(&self) -> Vec<Arc<Model>> {
+        let mut models = Vec::new();
+        self.loaded.lock().retain(|model| {
+            let loaded = model.upgrade().filter(|model| model.is_loaded());
+            let is_loaded = loaded.is_some();
+            models.extend(loaded);
+            is_loaded
+        });
+        models
+    }
+
+    /// A model was loaded: those that were used least recently go, until the others fit.
+    pub(crate) fn note_loaded(&self, model: &Arc<Model>) {
+        {
+            let mut loaded = self.loaded.lock();
+            // It may have been in memory before.
+            if !loaded.iter().any(|known| known.as_ptr() == Arc::as_ptr(model)) {
+                loaded.push(Arc::downgrade(model));
+            }
+        }
+        self.make_room(self.loaded(), Some(model));
     }
 
     /// Lets go of the models that were used least recently, until the others fit; `spared` is not among them. One model
     /// alone may take more than there is.
-    pub(crate) fn make_room(&self, spared: Option<&ModelKey>) {
-        self.make_room_among(self.models(), spared);
-    }
-
-    fn make_room_among(&self, mut models: Vec<Arc<Model>>, spared: Option<&ModelKey>) {
+    fn make_room(&self, mut models: Vec<Arc<Model>>, spared: Option<&Arc<Model>>) {
         let mut bytes: u64 = models.iter().map(|model| model.memory_bytes()).sum();
         if bytes <= self.memory_bytes {
             return;
         }
-        models.retain(|model| Some(&model.key) != spared && model.is_loaded());
+        models.retain(|model| spared.is_none_or(|spared| !Arc::ptr_eq(model, spared)));
         models.sort_by_cached_key(|model| model.used());
         if spared.is_none() {
             // Without the one that was used last, nothing would be served.
@@ -323,7 +357,8 @@ impl Loader {
             }
             bytes = bytes.saturating_sub(model.memory_bytes());
             if model.unload(Unloaded::Memory) {
-                tracing::info!(endpoint = %model.key.endpoint, digest = %model.key.digest,
+                // Where few of many models fit it happens with every other request; the metrics count it.
+                tracing::debug!(endpoint = %model.key.endpoint, digest = %model.key.digest,
                     "memory is short: a model is let go of until its next request");
             }
         }
@@ -331,7 +366,7 @@ impl Loader {
 
     /// Lets go of models that nobody asked for as long as they may stay, and shows what is loaded.
     pub(crate) fn rest(&self) {
-        let models = self.models();
+        let models = self.loaded();
         for model in &models {
             if model.is_overdue() && model.unload(Unloaded::Idle) {
                 tracing::info!(endpoint = %model.key.endpoint, digest = %model.key.digest,
@@ -339,7 +374,7 @@ impl Loader {
             }
         }
         // Models that got more workers take more than when they were loaded.
-        self.make_room_among(models.clone(), None);
+        self.make_room(models.clone(), None);
         let loaded = models.iter().filter(|model| model.is_loaded()).count();
         meters::models(loaded, models.iter().map(|model| model.memory_bytes()).sum());
     }
@@ -410,47 +445,14 @@ fn read_description(path: &Path) -> Result<Option<Description>> {
         })
 }
 
-fn open_session(runtime: &Runtime, path: &Path, accelerator: Option<Accelerator>) -> Result<InferenceModel> {
-    let bytes = fs::metadata(path).map_err(Error::io(path))?.len();
-    let size = usize::try_from(bytes).unwrap_or(usize::MAX);
-    let options = ModelOptions::for_size(size, runtime.processors()).on(accelerator);
-    let open = || Ok(InferenceModel::from_file(runtime, path, options)?);
-    if options.intra_threads > 1 {
-        // Its threads would stay as gentle as the one that opened it.
-        open()
-    } else {
-        gently(open)
-    }
-}
-
-/// Works on a thread that leaves the processors to whoever serves: loading takes them whole, and can wait.
-fn gently<T: Send>(work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
-    let gentle = move || {
-        // Linux sets it for the thread alone. Where it is refused, loading is as urgent as serving.
-        if let Err(error) = rustix::process::nice(LOADING_NICENESS) {
-            tracing::debug!(%error, "models are loaded at full priority");
-        }
-        work()
-    };
-    let worked = thread::scope(|scope| {
-        let thread = thread::Builder::new()
-            .name("load".to_owned())
-            .spawn_scoped(scope, gentle);
-        thread.map(ScopedJoinHandle::join)
-    });
-    match worked {
-        Ok(Ok(result)) => result,
-        Ok(Err(_)) => Err(interrupted()),
-        Err(source) => Err(modelyard_inference::Error::Thread { source }.into()),
-    }
-}
-
-fn start(mut model: InferenceModel, wanted: Wanted, counters: Arc<Counters>) -> Result<Predictor> {
-    if let Err(error) = model.warm_up(wanted.shapes.seen()) {
+/// Opens a model and warms it with shapes that were seen.
+fn open_warm(open: Opening, shapes: Vec<InputShapes>) -> Result<InferenceModel> {
+    let mut model = open()?;
+    if let Err(error) = model.warm_up(shapes) {
         // Zeros may be no valid input; real ones will tell.
         tracing::info!(%error, "the model did not take the warm-up's zeros");
     }
-    Ok(Predictor::start_counting(model, wanted.batcher, counters)?)
+    Ok(model)
 }
 
 /// [`Facts`] on disk.

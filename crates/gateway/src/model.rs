@@ -299,7 +299,7 @@ impl Model {
                 self.predictor.store(Some(Arc::clone(&predictor)));
                 load.failed = None;
                 drop(load);
-                self.loader.make_room(Some(&self.key));
+                self.loader.note_loaded(&self);
                 Ok(predictor)
             }
             Err(error) => {

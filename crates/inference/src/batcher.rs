@@ -26,6 +26,7 @@ use crate::{
     backend::{Backend, Run, Source},
     batch::Job,
     error::{Error, Result},
+    gentle::be_gentle,
     model::{InputShapes, Model, ModelFacts, Parts, warm},
     options::{BatcherOptions, Terms},
     probe::Batching,
@@ -407,7 +408,11 @@ impl Worker {
                     shared.grow();
                     batch
                 }
-                Next::End => return,
+                Next::End => {
+                    // What it frees takes as long as opening it did, and nobody waits for that.
+                    be_gentle();
+                    return;
+                }
             };
             // A worker has one whenever it gets a batch.
             let Some(backend) = &mut self.backend else { return };

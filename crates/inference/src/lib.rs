@@ -19,6 +19,7 @@ mod cost;
 mod datatype;
 mod element;
 mod error;
+mod gentle;
 mod instance;
 mod model;
 mod onnx;
@@ -39,6 +40,7 @@ pub use columns::{Probabilities, probabilities, tensors_from_batch, to_f32, to_f
 pub use datatype::DataType;
 pub use element::{Element, TensorData};
 pub use error::{Error, Result};
+pub use gentle::GentleThreads;
 pub use half::{bf16, f16};
 pub use model::{InputShapes, Model};
 pub use onnx::{LARGE_MODEL_BYTES, MAX_MODEL_BYTES, ModelOptions, session_bytes};

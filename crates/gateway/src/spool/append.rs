@@ -288,7 +288,7 @@ impl EndpointLog {
     /// The segment that takes records, a new one if there is none.
     fn segment<'a>(&self, open: &'a mut Open, new_id: &dyn Fn() -> Uuid) -> io::Result<&'a mut Segment> {
         if open.segment.is_none() {
-            let segment = Segment::create(&self.folder, open.next_number, new_id(), &self.key)?;
+            let segment = Segment::create(&self.folder, open.next_number, new_id(), &self.key, &self.room.spares)?;
             open.next_number += 1;
             self.room.add(segment.bytes);
             self.changed.notify_one();

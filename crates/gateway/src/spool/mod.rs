@@ -11,6 +11,7 @@ mod read;
 mod record;
 mod segment;
 mod ship;
+mod spares;
 mod table;
 #[cfg(test)]
 mod tests;
@@ -33,6 +34,7 @@ use parking_lot::Mutex;
 pub(crate) use record::{Definition, Encoded, Owed, Protocol, RawPrediction, RequestFacts, read_live};
 pub(crate) use segment::Entry;
 pub(crate) use ship::Shipping;
+use spares::Spares;
 
 use crate::{
     desired::EndpointKey,
@@ -49,6 +51,9 @@ pub(crate) const DISK_CHECK_INTERVAL: Duration = Duration::from_secs(1);
 /// What a segment's file is called, and one that monitoring refused for good.
 const SEGMENT_SUFFIX: &str = "segment";
 const REFUSED_SUFFIX: &str = "refused";
+
+/// The folder of spare files beside those of projects, whose names begin otherwise.
+const SPARES_FOLDER: &str = ".spares";
 
 /// When a segment is closed, and how much may wait.
 #[derive(Debug, Clone, Copy)]
@@ -77,10 +82,11 @@ impl Limits {
     }
 }
 
-/// What all endpoints' logs share: the room that they have.
+/// What all endpoints' logs share: the room that they have, and files.
 #[derive(Debug)]
 pub(crate) struct Room {
     limits: Limits,
+    spares: Spares,
     bytes: AtomicU64,
     disk_full: AtomicBool,
     /// Shows the bytes.
@@ -95,9 +101,10 @@ struct Complaint {
 }
 
 impl Room {
-    fn new(limits: Limits) -> Self {
+    fn new(limits: Limits, spares: Spares) -> Self {
         Self {
             limits,
+            spares,
             bytes: AtomicU64::new(0),
             disk_full: AtomicBool::new(false),
             shown: meters::spool_bytes(),
@@ -162,13 +169,16 @@ impl Spool {
     /// # Errors
     /// `Io` if the folder cannot be read or made.
     pub(crate) fn open(folder: PathBuf, limits: Limits) -> Result<Self> {
-        fs::create_dir_all(&folder).map_err(Error::io(&folder))?;
+        let spares = Spares::open(folder.join(SPARES_FOLDER)).map_err(Error::io(&folder))?;
         let spool = Self {
-            room: Arc::new(Room::new(limits)),
+            room: Arc::new(Room::new(limits, spares)),
             logs: Mutex::default(),
             folder,
         };
         for project in folders(&spool.folder).map_err(Error::io(&spool.folder))? {
+            if project == SPARES_FOLDER {
+                continue;
+            }
             for name in folders(&spool.folder.join(&project)).map_err(Error::io(&spool.folder))? {
                 let key = EndpointKey {
                     project: project.clone(),

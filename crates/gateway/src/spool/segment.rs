@@ -15,6 +15,7 @@ use super::{
     Limits, SEGMENT_SUFFIX,
     append::Debts,
     record::{Definition, Encoded, FORMAT, Header, definition_frame, header_frame},
+    spares::Spares,
 };
 use crate::desired::EndpointKey;
 
@@ -66,9 +67,9 @@ fn file_name(number: u64, id: Uuid) -> String {
 }
 
 impl Segment {
-    pub(super) fn create(folder: &Path, number: u64, id: Uuid, key: &EndpointKey) -> io::Result<Self> {
+    pub(super) fn create(folder: &Path, number: u64, id: Uuid, key: &EndpointKey, spares: &Spares) -> io::Result<Self> {
         let path = folder.join(file_name(number, id));
-        let mut file = File::options().append(true).create_new(true).open(&path)?;
+        let mut file = spares.take(&path)?;
         let header = header_frame(&Header {
             format: FORMAT,
             segment: id,

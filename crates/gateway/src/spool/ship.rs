@@ -1,6 +1,6 @@
 //! Hands closed segments over to monitoring, each endpoint's in the order of their making.
 
-use std::{collections::HashMap, convert::Infallible, fs, io, sync::Arc, time::Duration};
+use std::{collections::HashMap, convert::Infallible, io, sync::Arc, time::Duration};
 
 use modelyard_artifacts::Storage;
 use modelyard_common::{
@@ -211,12 +211,10 @@ impl Shipping {
         if !descriptions.is_empty() {
             self.commit(log, closed, descriptions).await?;
         }
-        match fs::remove_file(&closed.path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                // It will be handed over again, which changes nothing.
-                tracing::warn!(path = %closed.path.display(), %error, "a segment cannot be removed");
-            }
-            _ => {}
+        let (room, path) = (Arc::clone(&log.room), closed.path.clone());
+        if let Ok(Err(error)) = spawn_blocking(move || room.spares.give(&path)).await {
+            // It will be handed over again, which changes nothing.
+            tracing::warn!(path = %closed.path.display(), %error, "a segment cannot be removed");
         }
         if damaged > 0 {
             log.room.lose(DropReason::Damaged, damaged);

@@ -143,6 +143,7 @@ async fn nobody_waits_for_one_who_is_stuck() {
 fn a_large_record_between_small_ones_keeps_its_place() {
     let folder = tempfile::tempdir().unwrap();
     let main = definition(1);
+    let spares = Spares::open(folder.path().join("spares")).unwrap();
     let mut log = segment::Segment::create(
         folder.path(),
         0,
@@ -151,6 +152,7 @@ fn a_large_record_between_small_ones_keeps_its_place() {
             project: "default".to_owned(),
             name: "e".to_owned(),
         },
+        &spares,
     )
     .unwrap();
     let rows = [1, 20_000, 3];
