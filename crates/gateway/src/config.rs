@@ -53,6 +53,9 @@ pub struct Config {
     /// The most bytes of answers that are kept for endpoints that want it.
     #[serde(with = "size")]
     pub answer_cache_bytes: u64,
+    /// After what time the gateway is ready although some models are still being loaded: those must not keep the others from serving.
+    #[serde(with = "duration")]
+    pub ready_after: Duration,
     /// The time that a prediction without a deadline of its own is given.
     #[serde(with = "duration")]
     pub request_timeout: Duration,
@@ -191,6 +194,7 @@ impl Default for Config {
             model_memory_bytes: None,
             request_memory_bytes: None,
             answer_cache_bytes: 64 << 20,
+            ready_after: Duration::from_mins(1),
             request_timeout: Duration::from_secs(30),
             max_batch_rows: batcher.max_batch_rows,
             max_queued_requests: batcher.max_queued_requests,

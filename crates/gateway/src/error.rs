@@ -178,7 +178,7 @@ impl Error {
 }
 
 /// Why, as far as it is of use to clients; what is wrong with this machine is for the log.
-fn reason_for_clients(error: &Error) -> String {
+pub(crate) fn reason_for_clients(error: &Error) -> String {
     if error.kind() == ErrorKind::Internal {
         "the server's log has the details".to_owned()
     } else {

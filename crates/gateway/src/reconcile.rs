@@ -23,7 +23,7 @@ use tonic_health::{ServingStatus, server::HealthReporter};
 use self::entry::{Entry, Failed};
 use crate::{
     desired::{Desired, EndpointKey, EndpointSpec, Role, VersionRef},
-    error::Error,
+    error::{Error, reason_for_clients},
     loader::Loader,
     meters,
     model::{Model, Shapes},
@@ -34,9 +34,6 @@ use crate::{
     spool::Shipping,
     status::Report,
 };
-
-/// After what time the gateway counts as ready although some endpoint is still being loaded: it must not keep others from serving.
-const READY_AFTER: Duration = Duration::from_mins(1);
 
 /// The name of the inference service in health checks.
 const INFERENCE_SERVICE: &str = "inference.GRPCInferenceService";
@@ -55,7 +52,8 @@ pub(crate) struct Reconciler {
     pub commands: mpsc::Receiver<Command>,
     entries: BTreeMap<EndpointKey, Entry>,
     started: bool,
-    /// Whether it counts as ready whatever is still being loaded.
+    /// After what time it counts as ready whatever is still being loaded, and whether that has passed.
+    ready_after: Duration,
     is_overdue: bool,
 }
 
@@ -99,6 +97,7 @@ impl Reconciler {
         gate: Gate,
         commands: mpsc::Receiver<Command>,
         before: Before,
+        ready_after: Duration,
     ) -> Self {
         let Before { serving, mut shapes } = before;
         let entries = serving
@@ -122,6 +121,7 @@ impl Reconciler {
             commands,
             entries,
             started: false,
+            ready_after,
             is_overdue: false,
         }
     }
@@ -132,7 +132,7 @@ impl Reconciler {
         self.health.set_service_status("", ServingStatus::NotServing).await;
         self.plan(&loads);
         let (mut is_settled, mut rest_until) = (false, Instant::now());
-        let ready_at = Instant::now() + READY_AFTER;
+        let ready_at = Instant::now() + self.ready_after;
         loop {
             if !is_settled && Instant::now() >= rest_until {
                 let begun = Instant::now();
@@ -284,17 +284,18 @@ impl Reconciler {
                     let message = Chain(&error).to_string();
                     tracing::warn!(endpoint = %done.key, version = %name, error = message,
                         "a version cannot be loaded: what served before goes on serving");
-                    failures.push((name, message));
+                    failures.push((name, message, reason_for_clients(&error)));
                 }
             }
         }
         let failed = done.spec.routes.iter().filter_map(|route| {
             let version = route.version()?;
-            let (_, message) = failures.iter().find(|(name, _)| name == version)?;
+            let (_, message, reason) = failures.iter().find(|(name, _, _)| name == version)?;
             Some(Failed {
                 role: route.role,
                 version: version.clone(),
                 message: message.clone(),
+                reason: reason.clone(),
             })
         });
         let failed: Vec<Failed> = failed.collect();
@@ -307,6 +308,7 @@ impl Reconciler {
         if live_failed {
             entry.fall_back(&self.loader, loads);
             entry.refuse_waiters();
+            self.swap();
         } else {
             self.serve(&done.key, done.spec, &versions);
         }

@@ -134,6 +134,7 @@ pub async fn start(
         context.readiness.gate("gateway.endpoints"),
         commands,
         Before { serving, shapes },
+        config.ready_after,
     );
     let soft = context.lifecycle.soft();
     let node = Arc::clone(&context.node);

@@ -57,6 +57,15 @@ impl Accelerator {
         })
     }
 
+    /// Why no session can have it: its libraries or its driver are missing, or there is no such device.
+    pub(crate) fn unusable(self, runtime: &Runtime, detail: &str) -> Error {
+        Error::AcceleratorUnusable {
+            provider: self.provider.name(),
+            library: runtime.library().to_owned(),
+            detail: detail.trim().to_owned(),
+        }
+    }
+
     /// What sessions try first; what they cannot have is an error.
     pub(crate) fn providers(self) -> Vec<ExecutionProviderDispatch> {
         let device = i32::from(self.device);

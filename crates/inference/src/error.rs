@@ -30,6 +30,16 @@ pub enum Error {
         /// What the loader said.
         detail: String,
     },
+    /// What shall run models cannot.
+    #[error("{provider} cannot be used with {} here: {detail}: install its libraries and the device's driver, or set no accelerator", library.display())]
+    AcceleratorUnusable {
+        /// Its name in ONNX Runtime.
+        provider: &'static str,
+        /// ONNX Runtime's library.
+        library: PathBuf,
+        /// What ONNX Runtime said.
+        detail: String,
+    },
     /// The model's file cannot be read.
     #[error("cannot read the model file {}", path.display())]
     ModelUnreadable {
@@ -245,6 +255,8 @@ impl Fault for Error {
     fn kind(&self) -> ErrorKind {
         match self {
             Self::RuntimeMissing { .. } | Self::RuntimeUnusable { .. } => ErrorKind::FailedPrecondition,
+            // About this machine alone.
+            Self::AcceleratorUnusable { .. } => ErrorKind::Internal,
             Self::ModelUnreadable { source, .. } if source.kind() == io::ErrorKind::NotFound => ErrorKind::NotFound,
             Self::NotOnnx { .. }
             | Self::ModelRefused { .. }
@@ -274,6 +286,7 @@ impl Fault for Error {
         match self {
             Self::RuntimeMissing { .. } => "ONNX_RUNTIME_MISSING",
             Self::RuntimeUnusable { .. } => "ONNX_RUNTIME_UNUSABLE",
+            Self::AcceleratorUnusable { .. } => "ACCELERATOR_UNUSABLE",
             Self::ModelUnreadable { .. } => "MODEL_UNREADABLE",
             Self::NotOnnx { .. } => "MODEL_NOT_ONNX",
             Self::ModelRefused { .. } => "MODEL_REFUSED",

@@ -210,8 +210,8 @@ fn check_file(bytes: &[u8]) -> Result<()> {
 fn open_session(runtime: &Runtime, bytes: &[u8], options: ModelOptions) -> Result<Session> {
     // The binding panics on types that it does not know; that is a property of the file, not of this process.
     catch_unwind(AssertUnwindSafe(|| {
-        session_builder(runtime, options)
-            .and_then(|mut builder| builder.commit_from_memory(bytes))
+        session_builder(runtime, options)?
+            .commit_from_memory(bytes)
             .map_err(|error| refused(&error))
     }))
     .unwrap_or_else(|_| {
@@ -221,9 +221,18 @@ fn open_session(runtime: &Runtime, bytes: &[u8], options: ModelOptions) -> Resul
     })
 }
 
-fn session_builder(runtime: &Runtime, options: ModelOptions) -> Result<SessionBuilder, ort::Error> {
+fn session_builder(runtime: &Runtime, options: ModelOptions) -> Result<SessionBuilder> {
+    let builder = plain_session_builder(runtime, options).map_err(|error| refused(&error))?;
+    let Some(accelerator) = options.accelerator else {
+        return Ok(builder);
+    };
+    builder
+        .with_execution_providers(accelerator.providers())
+        .map_err(|error| accelerator.unusable(runtime, error.message()))
+}
+
+fn plain_session_builder(runtime: &Runtime, options: ModelOptions) -> Result<SessionBuilder, ort::Error> {
     Ok(Session::builder(runtime.environment())?
-        .with_execution_providers(options.accelerator.map(Accelerator::providers).unwrap_or_default())?
         .with_intra_threads(options.intra_threads)?
         .with_inter_threads(1)?
         .with_parallel_execution(false)?

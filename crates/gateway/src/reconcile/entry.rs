@@ -52,7 +52,10 @@ pub(super) struct Entry {
 pub(super) struct Failed {
     pub role: Role,
     pub version: VersionRef,
+    /// Why.
     pub message: String,
+    /// Why, as far as whoever asks for predictions is told.
+    pub reason: String,
 }
 
 impl Entry {
@@ -87,6 +90,7 @@ impl Entry {
                 role: route.role,
                 version: route.version()?.clone(),
                 message: UNLOADED.to_owned(),
+                reason: UNLOADED.to_owned(),
             })
         });
         self.failures = failed.collect();
@@ -164,7 +168,7 @@ impl Entry {
         let reasons: Vec<String> = self
             .failures
             .iter()
-            .map(|failed| format!("{} cannot be loaded: {}", failed.version, failed.message))
+            .map(|failed| format!("{} cannot be loaded: {}", failed.version, failed.reason))
             .collect();
         self.show_nothing(reasons.join("; "));
         // Taken, so that it is tried once.

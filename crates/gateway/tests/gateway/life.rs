@@ -1,12 +1,16 @@
 //! The life of models in memory: let go of, and loaded again with their next request.
 
-use std::time::Instant;
+use std::{
+    net::Ipv4Addr,
+    time::{Duration, Instant},
+};
 
 use http::StatusCode;
 use modelyard_common::telemetry::render_metrics;
 use modelyard_proto::registry::v1::{Endpoint, Limits};
 use modelyard_testkit::wait::until;
 use serde_json::{Value, json};
+use tokio::net::TcpListener;
 
 use crate::{
     harness::{Answer, PATIENCE, Running, World, endpoint, live},
@@ -15,7 +19,7 @@ use crate::{
 };
 
 /// A metric without labels, or the sum over all labels, as it is scraped.
-fn metric(name: &str) -> f64 {
+pub fn metric(name: &str) -> f64 {
     let metrics = render_metrics();
     let lines = metrics.lines().filter(|line| {
         let rest = line.strip_prefix(name);
@@ -123,6 +127,38 @@ async fn more_models_than_memory_are_served_and_those_in_use_stay() {
         check(&running, &format!("e{}", factor - 1), f64::from(factor)).await;
     }
     running.stop().await;
+}
+
+/// A server that takes calls and never answers holds up the loads of its own models, and nothing else.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn models_of_silent_servers_keep_no_other_from_serving() {
+    let silent = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+    let url = format!("grpc://{}", silent.local_addr().unwrap());
+    let mut world = World::new(Registry::new(vec![]));
+    world.config.upstreams = vec!["*".to_owned()];
+    let description = json!({"upstream": {"url": url, "model": "m", "version": "1"}});
+    let away = world.store(description.to_string().into_bytes()).await;
+    let here = world.store(simple(2.0)).await;
+    // More than there are processors, and before the other.
+    let mut endpoints: Vec<Endpoint> = (0..16)
+        .map(|number| endpoint(&format!("away-{number}"), vec![live("m", 1, &away, 1.0)]))
+        .collect();
+    endpoints.push(endpoint("here", vec![live("m", 2, &here, 1.0)]));
+    world.registry.set(endpoints);
+    let began = Instant::now();
+    let running = world.start().await;
+    until("the other one serves", PATIENCE, || async {
+        (ask(&running, "here").await.status == StatusCode::OK).then_some(())
+    })
+    .await;
+    assert!(!running.readiness.missing().is_empty(), "others are being loaded");
+    running.stop().await;
+    world.config.ready_after = Duration::from_millis(100);
+    let running = world.start_ready().await;
+    assert_eq!(ask(&running, "away-0").await.status, StatusCode::SERVICE_UNAVAILABLE);
+    running.stop().await;
+    // A call is given up after half a minute.
+    assert!(began.elapsed() < Duration::from_secs(20), "{:?}", began.elapsed());
 }
 
 #[tokio::test]

@@ -13,14 +13,17 @@ use arrow::{
     datatypes::{DataType, Float64Type, Int32Type, Int64Type, TimeUnit, TimestampMicrosecondType},
 };
 use http::StatusCode;
+use modelyard_common::telemetry::render_metrics;
 use modelyard_proto::registry::v1::Log;
 use modelyard_testkit::wait::until;
 use serde_json::{Value, json};
 
 use crate::{
     harness::{PATIENCE, Running, World, endpoint, live, shadow},
+    life::metric,
     onnx::{scale, simple, slow},
     peers::Registry,
+    protocol::binary_request,
 };
 
 fn request(id: &str, event_time: &str) -> Value {
@@ -305,6 +308,61 @@ async fn shadows_that_a_kill_interrupts_are_computed_after_it() {
         }
     }
     running.stop().await;
+}
+
+/// A world whose endpoint `e` doubles, shadowed by a version that does not.
+async fn doubling() -> World {
+    let world = World::new(Registry::new(vec![]));
+    let (first, second) = (world.store(simple(1.0)).await, world.store(simple(2.0)).await);
+    let routes = vec![live("m", 2, &second, 1.0), shadow("m", 1, &first, 1.0)];
+    world.registry.set(vec![endpoint("e", routes)]);
+    world
+}
+
+/// Asks for so many rows, which make a record of so many times 16 bytes.
+async fn ask_for_rows(running: &Running, rows: usize) {
+    let raw = vec![0; 8 * rows];
+    let header = json!({"id": "r0", "parameters": {"binary_data_output": true}, "inputs": [
+        {"name": "x", "datatype": "FP32", "shape": [rows, 2], "parameters": {"binary_data_size": raw.len()}},
+    ]});
+    let answer = running.send(binary_request("/v2/models/e/infer", &header, &raw)).await;
+    assert_eq!(answer.status, StatusCode::OK, "{:?}", answer.body);
+}
+
+#[tokio::test]
+async fn shadows_of_large_requests_wait_on_disk() {
+    const ROWS: usize = 4000;
+    let world = doubling().await;
+    let running = world.start_ready().await;
+    ask_for_rows(&running, ROWS).await;
+    let expected = ["live", "shadow"].map(|role| (("r0".to_owned(), role.to_owned()), ROWS));
+    let expected = BTreeMap::from(expected);
+    until("the rows are in the log", PATIENCE, || async {
+        (counts(&world).await == expected).then_some(())
+    })
+    .await;
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn shadows_are_given_up_first_where_the_log_is_short_of_room() {
+    const ROWS: usize = 250_000;
+    let _installed = render_metrics();
+    let mut world = doubling().await;
+    // The least that it may have. Nothing of it is ever handed over.
+    world.config.spool_max_bytes = 64 << 20;
+    world.monitoring.lose_answers(usize::MAX);
+    let running = world.start_ready().await;
+    let given_up = || metric(r#"modelyard_gateway_dropped_records_total{reason="shadow_overload"}"#);
+    let mut asked = 0;
+    while given_up() < 0.5 {
+        assert!(asked < 16, "the spool must be full by now");
+        ask_for_rows(&running, ROWS).await;
+        asked += 1;
+    }
+    assert!(asked > 2, "there was room for {asked}");
+    assert!(metric(r#"modelyard_gateway_dropped_records_total{reason="spool_full"}"#) < 0.5);
+    running.kill().await;
 }
 
 #[tokio::test]

@@ -21,7 +21,7 @@ use tokio_stream::wrappers::TcpListenerStream;
 use tonic::{service::Routes, transport::Server};
 
 use crate::{
-    echo::Echo,
+    echo::{Echo, FLOOD},
     harness::{Answer, PATIENCE, Running, World, endpoint, live},
     onnx::simple,
     peers::Registry,
@@ -228,6 +228,19 @@ async fn bytes_that_are_no_texts_go_through_as_they_are() {
     running.stop().await;
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_answer_that_cannot_be_taken_is_not_the_callers_fault() {
+    let address = Echo::start().await;
+    let world = gateway(address, "echo", &["*".to_owned()]).await;
+    let running = world.start_ready().await;
+    let flood = json!({"inputs": [
+        {"name": "picture", "datatype": "BYTES", "shape": [1, 1], "data": [str::from_utf8(FLOOD).unwrap()]},
+    ]});
+    let answer = running.post("/v2/models/here/infer", &flood).await;
+    assert_eq!(answer.status, StatusCode::INTERNAL_SERVER_ERROR, "{:?}", answer.body);
+    running.stop().await;
+}
+
 /// Why the endpoint's route failed.
 async fn failure(world: &World) -> String {
     until("the failure is told", PATIENCE, || async {
@@ -247,6 +260,11 @@ async fn why_a_version_cannot_be_served_there_is_told() {
     let running = [not_allowed.start().await, not_there.start().await];
     let message = failure(&not_allowed).await;
     assert!(message.contains("add it to `gateway.upstreams`"), "{message}");
+    // Whoever asks for predictions is not told that it is on its way.
+    let answer = ask(&running[0], json!({})).await;
+    assert_eq!(answer.status, StatusCode::SERVICE_UNAVAILABLE);
+    let told = answer.json()["error"].as_str().unwrap().to_owned();
+    assert!(told.contains("add it to `gateway.upstreams`"), "{told}");
     let message = failure(&not_there).await;
     assert!(message.contains("there is no endpoint `elsewhere`"), "{message}");
     other.leave();

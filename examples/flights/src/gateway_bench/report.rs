@@ -86,7 +86,11 @@ pub fn show(report: &Report, format: Format) -> Result<()> {
     lines.extend(report.memory.iter().map(memory_line));
     lines.extend(report.many.iter().flat_map(many_lines));
     lines.extend(report.peers.iter().map(peer_line));
-    lines.push(format!("failed requests: {}", report.failed_requests()));
+    lines.push(if lines.is_empty() {
+        "nothing was measured".to_owned()
+    } else {
+        format!("failed requests: {}", report.failed_requests())
+    });
     lines.iter().try_for_each(|line| print(line))
 }
 
