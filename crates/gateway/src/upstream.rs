@@ -164,8 +164,8 @@ impl Server {
     /// What a status means to whoever asked us.
     fn failure(&self, status: &Status, deadline: Instant) -> InferenceError {
         let cause = StdError::source(status);
-        if cause.is_some_and(|cause| cause.is::<Unreadable>()) {
-            return invalid_output(status.message());
+        if cause.is_some_and(<dyn StdError>::is::<Unreadable>) {
+            return invalid_output(status.message().to_owned());
         }
         let detail = format!(
             "{} answered {:?}: {}",
@@ -281,13 +281,13 @@ pub(crate) fn read_answer(signature: &Signature, answer: ModelInferResponse) -> 
             contents: output.contents,
         });
     let outputs = read_tensors(tensors.collect(), answer.raw_output_contents);
-    signature.arrange_outputs(outputs.map_err(|error| invalid_output(error))?)
+    signature.arrange_outputs(outputs.map_err(|error| invalid_output(error.to_string()))?)
 }
 
-fn invalid_output(detail: impl ToString) -> InferenceError {
+fn invalid_output(detail: String) -> InferenceError {
     InferenceError::InvalidOutput {
         output: "of the other server".to_owned(),
-        detail: detail.to_string(),
+        detail,
     }
 }
 

@@ -255,8 +255,6 @@ impl Fault for Error {
     fn kind(&self) -> ErrorKind {
         match self {
             Self::RuntimeMissing { .. } | Self::RuntimeUnusable { .. } => ErrorKind::FailedPrecondition,
-            // About this machine alone.
-            Self::AcceleratorUnusable { .. } => ErrorKind::Internal,
             Self::ModelUnreadable { source, .. } if source.kind() == io::ErrorKind::NotFound => ErrorKind::NotFound,
             Self::NotOnnx { .. }
             | Self::ModelRefused { .. }
@@ -273,7 +271,8 @@ impl Fault for Error {
             Self::QueueFull { .. } | Self::Overloaded { .. } => ErrorKind::ResourceExhausted,
             Self::DeadlineExceeded => ErrorKind::DeadlineExceeded,
             Self::Closed | Self::BackendAway { .. } | Self::BackendLost { .. } => ErrorKind::Unavailable,
-            Self::ModelUnreadable { .. }
+            Self::AcceleratorUnusable { .. }
+            | Self::ModelUnreadable { .. }
             | Self::RunFailed { .. }
             | Self::InvalidOutput { .. }
             | Self::NotSplittable { .. }
