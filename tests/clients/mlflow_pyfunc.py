@@ -31,10 +31,12 @@ def check(what, found, expected):
 
 
 class Orders(mlflow.pyfunc.PythonModel):
-    """Columns of several types; a quantity below zero ends the process, one of 1,000 or more fails, and the name `huge` takes 8 GiB."""
+    """Columns of several types; a quantity below zero ends the process, one of 1,000 or more fails, the name `huge` takes 8 GiB, `stuck`
+    takes for ever, and `who` is told which process answers."""
 
     def predict(self, context, model_input, params=None):
         import os
+        import time
 
         import numpy
 
@@ -44,9 +46,12 @@ class Orders(mlflow.pyfunc.PythonModel):
             raise ValueError("nobody orders so many")
         if (model_input["name"] == "huge").any():
             numpy.ones(1 << 30)
+        if (model_input["name"] == "stuck").any():
+            time.sleep(3600)
         print("what a model prints is no answer")
         total = model_input["price"] * model_input["quantity"]
-        return pandas.DataFrame({"total": total, "label": model_input["name"] + "!"})
+        names = model_input["name"].replace("who", str(os.getpid()))
+        return pandas.DataFrame({"total": total, "label": names + "!"})
 
 
 def forest():

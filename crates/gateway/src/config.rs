@@ -25,6 +25,9 @@ const MIN_SPOOL_BYTES: u64 = 64 << 20;
 const MAX_WORKERS: usize = 64;
 const MIN_WORKER_BYTES: u64 = 64 << 20;
 
+/// The shortest time after which a worker is taken for stuck: less would end those that are busy.
+const MIN_RUN_TIMEOUT: Duration = Duration::from_secs(1);
+
 /// How the gateway serves.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
@@ -149,6 +152,10 @@ pub struct PythonConfig {
     pub worker_memory_bytes: Option<u64>,
     /// The most processors that a worker may use. None: all.
     pub worker_processors: Option<usize>,
+    /// A worker that has not answered after this time, and for whose answer nobody waits any more, is taken for stuck: it is
+    /// ended, and another one started.
+    #[serde(with = "duration")]
+    pub run_timeout: Duration,
 }
 
 impl Default for PythonConfig {
@@ -159,6 +166,7 @@ impl Default for PythonConfig {
             max_workers: 1,
             worker_memory_bytes: None,
             worker_processors: None,
+            run_timeout: Duration::from_mins(1),
         }
     }
 }
@@ -169,6 +177,12 @@ impl PythonConfig {
             return Err(refused(&format!(
                 "python.max_workers is {}: choose 1 to {MAX_WORKERS}",
                 self.max_workers
+            )));
+        }
+        if self.run_timeout < MIN_RUN_TIMEOUT {
+            return Err(refused(&format!(
+                "python.run_timeout is {:?}: choose at least {MIN_RUN_TIMEOUT:?}",
+                self.run_timeout
             )));
         }
         if self.worker_processors == Some(0) {
@@ -301,12 +315,15 @@ mod tests {
 
     #[test]
     fn what_cannot_work_is_named() {
-        let cases: [(&str, Spoil); 9] = [
+        let cases: [(&str, Spoil); 10] = [
             ("request_memory_bytes", |config| config.request_memory_bytes = Some(1)),
             ("signatures.keys", |config| {
                 config.signatures.projects.push("*".to_owned());
             }),
             ("python.max_workers", |config| config.python.max_workers = 0),
+            ("python.run_timeout", |config| {
+                config.python.run_timeout = Duration::ZERO
+            }),
             ("worker_processors", |config| config.python.worker_processors = Some(0)),
             ("worker_memory_bytes", |config| {
                 config.python.worker_memory_bytes = Some(1);

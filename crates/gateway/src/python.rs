@@ -152,6 +152,7 @@ impl Workers {
                 folder: folder.to_owned(),
                 memory_bytes: self.config.worker_memory_bytes,
                 processors: self.config.worker_processors,
+                run_timeout: self.config.run_timeout,
             },
             first: Mutex::default(),
             memory_bytes: AtomicU64::new(0),
@@ -315,7 +316,13 @@ impl Worker {
         inputs: Cow<'_, [Tensor]>,
         deadline: Option<Instant>,
     ) -> Result<Vec<Tensor>, InferenceError> {
-        match self.ready(deadline)?.run(inputs.into_owned()) {
+        let least = self.launcher.launch.run_timeout;
+        let process = self.ready(deadline)?;
+        // Ending it for each request that is late would cost more than it saves.
+        let patience = deadline.map_or(least, |deadline| {
+            least.max(deadline.saturating_duration_since(Instant::now()))
+        });
+        match process.run(inputs.into_owned(), patience) {
             Ok(outputs) => {
                 self.failures = 0;
                 signature.arrange_outputs(outputs)

@@ -1,6 +1,7 @@
 //! Models that something else than the gateway runs: workers of Python, another server.
 
 use std::{
+    collections::BTreeSet,
     fs,
     path::PathBuf,
     process::{Child, Command, Stdio},
@@ -15,7 +16,7 @@ use anyhow::{Context, Result, ensure};
 use modelyard_testkit::wait::until;
 use reqwest::StatusCode;
 use serde_json::{Value, json};
-use tokio::task::JoinHandle;
+use tokio::task::{JoinHandle, JoinSet};
 
 use crate::{
     clients::{client, python, run_client},
@@ -26,12 +27,16 @@ use crate::{
 const PYTHON: &str = "TEST_PYTHON";
 const PYTHON_KSERVE: &str = "TEST_PYTHON_KSERVE";
 
-/// A server that runs models of Python, with the endpoints `orders` and `forest` of what the client has logged.
-async fn with_python_models(topology: Topology, environments: bool) -> Result<Deployment> {
+/// A server that runs models of Python, with the endpoints `orders` and `forest` of what the client has logged. `further` is more of its
+/// configuration.
+async fn with_python_models(topology: Topology, environments: bool, further: &str) -> Result<Deployment> {
     let interpreter = PathBuf::from(python(PYTHON)?);
     let extra = format!(
-        "gateway.python = {{ interpreter = '{}', environments = {environments}, worker_memory_bytes = '4GiB', \
-         worker_processors = 1 }}\n",
+        "gateway.python.interpreter = '{}'\n\
+         gateway.python.environments = {environments}\n\
+         gateway.python.worker_memory_bytes = '4GiB'\n\
+         gateway.python.worker_processors = 1\n\
+         {further}\n",
         interpreter.display()
     );
     let deployment = Deployment::start_with(topology, Engine::Sqlite, &extra).await?;
@@ -55,7 +60,7 @@ async fn said(deployment: &Deployment, what: &'static str) -> Result<String> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn models_of_python_are_served_and_their_crashes_are_theirs() -> Result<()> {
-    let deployment = with_python_models(Topology::AllInOne, false).await?;
+    let deployment = with_python_models(Topology::AllInOne, false, "").await?;
     let said = said(&deployment, "check").await?;
     ensure!(said.contains("ok and it is back"), "{said}");
     deployment.stop().await
@@ -126,8 +131,13 @@ async fn order(deployment: &Deployment, price: f64) -> Result<(StatusCode, Value
 }
 
 async fn order_at(url: &str, price: f64) -> Result<(StatusCode, Value)> {
+    order_of(url, price, "tea").await
+}
+
+/// The answer to an order of one piece of this name.
+async fn order_of(url: &str, price: f64, name: &str) -> Result<(StatusCode, Value)> {
     let url = format!("{url}/endpoints/orders/invocations");
-    let body = json!({"dataframe_split": {"columns": ["price", "quantity", "name"], "data": [[price, 1, "tea"]]}});
+    let body = json!({"dataframe_split": {"columns": ["price", "quantity", "name"], "data": [[price, 1, name]]}});
     let http = reqwest::Client::builder().timeout(PATIENCE).build()?;
     let answer = http.post(url).json(&body).send().await?;
     Ok((answer.status(), answer.json().await?))
@@ -135,7 +145,7 @@ async fn order_at(url: &str, price: f64) -> Result<(StatusCode, Value)> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn workers_that_are_killed_come_back_and_end_with_their_gateway() -> Result<()> {
-    let mut deployment = with_python_models(Topology::Split, false).await?;
+    let mut deployment = with_python_models(Topology::Split, false, "").await?;
     let asking = Asking::start(&deployment);
     for price in [1.0, 2.0] {
         let killed = workers(&deployment)?;
@@ -196,6 +206,59 @@ async fn workers_that_are_killed_come_back_and_end_with_their_gateway() -> Resul
     deployment.stop().await
 }
 
+/// The processes that answer several orders at once.
+async fn answering(deployment: &Deployment) -> Result<BTreeSet<String>> {
+    let mut orders = JoinSet::new();
+    for _ in 0..8 {
+        let url = deployment.url().to_owned();
+        orders.spawn(async move { order_of(&url, 1.0, "who").await });
+    }
+    let mut found = BTreeSet::new();
+    while let Some(answered) = orders.join_next().await {
+        let (status, answer) = answered??;
+        ensure!(status == StatusCode::OK, "{answer}");
+        let label = answer.pointer("/predictions/0/label").and_then(Value::as_str);
+        found.insert(label.context("no label")?.to_owned());
+    }
+    Ok(found)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_model_without_rest_gets_another_worker_and_one_that_is_stuck_is_replaced() -> Result<()> {
+    // One by one, because a single worker that merges them has a rest after each run.
+    let further = "gateway.python.max_workers = 2\ngateway.python.run_timeout = '1s'\ngateway.max_batch_rows = 1";
+    let deployment = with_python_models(Topology::AllInOne, false, further).await?;
+    let busy: Vec<Asking> = (0..8).map(|_| Asking::start(&deployment)).collect();
+    let before = until("two workers answer", PATIENCE, || async {
+        let answering = answering(&deployment).await.ok()?;
+        (answering.len() == 2).then_some(answering)
+    })
+    .await;
+    for asking in busy {
+        let answered = asking.stop().await;
+        ensure!(
+            answered.iter().all(|(status, _)| *status == StatusCode::OK),
+            "{answered:?}"
+        );
+    }
+    let input = |name: &str, datatype: &str, value: Value| json!({"name": name, "datatype": datatype, "shape": [1, 1], "data": [value]});
+    let stuck = json!({"parameters": {"timeout": 2_000_000}, "inputs": [
+        input("price", "FP64", json!(1.0)),
+        input("quantity", "INT64", json!(1)),
+        input("name", "BYTES", json!("stuck")),
+    ]});
+    let http = reqwest::Client::builder().timeout(PATIENCE).build()?;
+    let answer = http.post(format!("{}/v2/models/orders/infer", deployment.url()));
+    let answer = answer.json(&stuck).send().await?;
+    ensure!(answer.status() == StatusCode::GATEWAY_TIMEOUT, "{answer:?}");
+    until("another takes its place", PATIENCE, || async {
+        let answering = answering(&deployment).await.ok()?;
+        answering.difference(&before).next().map(drop)
+    })
+    .await;
+    deployment.stop().await
+}
+
 async fn forest(deployment: &Deployment) -> Result<(StatusCode, Value)> {
     let url = format!("{}/endpoints/forest/invocations", deployment.url());
     let http = reqwest::Client::builder().timeout(PATIENCE).build()?;
@@ -205,7 +268,7 @@ async fn forest(deployment: &Deployment) -> Result<(StatusCode, Value)> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_model_of_python_gets_an_environment_with_what_it_asks_for() -> Result<()> {
-    let deployment = with_python_models(Topology::AllInOne, true).await?;
+    let deployment = with_python_models(Topology::AllInOne, true, "").await?;
     let (status, answer) = order(&deployment, 2.5).await?;
     ensure!(status == StatusCode::OK, "{status} {answer}");
     deployment.succeed(&["deploy", "impossible", "--model", "impossible/1"])?;

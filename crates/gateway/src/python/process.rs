@@ -29,9 +29,6 @@ const MAX_BODY_BYTES: u64 = 1 << 30;
 /// How long a worker may take to load its model and try it.
 const START_TIMEOUT: Duration = Duration::from_mins(5);
 
-/// How long a worker may take for one run. After it the worker is taken for stuck, and ended.
-const RUN_TIMEOUT: Duration = Duration::from_mins(1);
-
 /// How long a worker is given to end by itself.
 const END_TIMEOUT: Duration = Duration::from_secs(2);
 const END_CHECK_INTERVAL: Duration = Duration::from_millis(10);
@@ -47,6 +44,8 @@ pub(super) struct Launch {
     pub memory_bytes: Option<u64>,
     /// How many processors it may use; none: all.
     pub processors: Option<usize>,
+    /// How long it may take for one run, even if nobody waits for that any more. After it the worker is taken for stuck, and ended.
+    pub run_timeout: Duration,
 }
 
 /// A tensor in the head of a message.
@@ -183,8 +182,8 @@ impl Process {
         Some(kib << 10)
     }
 
-    /// Runs the model.
-    pub(super) fn run(&mut self, inputs: Vec<Tensor>) -> Result<Vec<Tensor>, Failure> {
+    /// Runs the model, and ends it if that takes longer than `patience`.
+    pub(super) fn run(&mut self, inputs: Vec<Tensor>, patience: Duration) -> Result<Vec<Tensor>, Failure> {
         let mut bodies = Vec::with_capacity(inputs.len());
         let mut tensors = Vec::with_capacity(inputs.len());
         for input in inputs {
@@ -199,8 +198,8 @@ impl Process {
             bodies.push(body);
         }
         let exchanged = self
-            .send(&Question { tensors }, &bodies)
-            .and_then(|()| self.receive(RUN_TIMEOUT));
+            .send(&Question { tensors }, &bodies, patience)
+            .and_then(|()| self.receive(patience));
         let (head, body) = exchanged.map_err(|error| Failure::Ended(self.end_of(&error)))?;
         match serde_json::from_slice(&head) {
             Ok(Answer::Tensors { tensors }) => take_tensors(tensors, body).map_err(Failure::Refused),
@@ -212,11 +211,11 @@ impl Process {
         }
     }
 
-    fn send(&mut self, question: &Question, bodies: &[Bytes]) -> io::Result<()> {
+    fn send(&mut self, question: &Question, bodies: &[Bytes], patience: Duration) -> io::Result<()> {
         let head = serde_json::to_vec(question)?;
         let head_bytes = u32::try_from(head.len()).map_err(io::Error::other)?;
         let body_bytes: usize = bodies.iter().map(Bytes::len).sum();
-        self.connection.set_write_timeout(Some(RUN_TIMEOUT))?;
+        self.connection.set_write_timeout(Some(patience))?;
         self.connection.write_all(&head_bytes.to_le_bytes())?;
         self.connection.write_all(&(body_bytes as u64).to_le_bytes())?;
         self.connection.write_all(&head)?;
