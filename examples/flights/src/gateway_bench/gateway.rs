@@ -1,17 +1,29 @@
 //! A gateway of a part's own, with models at endpoints, and the other roles in a process beside it: what is measured is the gateway.
 
-use std::{fs, net::SocketAddr, path::Path, time::Duration};
+use std::{
+    fs,
+    net::SocketAddr,
+    path::Path,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context, Result};
 use modelyard_flights::{Api, Look, Quiet, Server, ServerOptions, wait_for};
 use serde_json::{Value, json};
 
-use crate::{load::Subject, modelyard, peer_server::free_address};
+use crate::{load::Subject, modelyard, peer_server::free_address, process::cpu_seconds};
 
 /// How long a call is tried again.
 const CALLS_AWAY: Duration = Duration::from_secs(10);
 /// How long an endpoint may take until it is ready.
 const READY_PATIENCE: Duration = Duration::from_mins(2);
+
+/// How long the servers may take until they have nothing to do; and for how long they must have taken no more than this of a processor
+/// to be taken for idle, looked at in such windows: predictions wait for five seconds before anything is done with them.
+const IDLE_PATIENCE: Duration = Duration::from_mins(3);
+const IDLE_TIME: Duration = Duration::from_secs(7);
+const IDLE_SHARE: f64 = 0.1;
+const IDLE_WINDOW: Duration = Duration::from_secs(1);
 
 /// A gateway, and how it is told what to serve.
 pub struct Gateway {
@@ -125,6 +137,36 @@ impl Gateway {
         )
         .await
         .with_context(|| format!("the server's log says:\n{}\nerror", self.server.last_log_lines()))
+    }
+
+    /// Waits until neither it nor the other roles have anything to do with what was predicted before.
+    pub async fn wait_idle(&self) -> Result<()> {
+        let busy = || anyhow::Ok(cpu_seconds(self.subject.pid)? + cpu_seconds(self.others.addresses().pid)?);
+        let (mut began, mut before, mut idle) = (Instant::now(), busy()?, Duration::ZERO);
+        wait_for(
+            "all predictions are in their tables",
+            IDLE_PATIENCE,
+            &Quiet,
+            async || {
+                let took = began.elapsed();
+                if took >= IDLE_WINDOW {
+                    let now = busy()?;
+                    let share = (now - before) / took.as_secs_f64();
+                    idle = if share < IDLE_SHARE {
+                        idle + took
+                    } else {
+                        Duration::ZERO
+                    };
+                    (began, before) = (Instant::now(), now);
+                }
+                Ok(if idle >= IDLE_TIME {
+                    Look::Found(())
+                } else {
+                    Look::NotYet(format!("the servers have been idle for {idle:.0?}"))
+                })
+            },
+        )
+        .await
     }
 
     /// Ends it.

@@ -94,6 +94,8 @@ pub async fn measure(folder: &Path, models: usize) -> Result<Many> {
     let mut each: [Vec<f64>; 5] = Default::default();
     let (mut p99, mut failed_requests) = (Vec::new(), 0);
     for _ in 0..ROUNDS {
+        // What is left of the predictions before is no part of being alone.
+        gateway.wait_idle().await?;
         let alone = turn(POPULAR, ALONE_TURN).await?;
         let all = turn(models, ALL_TURN).await?;
         failed_requests += alone.failed + all.failed;
