@@ -11,8 +11,8 @@ use std::{
 
 use modelyard_artifacts::{Artifacts, Digest};
 use modelyard_inference::{
-    Accelerator, BatcherOptions, Batching, Counters, Error as InferenceError, GentleThreads, InputShapes,
-    Model as InferenceModel, ModelOptions, Predictor, Runtime, Signature, session_bytes,
+    Accelerator, BatcherOptions, Batching, Counters, InputShapes, Model as InferenceModel, ModelOptions, Predictor,
+    Runtime, Signature, session_bytes,
 };
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
@@ -96,8 +96,6 @@ pub(crate) struct Loader {
     /// Those that are in memory, and some that were: few of all, and looked at with each load.
     loaded: Mutex<Vec<Weak<Model>>>,
     permits: Permits,
-    /// What opens small ONNX models.
-    threads: GentleThreads,
 }
 
 /// How many models are loaded at once, by what runs them: those that are away or install what they need take long, and must not keep
@@ -134,13 +132,11 @@ type Slot = AsyncMutex<Weak<Model>>;
 
 impl Loader {
     /// # Errors
-    /// `Config` if a key that is trusted cannot be read, `Inference` if the system refuses a thread.
+    /// `Config` if a key that is trusted cannot be read.
     pub(crate) fn new(artifacts: Artifacts, runtime: Runtime, folder: &Path, config: &Config) -> Result<Self> {
-        let threads = GentleThreads::start(runtime.processors());
         Ok(Self {
             artifacts,
             permits: Permits::new(runtime.processors()),
-            threads: threads.map_err(|source| InferenceError::Thread { source })?,
             runtime,
             folder: folder.join(MODELS_FOLDER),
             batcher: config.batcher(),
@@ -232,7 +228,7 @@ impl Loader {
         let shapes = wanted.shapes.seen();
         let open = move || open_warm(open, shapes);
         let opened = if is_small {
-            self.threads.run(open).await
+            self.runtime.gentle().run(open).await
         } else {
             // What it starts, threads and processes, would stay as gentle as the thread that opened it.
             spawn_blocking(open).await.ok()

@@ -33,6 +33,11 @@ pub trait Source: Send + Sync {
     /// Why there can be none.
     fn open(&self) -> Result<Box<dyn Backend>>;
 
+    /// Lets go of one of them, now or soon.
+    fn close(&self, backend: Box<dyn Backend>) {
+        drop(backend);
+    }
+
     /// About how much memory each takes, in bytes.
     fn memory_bytes(&self) -> u64;
 

@@ -26,7 +26,6 @@ use crate::{
     backend::{Backend, Run, Source},
     batch::Job,
     error::{Error, Result},
-    gentle::be_gentle,
     model::{InputShapes, Model, ModelFacts, Parts, warm},
     options::{BatcherOptions, Terms},
     probe::Batching,
@@ -35,6 +34,7 @@ use crate::{
     signature::Signature,
     statistics::{Counters, Statistics},
     tensor::Tensor,
+    threads,
 };
 
 /// How often one who leads looks whether the model is free.
@@ -307,16 +307,13 @@ impl Shared {
     ) -> Result<()> {
         self.workers.send_modify(|workers| *workers += 1);
         let alive = Alive(Arc::clone(self));
-        thread::Builder::new()
-            .name("predict".to_owned())
-            .spawn(move || {
-                if let Some(backend) = backend(&alive.0) {
-                    let backend = Some(backend);
-                    Worker { backend, alive }.work();
-                }
-            })
-            .map(drop)
-            .map_err(|source| Error::Thread { source })
+        let work = move || {
+            if let Some(backend) = backend(&alive.0) {
+                let backend = Some(backend);
+                Worker { backend, alive }.work();
+            }
+        };
+        threads::run(work).map_err(|source| Error::Thread { source })
     }
 
     /// One more worker, if there can be.
@@ -409,8 +406,9 @@ impl Worker {
                     batch
                 }
                 Next::End => {
-                    // What it frees takes as long as opening it did, and nobody waits for that.
-                    be_gentle();
+                    if let Some(backend) = self.backend.take() {
+                        shared.source.close(backend);
+                    }
                     return;
                 }
             };

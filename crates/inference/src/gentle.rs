@@ -14,7 +14,7 @@ use tokio::sync::oneshot;
 const NICENESS: i32 = 10;
 
 /// From now on this thread leaves the processors to others, as will the threads that it starts. There is no way back.
-pub(crate) fn be_gentle() {
+fn be_gentle() {
     // Linux sets it for the thread alone. Where it is refused, the thread stays as urgent as those that serve.
     if let Err(error) = rustix::process::nice(NICENESS) {
         tracing::debug!(%error, "a thread that can wait has full priority");
@@ -23,7 +23,7 @@ pub(crate) fn be_gentle() {
 
 type Job = Box<dyn FnOnce() + Send>;
 
-/// Gentle threads for work that takes a processor whole and can wait, such as opening models.
+/// Gentle threads for work that takes a processor whole and can wait, such as opening models and freeing them.
 #[derive(Debug, Clone)]
 pub struct GentleThreads {
     jobs: mpsc::Sender<Job>,
@@ -51,14 +51,21 @@ impl GentleThreads {
         Ok(Self { jobs })
     }
 
+    /// Has some work done, once a thread is free for it.
+    pub fn spawn(&self, work: impl FnOnce() + Send + 'static) {
+        if let Err(mpsc::SendError(work)) = self.jobs.send(Box::new(work)) {
+            // There is no thread any more.
+            work();
+        }
+    }
+
     /// What some work gives, once a thread was free for it; none if it panicked. It is done even if nobody waits for it any more.
     pub async fn run<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
         let (done, result) = oneshot::channel();
-        let job = move || {
+        self.spawn(move || {
             // Whoever wanted it may have gone.
             drop(done.send(work()));
-        };
-        self.jobs.send(Box::new(job)).ok()?;
+        });
         result.await.ok()
     }
 }

@@ -31,6 +31,7 @@ mod runtime;
 mod signature;
 mod statistics;
 mod tensor;
+mod threads;
 mod watchdog;
 
 pub use accelerator::{Accelerator, Provider};

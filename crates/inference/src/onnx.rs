@@ -135,6 +135,11 @@ impl Source for Sessions {
         Ok(Box::new(Instance::new(session).map_err(|error| refused(&error))?))
     }
 
+    fn close(&self, backend: Box<dyn Backend>) {
+        // That takes as long as opening it did, and nobody waits for it.
+        self.runtime.gentle().spawn(move || drop(backend));
+    }
+
     fn memory_bytes(&self) -> u64 {
         session_bytes(self.file_bytes)
     }

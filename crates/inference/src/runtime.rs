@@ -16,7 +16,10 @@ use ort::{
 };
 use parking_lot::Mutex;
 
-use crate::error::{Error, Result};
+use crate::{
+    error::{Error, Result},
+    gentle::GentleThreads,
+};
 
 /// The variable that names the library's file.
 const LIBRARY_VARIABLE: &str = "ORT_DYLIB_PATH";
@@ -39,6 +42,7 @@ pub struct Runtime {
     environment: Environment,
     library: PathBuf,
     processors: usize,
+    gentle: GentleThreads,
 }
 
 impl Runtime {
@@ -47,7 +51,7 @@ impl Runtime {
     /// the executable's three nearest ancestors. A failure is not remembered: a later call tries again.
     ///
     /// # Errors
-    /// `RuntimeMissing` with the places looked at; `RuntimeUnusable` if the file is no such library or too old.
+    /// `RuntimeMissing` with the places looked at; `Thread` if the system refuses one; `RuntimeUnusable` if the file is no such library or too old.
     pub fn load() -> Result<Self> {
         if let Some(runtime) = RUNTIME.get() {
             return Ok(runtime.clone());
@@ -69,12 +73,14 @@ impl Runtime {
         // Below warnings the runtime formats several messages a run, whether anybody listens or not.
         environment.set_log_level(LogLevel::Warning);
         let processors = processors();
+        let gentle = GentleThreads::start(processors).map_err(|source| Error::Thread { source })?;
         tracing::info!(library = %library.display(), processors, "ONNX Runtime loaded");
         Ok(RUNTIME
             .get_or_init(|| Self {
                 environment,
                 library,
                 processors,
+                gentle,
             })
             .clone())
     }
@@ -87,6 +93,11 @@ impl Runtime {
     /// The processors this process may use, which all thread counts are made of.
     pub const fn processors(&self) -> usize {
         self.processors
+    }
+
+    /// As many gentle threads as there are processors, for opening and freeing sessions that start no threads themselves.
+    pub const fn gentle(&self) -> &GentleThreads {
+        &self.gentle
     }
 
     /// What the sessions are made in.
