@@ -322,7 +322,7 @@ mod tests {
             }),
             ("python.max_workers", |config| config.python.max_workers = 0),
             ("python.run_timeout", |config| {
-                config.python.run_timeout = Duration::ZERO
+                config.python.run_timeout = Duration::ZERO;
             }),
             ("worker_processors", |config| config.python.worker_processors = Some(0)),
             ("worker_memory_bytes", |config| {

@@ -34,7 +34,7 @@ impl GentleThreads {
     ///
     /// # Errors
     /// The system refuses a thread.
-    pub fn start(threads: usize) -> io::Result<Self> {
+    pub(crate) fn start(threads: usize) -> io::Result<Self> {
         let (jobs, taken) = mpsc::channel::<Job>();
         let taken = Arc::new(Mutex::new(taken));
         for _ in 0..threads {
@@ -52,7 +52,7 @@ impl GentleThreads {
     }
 
     /// Has some work done, once a thread is free for it.
-    pub fn spawn(&self, work: impl FnOnce() + Send + 'static) {
+    pub(crate) fn spawn(&self, work: impl FnOnce() + Send + 'static) {
         if let Err(mpsc::SendError(work)) = self.jobs.send(Box::new(work)) {
             // There is no thread any more.
             work();
