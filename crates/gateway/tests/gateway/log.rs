@@ -41,8 +41,13 @@ async fn predict(running: &Running, id: &str, event_time: &str) {
 
 /// A world whose endpoint `e` is answered by version 2, shadowed by version 1.
 async fn shadowed() -> World {
+    shadowed_with(scale).await
+}
+
+/// The same with versions of this kind, which multiply by their number.
+async fn shadowed_with(model: fn(f32) -> Vec<u8>) -> World {
     let world = World::new(Registry::new(vec![]));
-    let (first, second) = (world.store(scale(1.0)).await, world.store(scale(2.0)).await);
+    let (first, second) = (world.store(model(1.0)).await, world.store(model(2.0)).await);
     let routes = vec![live("m", 2, &second, 1.0), shadow("m", 1, &first, 1.0)];
     world.registry.set(vec![endpoint("e", routes)]);
     world
@@ -310,15 +315,6 @@ async fn shadows_that_a_kill_interrupts_are_computed_after_it() {
     running.stop().await;
 }
 
-/// A world whose endpoint `e` doubles, shadowed by a version that does not.
-async fn doubling() -> World {
-    let world = World::new(Registry::new(vec![]));
-    let (first, second) = (world.store(simple(1.0)).await, world.store(simple(2.0)).await);
-    let routes = vec![live("m", 2, &second, 1.0), shadow("m", 1, &first, 1.0)];
-    world.registry.set(vec![endpoint("e", routes)]);
-    world
-}
-
 /// Asks for so many rows, which make a record of so many times 16 bytes.
 async fn ask_for_rows(running: &Running, rows: usize) {
     let raw = vec![0; 8 * rows];
@@ -332,7 +328,7 @@ async fn ask_for_rows(running: &Running, rows: usize) {
 #[tokio::test]
 async fn shadows_of_large_requests_wait_on_disk() {
     const ROWS: usize = 4000;
-    let world = doubling().await;
+    let world = shadowed_with(simple).await;
     let running = world.start_ready().await;
     ask_for_rows(&running, ROWS).await;
     let expected = ["live", "shadow"].map(|role| (("r0".to_owned(), role.to_owned()), ROWS));
@@ -348,7 +344,7 @@ async fn shadows_of_large_requests_wait_on_disk() {
 async fn shadows_are_given_up_first_where_the_log_is_short_of_room() {
     const ROWS: usize = 250_000;
     let _installed = render_metrics();
-    let mut world = doubling().await;
+    let mut world = shadowed_with(simple).await;
     // The least that it may have. Nothing of it is ever handed over.
     world.config.spool_max_bytes = 64 << 20;
     world.monitoring.lose_answers(usize::MAX);
