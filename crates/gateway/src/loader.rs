@@ -225,8 +225,8 @@ impl Loader {
             options.intra_threads == 1 && options.accelerator.is_none()
         };
         let open = self.opening(key, path, description).await?;
-        let shapes = wanted.shapes.seen();
-        let open = move || open_warm(open, shapes);
+        let (shapes, batches) = (wanted.shapes.seen(), wanted.batcher.clone());
+        let open = move || open_warm(open, shapes, &batches);
         let opened = if is_small {
             self.runtime.gentle().run(open).await
         } else {
@@ -442,9 +442,9 @@ fn read_description(path: &Path) -> Result<Option<Description>> {
 }
 
 /// Opens a model and warms it with shapes that were seen.
-fn open_warm(open: Opening, shapes: Vec<InputShapes>) -> Result<InferenceModel> {
+fn open_warm(open: Opening, shapes: Vec<InputShapes>, batches: &BatcherOptions) -> Result<InferenceModel> {
     let mut model = open()?;
-    if let Err(error) = model.warm_up(shapes) {
+    if let Err(error) = model.warm_up(shapes, batches) {
         // Zeros may be no valid input; real ones will tell.
         tracing::info!(%error, "the model did not take the warm-up's zeros");
     }

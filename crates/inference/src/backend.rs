@@ -47,6 +47,20 @@ pub trait Source: Send + Sync {
         None
     }
 
+    /// Whether it may round floats more coarsely than processors do, and otherwise for another number of rows, as devices' fast
+    /// multiplications do, which keep ten bits (TF32).
+    fn rounds_coarsely(&self) -> bool {
+        false
+    }
+
+    /// Whether a run of more rows than any before takes long: memory is taken for it, or programs are built.
+    fn grows_slowly(&self) -> bool {
+        false
+    }
+
+    /// The first of them was warmed: what was built for that may be kept.
+    fn warmed(&self) {}
+
     /// Whether elements of `BYTES` may be any bytes. Else they must be texts that ONNX's strings can carry.
     fn takes_any_bytes(&self) -> bool {
         false

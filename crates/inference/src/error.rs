@@ -31,7 +31,7 @@ pub enum Error {
         detail: String,
     },
     /// What shall run models cannot.
-    #[error("{provider} cannot be used with {} here: {detail}: install its libraries and the device's driver, or set no accelerator", library.display())]
+    #[error("{provider} cannot run the model with {} here: {detail}: see that its libraries and the device's driver are installed and that the device's memory has room, or set no accelerator", library.display())]
     AcceleratorUnusable {
         /// Its name in ONNX Runtime.
         provider: &'static str,

@@ -15,6 +15,7 @@ use ort::{
 use zerocopy::IntoBytes as _;
 
 use crate::{
+    accelerator::{Accelerator, PROCESSORS_ARENA},
     backend::{Backend, Run, RunTimes},
     datatype::DataType,
     element::{Element, Storage, TensorData, in_place, with_element},
@@ -28,6 +29,9 @@ use crate::{
 /// grows, and an outlier would otherwise keep its size for good.
 const LARGE_ELEMENTS: usize = 1 << 20;
 
+/// The same on a device, whose memory takes long to be given back and taken again: more than batches have.
+const LARGE_ELEMENTS_ON_DEVICE: usize = 1 << 22;
+
 /// Large runs that follow one another within this time are no outliers: each would take the memory back from the system that the
 /// one before gave to it. They keep it, and the first run after them that is not large gives it back. It is given back that often at
 /// most: as long as what is lent holds it, more would not help.
@@ -40,6 +44,8 @@ const LENT_BYTES: usize = 1 << 20;
 pub(crate) struct Instance {
     session: Session,
     watched: Arc<Watched>,
+    /// Above this many input elements a run is a large one.
+    large_elements: usize,
     /// When a run was large last.
     large: Option<Instant>,
     /// Whether the arena may hold what a large run took.
@@ -51,10 +57,12 @@ pub(crate) struct Instance {
 }
 
 impl Instance {
-    pub(crate) fn new(session: Session) -> Result<Self, ort::Error> {
+    pub(crate) fn new(session: Session, accelerator: Option<Accelerator>) -> Result<Self, ort::Error> {
+        let arenas = accelerator.map_or_else(|| PROCESSORS_ARENA.to_owned(), Accelerator::arenas);
         Ok(Self {
             session,
-            watched: Watched::new()?,
+            watched: Watched::new(&arenas)?,
+            large_elements: accelerator.map_or(LARGE_ELEMENTS, |_| LARGE_ELEMENTS_ON_DEVICE),
             large: None,
             grown: false,
             gave_back: None,
@@ -78,7 +86,7 @@ impl Instance {
         let values = inputs.iter().map(Input::value).collect::<Result<Vec<_>>>()?;
         let elements: usize = inputs.iter().map(|input| input.count).sum();
         let prepared = Instant::now();
-        let is_large = elements > LARGE_ELEMENTS;
+        let is_large = elements > self.large_elements;
         let is_recent = |moment: Option<Instant>| moment.is_some_and(|moment| prepared - moment < LARGE_TOGETHER);
         let is_one_of_many = is_large && is_recent(self.large);
         let gives_back = !is_one_of_many && (is_large || (self.grown && !is_recent(self.gave_back)));

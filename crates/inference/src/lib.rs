@@ -18,6 +18,7 @@ mod columns;
 mod cost;
 mod datatype;
 mod element;
+mod engines;
 mod error;
 mod gentle;
 mod instance;

@@ -1,6 +1,6 @@
 //! A loaded model: its signature and what runs it.
 
-use std::{fmt, sync::Arc};
+use std::{cmp::Reverse, fmt, sync::Arc};
 
 use parking_lot::{Condvar, Mutex};
 
@@ -8,6 +8,7 @@ use crate::{
     backend::{Backend, Source},
     error::{Error, Result},
     instance::check_texts,
+    options::BatcherOptions,
     probe::{Batching, probe},
     signature::Signature,
     tensor::Tensor,
@@ -103,7 +104,12 @@ impl Model {
         source: Arc<dyn Source>,
         most: usize,
     ) -> Self {
-        let finding = probe(&mut *first, &signature, source.example().as_deref());
+        let finding = probe(
+            &mut *first,
+            &signature,
+            source.example().as_deref(),
+            source.rounds_coarsely(),
+        );
         finding.complete(&mut signature.outputs);
         if let Batching::Never(reason) = &finding.batching {
             tracing::info!(reason, "requests to this model run one by one");
@@ -151,17 +157,37 @@ impl Model {
     }
 
     /// Runs it on zeros and empty strings of shapes that were seen in requests, and of one row and, where rows can be
-    /// merged, two: the first runs of a session are slow, and no caller should wait for them. Backends that are opened
-    /// later are warmed alike.
+    /// merged, two: the first runs of a session are slow, and no caller should wait for them. On a device it is run on the largest
+    /// batches of them as well. Backends that are opened later are warmed alike.
     ///
     /// # Errors
     /// `RunFailed` if the model refuses zeros, which says nothing about real inputs.
-    pub fn warm_up(&mut self, recorded: Vec<InputShapes>) -> Result<()> {
+    pub fn warm_up(&mut self, recorded: Vec<InputShapes>, batches: &BatcherOptions) -> Result<()> {
         self.recorded = recorded;
-        for backend in self.idle.get_mut() {
-            warm(&mut **backend, &self.facts, &self.recorded)?;
+        if self.source.grows_slowly() && self.facts.batching == Batching::Rows {
+            let largest = self.largest_batches(batches);
+            self.recorded.splice(0..0, largest);
         }
-        Ok(())
+        let (facts, recorded) = (&self.facts, &self.recorded);
+        let mut backends = self.idle.get_mut().iter_mut();
+        let warmed = backends.try_for_each(|backend| warm(&mut **backend, facts, recorded));
+        self.source.warmed();
+        warmed
+    }
+
+    /// The shapes of the largest batches of what was recorded, and of made-up rows; the largest first, because where others fit into it
+    /// nothing is built for them.
+    fn largest_batches(&self, batches: &BatcherOptions) -> Vec<InputShapes> {
+        let signature = &self.facts.signature;
+        let made_up = signature.sample_shapes(1);
+        let each = std::iter::once(&made_up).chain(&self.recorded);
+        let mut largest: Vec<InputShapes> = each
+            .filter_map(|shapes| signature.largest_batch(shapes, batches))
+            .collect();
+        let elements = |shapes: &InputShapes| shapes.iter().map(|shape| shape.iter().product::<i64>()).sum::<i64>();
+        largest.sort_by_key(|shapes| (Reverse(elements(shapes)), shapes.clone()));
+        largest.dedup();
+        largest
     }
 
     pub(crate) fn into_parts(self) -> Parts {

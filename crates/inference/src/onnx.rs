@@ -15,12 +15,14 @@ use ort::{
 };
 
 use crate::{
-    accelerator::Accelerator,
+    accelerator::{Accelerator, Provider, said_by_device},
     backend::{Backend, Source},
     datatype::DataType,
+    engines::Engines,
     error::{Error, Result},
     instance::Instance,
     model::{MAX_BACKENDS, Model},
+    options::BatcherOptions,
     runtime::Runtime,
     signature::{Signature, TensorSpec},
 };
@@ -34,6 +36,9 @@ pub const LARGE_MODEL_BYTES: usize = 64 << 20;
 
 /// Where external data would be looked for: a folder that is not there.
 const NO_EXTERNAL_DATA: &str = "external-data-is-not-read";
+
+/// How errors of TensorRT's provider begin.
+const TENSOR_RT_SAYS: &str = "TensorRT EP";
 
 /// About what a session takes beside its weights, in bytes.
 const SESSION_BYTES: u64 = 512 << 10;
@@ -70,13 +75,18 @@ impl ModelOptions {
         }
     }
 
-    /// The same on an accelerator: one session, because each would hold the weights in the device's memory.
+    /// The same on an accelerator: one session, because each would hold the weights in the device's memory. What the device has no kernels
+    /// for is run by all processors.
     #[must_use]
     pub fn on(self, accelerator: Option<Accelerator>) -> Self {
         Self {
             instances: if accelerator.is_some() { 1 } else { self.instances },
+            intra_threads: if accelerator.is_some() {
+                self.instances.max(self.intra_threads)
+            } else {
+                self.intra_threads
+            },
             accelerator,
-            ..self
         }
     }
 
@@ -112,6 +122,8 @@ struct Sessions {
     origin: Origin,
     options: ModelOptions,
     file_bytes: u64,
+    /// What TensorRT builds, where that runs the model.
+    engines: Option<Engines>,
 }
 
 /// What further sessions are made of.
@@ -124,15 +136,15 @@ enum Origin {
 impl Source for Sessions {
     fn open(&self) -> Result<Box<dyn Backend>> {
         let session = match &self.origin {
-            Origin::Bytes(Some(bytes)) => open_session(&self.runtime, bytes, self.options)?,
+            Origin::Bytes(Some(bytes)) => self.open_session(bytes)?,
             Origin::Bytes(None) => {
                 return Err(Error::Broken {
                     detail: "a model of one session was asked for another".to_owned(),
                 });
             }
-            Origin::File(path) => open_session(&self.runtime, &read(path)?, self.options)?,
+            Origin::File(path) => self.open_session(&read(path)?)?,
         };
-        Ok(Box::new(Instance::new(session).map_err(|error| refused(&error))?))
+        Ok(Box::new(self.instance(session)?))
     }
 
     fn close(&self, backend: Box<dyn Backend>) {
@@ -143,6 +155,89 @@ impl Source for Sessions {
     fn memory_bytes(&self) -> u64 {
         session_bytes(self.file_bytes)
     }
+
+    fn rounds_coarsely(&self) -> bool {
+        self.options.accelerator.is_some()
+    }
+
+    fn grows_slowly(&self) -> bool {
+        self.options.accelerator.is_some()
+    }
+
+    fn warmed(&self) {
+        if let Some(Err(error)) = self.engines.as_ref().map(Engines::keep) {
+            tracing::warn!(%error, "the engines of a model cannot be kept: they are built again with the next load");
+        }
+    }
+}
+
+impl Sessions {
+    fn new(runtime: &Runtime, bytes: &[u8], origin: Origin, options: ModelOptions) -> Self {
+        let engines = match (&origin, options.accelerator.map(|accelerator| accelerator.provider)) {
+            (Origin::File(path), Some(Provider::TensorRt)) => Some(Engines::open(path)),
+            _ => None,
+        };
+        let engines = engines.and_then(|opened| {
+            opened
+                .inspect_err(
+                    |error| tracing::warn!(%error, "the engines of a model are not kept: there is no folder for them"),
+                )
+                .ok()
+        });
+        Self {
+            runtime: runtime.clone(),
+            origin,
+            options,
+            file_bytes: bytes.len() as u64,
+            engines,
+        }
+    }
+
+    fn open_session(&self, bytes: &[u8]) -> Result<Session> {
+        let engines = self.engines.as_ref().map(Engines::path);
+        open_session(&self.runtime, bytes, self.options, engines)
+    }
+
+    fn instance(&self, session: Session) -> Result<Instance> {
+        Instance::new(session, self.options.accelerator).map_err(|error| refused(&error))
+    }
+
+    fn open_first(&self, bytes: &[u8]) -> Result<(Signature, Instance)> {
+        let session = self.open_session(bytes)?;
+        Ok((read_signature(&session)?, self.instance(session)?))
+    }
+
+    /// The first session, tried with the largest batch, for which smaller ones need no engines of their own. Engines that were kept and
+    /// cannot be used here are built again.
+    fn open_tried(&self, bytes: &[u8]) -> Result<(Signature, Instance)> {
+        let Some(engines) = &self.engines else {
+            return self.open_first(bytes);
+        };
+        let is_of_engines = |error: &Error| error.to_string().contains(TENSOR_RT_SAYS);
+        let tried = self.open_first(bytes).and_then(|(signature, mut instance)| {
+            match run_largest(&signature, &mut instance) {
+                Err(error) if is_of_engines(&error) => Err(error),
+                // Whether zeros are taken is not asked here.
+                _ => Ok((signature, instance)),
+            }
+        });
+        match tried {
+            Err(error) if is_of_engines(&error) && !engines.is_empty() => {
+                tracing::warn!(%error, "a model does not run with the engines that were kept: they are built again");
+                engines.clear().map_or(Err(error), |()| self.open_first(bytes))
+            }
+            tried => tried,
+        }
+    }
+}
+
+/// Runs the largest batch of made-up rows that there is where nothing else is said.
+fn run_largest(signature: &Signature, instance: &mut Instance) -> Result<()> {
+    let largest = signature.largest_batch(&signature.sample_shapes(1), &BatcherOptions::default());
+    if let Some(inputs) = largest.and_then(|shapes| signature.zeros_of(&shapes)) {
+        instance.run(signature, &[&inputs], None)?;
+    }
+    Ok(())
 }
 
 impl Model {
@@ -158,7 +253,8 @@ impl Model {
     }
 
     /// Loads a model from its ONNX file, which has to stay there as long as the model is in use. External data beside the
-    /// file is not read.
+    /// file is not read. The engines that TensorRT builds of it are kept in a folder beside the file, called as it is with the
+    /// extension `engines`.
     ///
     /// # Errors
     /// `ModelUnreadable` if the file cannot be read; otherwise as [`Model::from_bytes`].
@@ -170,15 +266,8 @@ impl Model {
 fn load(runtime: &Runtime, bytes: &[u8], origin: Origin, options: ModelOptions) -> Result<Model> {
     options.validate()?;
     check_file(bytes)?;
-    let session = open_session(runtime, bytes, options)?;
-    let signature = read_signature(&session)?;
-    let instance = Instance::new(session).map_err(|error| refused(&error))?;
-    let sessions = Sessions {
-        runtime: runtime.clone(),
-        origin,
-        options,
-        file_bytes: bytes.len() as u64,
-    };
+    let sessions = Sessions::new(runtime, bytes, origin, options);
+    let (signature, instance) = sessions.open_tried(bytes)?;
     Ok(Model::with_first(
         signature,
         Box::new(instance),
@@ -212,12 +301,21 @@ fn check_file(bytes: &[u8]) -> Result<()> {
     Ok(())
 }
 
-fn open_session(runtime: &Runtime, bytes: &[u8], options: ModelOptions) -> Result<Session> {
+fn open_session(runtime: &Runtime, bytes: &[u8], options: ModelOptions, engines: Option<&Path>) -> Result<Session> {
     // The binding panics on types that it does not know; that is a property of the file, not of this process.
     catch_unwind(AssertUnwindSafe(|| {
-        session_builder(runtime, options)?
+        session_builder(runtime, options, engines)?
             .commit_from_memory(bytes)
-            .map_err(|error| refused(&error))
+            .map_err(|error| match options.accelerator {
+                // Where the device does not complain, it is the model's fault unless the processors take it.
+                Some(accelerator)
+                    if said_by_device(error.message())
+                        || open_session(runtime, bytes, options.on(None), None).is_ok() =>
+                {
+                    accelerator.unusable(runtime, error.message())
+                }
+                _ => refused(&error),
+            })
     }))
     .unwrap_or_else(|_| {
         Err(Error::ModelRefused {
@@ -226,13 +324,13 @@ fn open_session(runtime: &Runtime, bytes: &[u8], options: ModelOptions) -> Resul
     })
 }
 
-fn session_builder(runtime: &Runtime, options: ModelOptions) -> Result<SessionBuilder> {
+fn session_builder(runtime: &Runtime, options: ModelOptions, engines: Option<&Path>) -> Result<SessionBuilder> {
     let builder = plain_session_builder(runtime, options).map_err(|error| refused(&error))?;
     let Some(accelerator) = options.accelerator else {
         return Ok(builder);
     };
     builder
-        .with_execution_providers(accelerator.providers())
+        .with_execution_providers(accelerator.providers(engines))
         .map_err(|error| accelerator.unusable(runtime, error.message()))
 }
 

@@ -15,6 +15,13 @@ use crate::{
 /// different batch sizes add in different orders.
 const TOLERANCE: f64 = 1e-3;
 
+/// The relative part where floats are rounded coarsely, of the largest float of the row: what products of ten bits (TF32) are off by has the
+/// size of the terms that were added, not of their sum.
+const COARSE_TOLERANCE: f64 = 3e-3;
+
+/// Sums that differ in their last digits may be rounded to numbers that lie this many apart.
+const ROUNDED_APART: f64 = 4.0;
+
 /// How a model's requests are run.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(tag = "mode", content = "reason", rename_all = "snake_case")]
@@ -59,12 +66,17 @@ impl Finding {
 }
 
 /// Runs one row, another row, and both merged. They may be merged in service if that gave each its own outputs. The rows are
-/// those of an example that is known to be taken, else made up.
-pub(crate) fn probe(instance: &mut dyn Backend, signature: &Signature, example: Option<&[Tensor]>) -> Finding {
+/// those of an example that is known to be taken, else made up. `is_coarse`: floats may be rounded as devices do.
+pub(crate) fn probe(
+    instance: &mut dyn Backend,
+    signature: &Signature,
+    example: Option<&[Tensor]>,
+    is_coarse: bool,
+) -> Finding {
     if let Some(reason) = declared_obstacle(signature) {
         return Finding::never(reason);
     }
-    let mut compare = |rows: Result<[Vec<Tensor>; 2]>| compare(instance, signature, &rows?);
+    let mut compare = |rows: Result<[Vec<Tensor>; 2]>| compare(instance, signature, &rows?, is_coarse);
     let made_up = |kind| sample(signature, kind);
     let known = example.map(|example| compare(first_rows(example)));
     // Different rows show whether rows touch each other; a model that refuses made-up values gets zeros.
@@ -107,7 +119,12 @@ fn first_rows(example: &[Tensor]) -> Result<[Vec<Tensor>; 2]> {
     Ok([row(0)?, row(1)?])
 }
 
-fn compare(instance: &mut dyn Backend, signature: &Signature, rows: &[Vec<Tensor>; 2]) -> Result<Finding> {
+fn compare(
+    instance: &mut dyn Backend,
+    signature: &Signature,
+    rows: &[Vec<Tensor>; 2],
+    is_coarse: bool,
+) -> Result<Finding> {
     let [first, second] = rows;
     let both = first
         .iter()
@@ -123,14 +140,14 @@ fn compare(instance: &mut dyn Backend, signature: &Signature, rows: &[Vec<Tensor
         .iter()
         .zip(&second)
         .zip(&both)
-        .find_map(|((first, second), both)| output_obstacle(first, second, both));
+        .find_map(|((first, second), both)| output_obstacle(first, second, both, is_coarse));
     Ok(Finding {
         batching: obstacle.map_or(Batching::Rows, Batching::Never),
         outputs: Some((first, both)),
     })
 }
 
-fn output_obstacle(first: &Tensor, second: &Tensor, both: &Tensor) -> Option<String> {
+fn output_obstacle(first: &Tensor, second: &Tensor, both: &Tensor, is_coarse: bool) -> Option<String> {
     let name = both.name();
     if first.rows() != Some(1) || second.rows() != Some(1) || both.rows() != Some(2) {
         return Some(format!(
@@ -141,26 +158,36 @@ fn output_obstacle(first: &Tensor, second: &Tensor, both: &Tensor) -> Option<Str
     }
     let own = |row: usize, alone: &Tensor| {
         both.slice_rows(row..row + 1)
-            .is_ok_and(|merged| merged.shape() == alone.shape() && is_close(&merged, alone))
+            .is_ok_and(|merged| merged.shape() == alone.shape() && is_close(&merged, alone, is_coarse))
     };
     (!own(0, first) || !own(1, second)).then(|| format!("a row of output `{name}` changes with the rows beside it"))
 }
 
-fn is_close(one: &Tensor, other: &Tensor) -> bool {
+fn is_close(one: &Tensor, other: &Tensor, is_coarse: bool) -> bool {
+    let (Ok(ones), Ok(others)) = (crate::columns::to_f64(one), crate::columns::to_f64(other)) else {
+        return one.data() == other.data();
+    };
+    if !one.datatype().is_float() {
+        return one.data() == other.data();
+    }
+    let relative = if is_coarse { COARSE_TOLERANCE } else { TOLERANCE }.max(ROUNDED_APART * spacing(one.datatype()));
+    let magnitudes = ones.iter().map(|value| value.abs()).filter(|value| value.is_finite());
+    let largest = magnitudes.fold(0.0, f64::max);
     let close = |(one, other): (f64, f64)| {
+        let scale = if is_coarse { largest } else { one.abs().max(other.abs()) };
         one.to_bits() == other.to_bits()
             || (one.is_nan() && other.is_nan())
-            || (one - other).abs() <= TOLERANCE * (1.0 + one.abs().max(other.abs()))
+            || (one - other).abs() <= TOLERANCE + relative * scale
     };
-    match (
-        one.datatype(),
-        crate::columns::to_f64(one),
-        crate::columns::to_f64(other),
-    ) {
-        (datatype, Ok(one), Ok(other)) if datatype.is_float() => {
-            one.len() == other.len() && one.into_iter().zip(other).all(close)
-        }
-        _ => one.data() == other.data(),
+    ones.len() == others.len() && ones.into_iter().zip(others).all(close)
+}
+
+/// How far the numbers of a type lie apart at 1.
+fn spacing(datatype: DataType) -> f64 {
+    match datatype {
+        DataType::Fp16 => half::f16::EPSILON.to_f64(),
+        DataType::Bf16 => half::bf16::EPSILON.to_f64(),
+        _ => 0.0,
     }
 }
 

@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     datatype::DataType,
     error::{Error, Result},
+    options::BatcherOptions,
     tensor::Tensor,
 };
 
@@ -121,10 +122,33 @@ impl Signature {
     /// # Errors
     /// `InvalidTensor` if a fixed shape is above the limits.
     pub(crate) fn zeros(&self, rows: usize) -> Result<Vec<Tensor>> {
-        self.inputs
-            .iter()
-            .map(|spec| Tensor::zeros(spec.name.clone(), spec.datatype, sample_shape(&spec.shape, rows)))
+        let shapes = self.sample_shapes(rows);
+        let each = self.inputs.iter().zip(shapes);
+        each.map(|(spec, shape)| Tensor::zeros(spec.name.clone(), spec.datatype, shape))
             .collect()
+    }
+
+    /// Shapes that inputs of so many rows may have.
+    pub(crate) fn sample_shapes(&self, rows: usize) -> Vec<Vec<i64>> {
+        self.inputs.iter().map(|spec| sample_shape(&spec.shape, rows)).collect()
+    }
+
+    /// These shapes with as many rows as a merged run may have of them; none if they have none, or a length that is no number.
+    pub(crate) fn largest_batch(&self, shapes: &[Vec<i64>], batches: &BatcherOptions) -> Option<Vec<Vec<i64>>> {
+        let of_row = |shape: &Vec<i64>| {
+            let lengths = shape.iter().skip(1).map(|&length| usize::try_from(length).ok());
+            lengths.product::<Option<usize>>()
+        };
+        let elements = shapes.iter().map(of_row).sum::<Option<usize>>()?;
+        let rows = batches
+            .max_batch_rows
+            .min(batches.max_batch_elements / elements.max(1))
+            .max(1);
+        let mut largest = shapes.to_vec();
+        for shape in &mut largest {
+            *shape.first_mut()? = i64::try_from(rows).ok()?;
+        }
+        Some(largest)
     }
 
     /// Zeros and empty strings of these shapes; none if they do not fit.

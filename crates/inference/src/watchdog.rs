@@ -65,11 +65,13 @@ impl Watchdog {
 }
 
 impl Watched {
+    /// `arenas` are those that memory is given back from, as ONNX Runtime lists them.
+    ///
     /// # Errors
     /// What ONNX Runtime said.
-    pub(crate) fn new() -> Result<Arc<Self>, ort::Error> {
+    pub(crate) fn new(arenas: &str) -> Result<Arc<Self>, ort::Error> {
         let mut shrink = RunOptions::new()?;
-        shrink.set("memory.enable_memory_arena_shrinkage", "cpu:0")?;
+        shrink.set("memory.enable_memory_arena_shrinkage", arenas)?;
         let watched = Arc::new(Self {
             keep: RunOptions::new()?,
             shrink,

@@ -6,8 +6,8 @@ use std::{
 };
 
 use modelyard_inference::{
-    Accelerator, Backend, BatcherOptions, DataType, Error, Model, ModelOptions, Predictor, Provider, Result, Run,
-    RunTimes, Runtime, Signature, Source, Tensor, TensorSpec,
+    Accelerator, Backend, BatcherOptions, Batching, DataType, Error, Model, ModelOptions, Predictor, Provider, Result,
+    Run, RunTimes, Runtime, Signature, Source, Tensor, TensorData, TensorSpec, bf16, f16,
 };
 
 use crate::batcher::runtime;
@@ -19,9 +19,11 @@ const POISON: f32 = 666.0;
 type Runs = Arc<Mutex<Vec<Vec<Vec<i64>>>>>;
 
 /// Doubles what comes, notes it, and refuses to be opened when it is told to.
+#[derive(Default)]
 struct Doubling {
     runs: Runs,
     opens: bool,
+    grows_slowly: bool,
 }
 
 impl Source for Doubling {
@@ -36,6 +38,10 @@ impl Source for Doubling {
 
     fn memory_bytes(&self) -> u64 {
         1000
+    }
+
+    fn grows_slowly(&self) -> bool {
+        self.grows_slowly
     }
 }
 
@@ -81,6 +87,7 @@ fn model(opens: bool) -> (Result<Model>, Runs) {
     let source = Doubling {
         runs: Arc::clone(&runs),
         opens,
+        ..Doubling::default()
     };
     let model = Model::new(signature(), Arc::new(source), 1);
     // What is found out by a trial is not what is looked at.
@@ -124,7 +131,8 @@ fn requests_are_merged_checked_and_counted_whatever_runs_them() {
 fn a_model_is_warmed_with_shapes_that_were_seen() {
     let (model, runs) = model(true);
     let mut model = model.unwrap();
-    model.warm_up(vec![vec![vec![7, 1]], vec![vec![3, 1]]]).unwrap();
+    let seen = vec![vec![vec![7, 1]], vec![vec![3, 1]]];
+    model.warm_up(seen, &BatcherOptions::default()).unwrap();
     let warmed = runs.lock().unwrap().clone();
     for shape in [[7, 1], [3, 1]] {
         assert!(
@@ -141,6 +149,93 @@ fn a_model_is_warmed_with_shapes_that_were_seen() {
         [[[2, 1]]],
         "the first request needs no other run"
     );
+}
+
+#[test]
+fn what_grows_slowly_is_warmed_with_batches_as_large_as_they_get() {
+    let runs = Runs::default();
+    let source = Doubling {
+        runs: Arc::clone(&runs),
+        opens: true,
+        grows_slowly: true,
+    };
+    let mut signature = signature();
+    signature.inputs[0].shape = vec![-1, -1];
+    signature.outputs[0].shape = vec![-1, -1];
+    let mut model = Model::new(signature, Arc::new(source), 1).unwrap();
+    let batches = BatcherOptions {
+        max_batch_rows: 64,
+        max_batch_elements: 1000,
+        ..BatcherOptions::default()
+    };
+    // The last is no shape of this model's.
+    let seen = vec![vec![vec![2, 5]], vec![vec![1, 100]], vec![vec![1, 5]], vec![vec![4]]];
+    model.warm_up(seen, &batches).unwrap();
+    let mut rows: Vec<Vec<i64>> = runs.lock().unwrap().iter().map(|run| run[0].clone()).collect();
+    rows.retain(|shape| shape[0] > 2);
+    assert_eq!(rows, [[10, 100], [64, 5], [64, 1]]);
+}
+
+/// Gives the same for each row, in runs of one row another number than in larger ones.
+#[derive(Clone)]
+struct Uneven {
+    alone: TensorData,
+    beside: TensorData,
+    is_coarse: bool,
+}
+
+impl Source for Uneven {
+    fn open(&self) -> Result<Box<dyn Backend>> {
+        Ok(Box::new(self.clone()))
+    }
+
+    fn memory_bytes(&self) -> u64 {
+        0
+    }
+
+    fn rounds_coarsely(&self) -> bool {
+        self.is_coarse
+    }
+}
+
+impl Backend for Uneven {
+    fn run(&mut self, _: &Signature, requests: &[&[Tensor]], _: Option<Instant>) -> Result<Run> {
+        let rows = requests[0][0].rows().unwrap_or(0);
+        let data = if rows == 1 { &self.alone } else { &self.beside };
+        let number = Tensor::new("y", vec![1, 2], data.clone())?;
+        Ok(Run {
+            outputs: vec![vec![Tensor::concat_rows(&vec![&number; rows])?]],
+            times: RunTimes::default(),
+        })
+    }
+}
+
+#[test]
+fn rows_may_be_rounded_otherwise_beside_others_as_far_as_what_runs_them_does() {
+    let merges = |is_coarse: bool, alone: TensorData, beside: TensorData| {
+        let mut signature = signature();
+        signature.outputs[0].datatype = alone.datatype().unwrap();
+        let source = Uneven {
+            alone,
+            beside,
+            is_coarse,
+        };
+        let model = Model::new(signature, Arc::new(source), 1).unwrap();
+        *model.batching() == Batching::Rows
+    };
+    let fp32 = |x| TensorData::Fp32(vec![100.0, x]);
+    assert!(merges(false, fp32(1.0), fp32(1.001)) && !merges(false, fp32(1.0), fp32(1.2)));
+    // A device's errors have the size of the row's largest number.
+    assert!(merges(true, fp32(1.0), fp32(1.2)) && !merges(true, fp32(1.0), fp32(1.5)));
+    let share = |x| TensorData::Fp32(vec![0.9, x]);
+    assert!(!merges(true, share(0.001), share(0.009)));
+    let fp16 = |x| TensorData::Fp16(vec![f16::from_f32(x); 2]);
+    assert!(merges(false, fp16(1000.0), fp16(1002.0)) && !merges(false, fp16(1000.0), fp16(1020.0)));
+    // The numbers of this type lie 4 apart there.
+    let bf16 = |x| TensorData::Bf16(vec![bf16::from_f32(x); 2]);
+    assert!(merges(false, bf16(1000.0), bf16(1012.0)) && !merges(false, bf16(1000.0), bf16(1100.0)));
+    let whole = |x| TensorData::Int32(vec![x; 2]);
+    assert!(!merges(true, whole(1000), whole(1001)));
 }
 
 #[test]
@@ -191,8 +286,8 @@ fn why_nothing_runs_it_is_told() {
     let error = model(false).0.unwrap_err();
     assert!(error.to_string().contains("the other server is away"), "{error}");
     let source = Doubling {
-        runs: Arc::default(),
         opens: true,
+        ..Doubling::default()
     };
     let error = Model::new(signature(), Arc::new(source), 0).unwrap_err();
     assert!(error.to_string().contains("0 backends"), "{error}");

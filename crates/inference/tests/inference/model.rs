@@ -2,7 +2,8 @@
 
 use modelyard_common::error::{ErrorKind, Fault};
 use modelyard_inference::{
-    Batching, DataType, Error, Model, ModelOptions, Runtime, Tensor, TensorData, bf16, f16, probabilities,
+    BatcherOptions, Batching, DataType, Error, Model, ModelOptions, Runtime, Tensor, TensorData, bf16, f16,
+    probabilities,
 };
 
 use crate::graphs::{self, load};
@@ -337,7 +338,8 @@ fn inputs_are_checked_before_the_run() {
 fn concurrent_runs_share_the_sessions() {
     let mut model = graphs::load_with(&graphs::identity(element::INT64, &[-1]), 2).unwrap();
     // Shapes of other models are passed over.
-    model.warm_up(vec![vec![vec![7]], vec![vec![1, 2]], vec![]]).unwrap();
+    let seen = vec![vec![vec![7]], vec![vec![1, 2]], vec![]];
+    model.warm_up(seen, &BatcherOptions::default()).unwrap();
     assert_eq!(model.instances(), 2);
     std::thread::scope(|scope| {
         for caller in 0..4_i64 {
@@ -371,7 +373,8 @@ fn warming_up_a_model_that_refuses_zeros_is_an_error_and_no_more() {
     });
     let mut model = load(&reshape).unwrap();
     assert!(matches!(model.batching(), Batching::Never(reason) if reason.contains("trial")));
-    assert!(matches!(model.warm_up(Vec::new()), Err(Error::RunFailed { .. })));
+    let warmed = model.warm_up(Vec::new(), &BatcherOptions::default());
+    assert!(matches!(warmed, Err(Error::RunFailed { .. })));
     let outputs = model
         .run(vec![floats("x", &[1, 6], &[1.0, 2.0, 3.0, 4.0, 5.0, 6.0])])
         .unwrap();
