@@ -3,8 +3,9 @@
 usage: onnx_models.py FOLDER
 
 identity.onnx: each input comes out again, one of every datatype, two elements a row. classes.onnx: four numbers a row, and a share for
-each of three classes. Versions of one model, which takes two numbers a row: good.onnx and better.onnx answer, slow.onnx takes its time, and
-failing.onnx fails on whatever comes.
+each of three classes. product.onnx: three numbers a row are multiplied by a matrix, and doubled.onnx: three numbers a row become twice as
+large, which the stand-in for a device can do. Versions of one model, which takes two numbers a row: good.onnx and better.onnx answer,
+unhurried.onnx and slow.onnx take their time, and failing.onnx fails on whatever comes.
 """
 
 import os
@@ -60,9 +61,18 @@ def classes(folder):
     save(folder, "classes", nodes, inputs, outputs, weights)
 
 
-def slow(folder, inputs, outputs):
+def on_a_device(folder):
+    inputs = [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["rows", 3])]
+    weights = [numpy_helper.from_array(numpy.array([[1, 0], [0, 10], [1, 100]], numpy.float32), "w")]
+    outputs = [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["rows", 2])]
+    save(folder, "product", [helper.make_node("MatMul", ["x", "w"], ["y"])], inputs, outputs, weights)
+    outputs = [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["rows", 3])]
+    save(folder, "doubled", [helper.make_node("Add", ["x", "x"], ["y"])], inputs, outputs)
+
+
+def slow(folder, name, steps, inputs, outputs):
     """A row becomes wide, is multiplied again and again by a matrix that changes nothing, and becomes narrow again: a loop loads at once."""
-    width, steps = 256, 30_000
+    width = 256
     wide = numpy.zeros((2, width), numpy.float32)
     wide[0, 0] = wide[1, 1] = 1
     weights = [
@@ -90,7 +100,7 @@ def slow(folder, inputs, outputs):
         helper.make_node("Loop", ["steps", "", "first"], ["last"], body=body),
         helper.make_node("MatMul", ["last", "narrow"], ["y"]),
     ]
-    save(folder, "slow", nodes, inputs, outputs, weights)
+    save(folder, name, nodes, inputs, outputs, weights)
 
 
 def versions(folder):
@@ -99,7 +109,8 @@ def versions(folder):
     for name, factor in [("good", 1), ("better", 2)]:
         weights = [numpy_helper.from_array(numpy.array([factor], numpy.float32), "factor")]
         save(folder, name, [helper.make_node("Mul", ["x", "factor"], ["y"])], inputs, outputs, weights)
-    slow(folder, inputs, outputs)
+    slow(folder, "unhurried", 2_000, inputs, outputs)
+    slow(folder, "slow", 30_000, inputs, outputs)
     # Seven does not divide what comes.
     weights = [numpy_helper.from_array(numpy.array([7, -1], numpy.int64), "shape")]
     nodes = [helper.make_node("Reshape", ["x", "shape"], ["folded"]), helper.make_node("Identity", ["folded"], ["y"])]
@@ -108,4 +119,5 @@ def versions(folder):
 
 identity(sys.argv[1])
 classes(sys.argv[1])
+on_a_device(sys.argv[1])
 versions(sys.argv[1])

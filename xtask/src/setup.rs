@@ -13,6 +13,28 @@ use crate::process::{self, Workspace, say, succeeds};
 /// The Python package that carries the library, and the library's version.
 const ONNX_RUNTIME: &str = "1.32.0";
 
+/// The library that runs models on devices of NVIDIA's, and those that it loads for that. There is none of the version above yet.
+const ONNX_RUNTIME_GPU: &str = "1.31.1";
+const DEVICE_PROVIDERS: [&str; 3] = [
+    "libonnxruntime_providers_shared.so",
+    "libonnxruntime_providers_cuda.so",
+    "libonnxruntime_providers_tensorrt.so",
+];
+
+/// What stands in for a device: its sources, and the names by which NVIDIA's libraries are looked for.
+const DEVICE: &str = "tests/devices";
+const DEVICE_SOURCES: [&str; 2] = ["cuda.c", "tensorrt.c"];
+const DEVICE_LIBRARIES: [&str; 8] = [
+    "libcuda.so.1",
+    "libcudart.so.13",
+    "libcublas.so.13",
+    "libcublasLt.so.13",
+    "libcudnn.so.9",
+    "libcurand.so.10",
+    "libnvinfer.so.10",
+    "libnvonnxparser.so.10",
+];
+
 /// The Python packages that the tests use as clients, and Node.js, in which the OpenID provider of the tests is written.
 const TEST_CLIENTS: [&str; 11] = [
     "tritonclient[http,grpc]==2.73.0",
@@ -51,27 +73,37 @@ const OPENID_PROVIDER_FILES: [&str; 3] = ["package.json", "package-lock.json", "
 
 /// Fetches ONNX Runtime's library into `<target>/onnxruntime/`, where our programs look for it.
 pub fn onnx_runtime(workspace: &Workspace) -> Result<()> {
-    let folder = workspace.target.join("onnxruntime");
-    let name = format!("libonnxruntime.so.{ONNX_RUNTIME}");
-    if folder.join(&name).is_file() {
+    let name = library_name(ONNX_RUNTIME);
+    libraries(workspace, "onnxruntime", ONNX_RUNTIME, &[&name])
+        .context("put ONNX Runtime's library at ORT_DYLIB_PATH if it cannot be fetched")
+}
+
+fn library_name(version: &str) -> String {
+    format!("libonnxruntime.so.{version}")
+}
+
+/// Fetches libraries out of one of ONNX Runtime's Python packages into a folder of the package's name. What is there is not fetched again.
+fn libraries(workspace: &Workspace, package: &str, version: &str, names: &[&str]) -> Result<()> {
+    let folder = workspace.target.join(package);
+    if names.iter().all(|name| folder.join(name).is_file()) {
         return Ok(());
     }
-    say(&format!("fetching ONNX Runtime {ONNX_RUNTIME} from its Python package"));
-    let scratch = workspace.target.join("onnxruntime-wheel");
-    let python = python()?;
-    let mut pip = Command::new(&python);
+    say(&format!("fetching {package} {version} from its Python package"));
+    let scratch = workspace.target.join(format!("{package}-wheel"));
+    let mut pip = Command::new(python()?);
     pip.args(PIP_INSTALL)
         .args(["--no-deps", "--upgrade", "--target"])
         .arg(&scratch);
-    process::run(pip.arg(format!("onnxruntime=={ONNX_RUNTIME}"))).context(
-        "ONNX Runtime cannot be fetched: is pip there and PyPI reachable? Or put the library at ORT_DYLIB_PATH",
-    )?;
+    process::run(pip.arg(format!("{package}=={version}")))
+        .with_context(|| format!("{package} cannot be fetched: is pip there and PyPI reachable?"))?;
     fs::create_dir_all(&folder)?;
-    // Copied beside its place first, so that a broken copy is never taken for the library.
-    let partial = folder.join(format!("{name}.partial"));
-    fs::copy(scratch.join("onnxruntime/capi").join(&name), &partial)
-        .with_context(|| format!("the package onnxruntime {ONNX_RUNTIME} has no {name} for this machine"))?;
-    fs::rename(partial, folder.join(name))?;
+    for name in names {
+        // Copied beside its place first, so that a broken copy is never taken for the library.
+        let partial = folder.join(format!("{name}.partial"));
+        fs::copy(scratch.join("onnxruntime/capi").join(name), &partial)
+            .with_context(|| format!("the package {package} {version} has no {name} for this machine"))?;
+        fs::rename(partial, folder.join(name))?;
+    }
     fs::remove_dir_all(scratch)?;
     Ok(())
 }
@@ -85,7 +117,45 @@ pub fn for_tests(workspace: &Workspace) -> Result<()> {
     python_environment(&workspace.target.join("python-signing"), &SIGNING_CLIENT)?;
     python_environment(&workspace.target.join("perf-analyzer"), &LOAD_GENERATOR)?;
     base64_library()?;
+    device(workspace)?;
     openid_provider(workspace)
+}
+
+/// ONNX Runtime's library with what uses devices, and what stands in for a device.
+fn device(workspace: &Workspace) -> Result<()> {
+    let library = library_name(ONNX_RUNTIME_GPU);
+    let [shared, cuda, tensor_rt] = DEVICE_PROVIDERS;
+    // The one whose name has the version comes last: with it, all are of this version.
+    let names = [shared, cuda, tensor_rt, &library];
+    libraries(workspace, "onnxruntime-gpu", ONNX_RUNTIME_GPU, &names)?;
+    let (source, folder) = (workspace.root.join(DEVICE), device_path(workspace));
+    fs::create_dir_all(&folder)?;
+    let [first, others @ ..] = DEVICE_LIBRARIES;
+    let mut compiler = Command::new("cc");
+    compiler.args(["-std=gnu11", "-O2", "-Wall", "-Wextra", "-Werror"]);
+    compiler.args(["-shared", "-fPIC", "-fvisibility=hidden", "-pthread"]);
+    compiler.args(DEVICE_SOURCES.map(|name| source.join(name)));
+    compiler.arg(format!("-Wl,--version-script={}", source.join("device.map").display()));
+    process::run(compiler.arg("-o").arg(folder.join(first))).context("the stand-in for a device cannot be compiled")?;
+    // One library by all names, so that its parts share their memory.
+    for name in others {
+        fs::remove_file(folder.join(name)).ok();
+        std::os::unix::fs::symlink(first, folder.join(name))?;
+    }
+    Ok(())
+}
+
+/// ONNX Runtime's library that uses devices.
+pub fn gpu_library_path(workspace: &Workspace) -> PathBuf {
+    workspace
+        .target
+        .join("onnxruntime-gpu")
+        .join(library_name(ONNX_RUNTIME_GPU))
+}
+
+/// The folder with what stands in for NVIDIA's libraries.
+pub fn device_path(workspace: &Workspace) -> PathBuf {
+    workspace.target.join("device")
 }
 
 /// Node.js, in the tests' virtual environment.

@@ -47,6 +47,8 @@ pub fn run(workspace: &Workspace, options: &[String]) -> Result<ExitCode> {
         .env("TEST_PYTHON_KSERVE", setup::kserve_python_path(workspace))
         .env("TEST_PYTHON_SIGNING", setup::signing_python_path(workspace))
         .env("TEST_PERF_ANALYZER", setup::load_generator_path(workspace))
+        .env("TEST_ONNXRUNTIME_GPU", setup::gpu_library_path(workspace))
+        .env("TEST_DEVICE", setup::device_path(workspace))
         .env("TEST_NODE", setup::test_node_path(workspace))
         .env("TEST_OPENID_PROVIDER", setup::openid_provider_path(workspace))
         .env("MODELYARD_REQUIRE_POSTGRES", "1")

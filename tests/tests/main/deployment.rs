@@ -73,6 +73,16 @@ impl Deployment {
 
     /// The same, with lines of TOML of the test's own in every configuration.
     pub async fn start_with(topology: Topology, engine: Engine, extra: &str) -> Result<Self> {
+        Self::start_in(topology, engine, extra, &[]).await
+    }
+
+    /// The same, with variables of the environment.
+    pub async fn start_in(
+        topology: Topology,
+        engine: Engine,
+        extra: &str,
+        environment: &[(String, String)],
+    ) -> Result<Self> {
         use_tls();
         let folder = tempfile::Builder::new().prefix("modelyard-test-").tempdir()?;
         let database = match engine {
@@ -87,7 +97,7 @@ impl Deployment {
         };
         let mut processes = Vec::new();
         for roles in &groups {
-            processes.push(Process::new(folder.path(), &roles.join("-"))?);
+            processes.push(Process::new(folder.path(), &roles.join("-"), environment)?);
         }
         let url = database.as_ref().and_then(|database| database.url.as_deref());
         for (process, roles) in processes.iter().zip(&groups) {
@@ -168,6 +178,13 @@ impl Deployment {
         Ok(())
     }
 
+    /// Changes a variable of the environment in which a process is started again.
+    pub fn set_variable(&mut self, index: usize, name: &str, value: &str) -> Result<()> {
+        let process = self.processes.get_mut(index).context("there is no such process")?;
+        process.options.environment.push((name.to_owned(), value.to_owned()));
+        Ok(())
+    }
+
     /// Ends all processes as an operator would, the last one first, and fails when one does.
     pub async fn stop(mut self) -> Result<()> {
         for index in (0..self.len()).rev() {
@@ -218,7 +235,7 @@ impl Deployment {
 }
 
 impl Process {
-    fn new(folder: &Path, name: &str) -> Result<Self> {
+    fn new(folder: &Path, name: &str, environment: &[(String, String)]) -> Result<Self> {
         let data_dir = folder.join(name);
         let configuration = folder.join(format!("{name}.toml"));
         let (public, internal) = (free_port()?, free_port()?);
@@ -237,7 +254,7 @@ impl Process {
                 log: folder.join(format!("{name}.log")),
                 data_dir,
                 arguments,
-                environment: Vec::new(),
+                environment: environment.to_vec(),
             },
             public: format!("http://127.0.0.1:{public}"),
             internal: format!("http://127.0.0.1:{internal}"),

@@ -13,12 +13,14 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail, ensure};
+use modelyard_testkit::wait::until;
 use reqwest::Method;
 use serde_json::{Value, json};
+use tokio::task::JoinSet;
 
 use crate::{
     clients::{run_client, run_client_of},
-    deployment::{Deployment, Engine, Topology},
+    deployment::{Deployment, Engine, Topology, modelyard},
     permissions::installation::{Installation, PATIENCE, accepted, call, framed, grpc_refusal, open_call, text},
 };
 
@@ -292,4 +294,74 @@ async fn perf_analyzer_drives_it_over_http_and_grpc() -> Result<()> {
         ensure!(count.trim().parse::<u64>()? > 0, "over {protocol}:\n{said}");
     }
     deployment.stop().await
+}
+
+/// However many requests one caller has sent, another one waits for few of them.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_caller_with_many_requests_does_not_keep_another_waiting() -> Result<()> {
+    const MANY: usize = 48;
+    for topology in [Topology::AllInOne, Topology::Split] {
+        let at = Installation::start(topology, "", "").await?;
+        let folder = at.deployment.folder().join("models");
+        fs::create_dir_all(&folder)?;
+        run_client("onnx_models.py", &[&folder.display().to_string()], &[])?;
+        let file = folder.join("unhurried.onnx").display().to_string();
+        let variables = [("MODELYARD_URL", &*at.url), ("MODELYARD_TOKEN", &at.admin)];
+        let import = ["models", "import", &file, "--name", "unhurried", "--alias", "champion"];
+        let output = modelyard(&import, &variables)?;
+        ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        // One by one, so that it is seen whose turn it is.
+        let routes = json!([{"model": "unhurried@champion", "weight": 100}]);
+        let spec = json!({"routes": routes, "batching": {"max_rows": 1}});
+        at.put("/api/v1/projects/default/endpoints/unhurried", &spec).await?;
+        at.make_service_account("modest", &[]).await?;
+        at.bind("modest", "service-account:modest", "caller", "default").await?;
+        let modest = at.make_token("modest", None).await?.text;
+
+        // Through a process without the gateway, which hands on who calls.
+        let front = at.public_urls()?.into_iter().find(|front| *front != at.url);
+        let front = front.unwrap_or_else(|| at.url.clone());
+        let ask = |token: &str| {
+            let url = format!("{front}/v2/models/unhurried/infer");
+            let x = json!({"name": "x", "datatype": "FP32", "shape": [1, 2], "data": [1.0, 2.0]});
+            at.http
+                .post(url)
+                .bearer_auth(token)
+                .json(&json!({"inputs": [x]}))
+                .send()
+        };
+        until("it serves", PATIENCE, || async {
+            (ask(&modest).await.ok()?.status() == 200).then_some(())
+        })
+        .await;
+        let answered = Arc::new(AtomicUsize::new(0));
+        let mut calls = JoinSet::new();
+        for _ in 0..MANY {
+            let (call, answered) = (ask(&at.admin), Arc::clone(&answered));
+            calls.spawn(async move {
+                let status = call.await?.status();
+                answered.fetch_add(1, Ordering::Relaxed);
+                ensure!(status == 200, "{status}");
+                Ok(())
+            });
+        }
+        // Most of them wait when the first is answered.
+        until("one of them is answered", PATIENCE, || async {
+            (answered.load(Ordering::Relaxed) > 0).then_some(())
+        })
+        .await;
+        for answer in tokio::try_join!(ask(&modest), ask(&modest), ask(&modest)).map(<[_; 3]>::from)? {
+            ensure!(answer.status() == 200, "{}", answer.status());
+        }
+        let before = answered.load(Ordering::Relaxed);
+        ensure!(
+            before < MANY / 2,
+            "{before} of {MANY} of another caller's went before three of one who waits"
+        );
+        while let Some(answer) = calls.join_next().await {
+            answer??;
+        }
+        at.deployment.stop().await?;
+    }
+    Ok(())
 }

@@ -4,6 +4,7 @@ mod attacks;
 mod bad_input;
 mod clients;
 mod deployment;
+mod devices;
 mod durable_log;
 mod inference_clients;
 mod main_job;
