@@ -5,8 +5,8 @@
  * all, is refused by name, so that a graph that needs it fails instead of answering with nonsense.
  *
  * CUDA_STAND_IN_DEVICES: how many devices there are (1). CUDA_STAND_IN_BYTES: the memory of each (1 GiB, all share it).
- * CUDA_STAND_IN_LOG: a file that gets a line for what is done: `take BYTES`, `give BYTES`, `copy BYTES`, `multiply ROWS COLUMNS INNER`, and those
- * of TensorRT.
+ * CUDA_STAND_IN_LOG: a file that gets a line for what is done: `take BYTES`, `give BYTES`, `copy BYTES`, `multiply ROWS COLUMNS INNER`, with
+ * `thread NAME` before it, and those of TensorRT.
  *
  * Numbers and layouts are those of CUDA's documented interface: https://docs.nvidia.com/cuda/cuda-runtime-api/ and
  * https://docs.nvidia.com/cuda/cublas/.
@@ -43,6 +43,12 @@ void note(const char *format, ...) {
     va_start(values, format);
     vfprintf(log_file, format, values);
     va_end(values);
+}
+
+void note_thread(void) {
+    char name[16] = "";
+    pthread_getname_np(pthread_self(), name, sizeof name);
+    note("thread %s\n", name);
 }
 
 /* ---- The device and its memory ---- */
@@ -454,6 +460,7 @@ PUBLIC Status cublasSgemm_v2(Handle handle, int transpose_left, int transpose_ri
         !is_taken(right, right_bytes) || !is_taken(result, result_bytes))
         return BLAS_INVALID_VALUE;
     /* As the documentation of ONNX and of clients has it, by rows, it is the other way round. */
+    note_thread();
     note("multiply %d %d %d\n", columns, rows, inner);
     const float *l = reach(left), *r = reach(right);
     float *out = reach(result), by = *(float *)reach(alpha), before = *(float *)reach(beta);

@@ -3,7 +3,7 @@
  *
  * It takes one graph only, whose name is `doubled`: input `x` of shape [-1, 3] and output `y`, twice the input; all others are left to CUDA.
  * An engine is for the sizes between those of its profile, as TensorRT's are, and is refused when its file is damaged. The log of the device
- * gets `build LEAST MOST`, `load LEAST MOST` and `double ROWS`.
+ * gets `build LEAST MOST`, `load LEAST MOST` and `double ROWS`, with `thread NAME` before the first and the last.
  *
  * Objects are laid out as C++ lays them out: a table of functions and, for all but the parser, an inner object with a table of its own. The
  * places in the tables were found by looking at what the provider calls.
@@ -95,6 +95,7 @@ static Object *build(Inner *builder, Object *network, Object *config) {
     (void)builder, (void)network;
     Inner *profile = config->inner->profile;
     if (!profile) return NULL;
+    note_thread();
     note("build %ld %ld\n", (long)profile->least, (long)profile->most);
     Object *memory = make(MEMORY);
     snprintf(memory->inner->text, sizeof memory->inner->text, ENGINE_FORMAT "%c", (long)profile->least, (long)profile->most, ENGINE_END);
@@ -180,6 +181,7 @@ static int64_t set_address(Inner *context, const char *name, void *address) {
 }
 
 static int64_t run(Inner *context) {
+    note_thread();
     note("double %ld\n", (long)context->rows);
     const float *input = reach(context->input);
     float *output = reach(context->output);

@@ -164,6 +164,11 @@ impl Source for Sessions {
         self.options.accelerator.is_some()
     }
 
+    fn waits(&self) -> bool {
+        // For the device, and for what is built for it.
+        self.options.accelerator.is_some()
+    }
+
     fn warmed(&self) {
         if let Some(Err(error)) = self.engines.as_ref().map(Engines::keep) {
             tracing::warn!(%error, "the engines of a model cannot be kept: they are built again with the next load");

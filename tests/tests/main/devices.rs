@@ -93,6 +93,17 @@ impl Scene {
         named.map(numbers).collect()
     }
 
+    /// Checks that since there were so many lines the device was asked for something, and by none of the threads that serve everybody.
+    fn check_threads(&self, lines: usize) -> Result<()> {
+        let done = self.done()?;
+        let mut threads = done.iter().skip(lines).filter(|line| line[0] == "thread").peekable();
+        ensure!(
+            threads.peek().is_some() && threads.all(|line| line[1] == "predict"),
+            "{done:?}"
+        );
+        Ok(())
+    }
+
     /// The device's memory that is taken, in bytes.
     fn taken(&self) -> Result<i64> {
         let sum = |word| -> Result<i64> { Ok(self.numbers(word)?.iter().map(|bytes| bytes[0]).sum()) };
@@ -143,6 +154,7 @@ async fn cuda_runs_models_on_a_device() -> Result<()> {
         scene.done()?
     );
 
+    let warmed = scene.done()?.len();
     let mut calls = JoinSet::new();
     for caller in 0..CALLERS {
         let url = scene.deployment.url().to_owned();
@@ -159,6 +171,7 @@ async fn cuda_runs_models_on_a_device() -> Result<()> {
     while let Some(answered) = calls.join_next().await {
         answered??;
     }
+    scene.check_threads(warmed)?;
     let wrong = json!([{"name": "x", "datatype": "FP32", "shape": [1, 2], "data": [1.0, 2.0]}]);
     let (status, answer) = scene.ask("product", &wrong).await?;
     ensure!(status == 400, "{answer}");
@@ -278,7 +291,8 @@ async fn tensorrt_builds_engines_once_and_leaves_the_rest_to_cuda() -> Result<()
     let (_, answer) = scene.ask("doubled", &rows(&[1.0; 60])).await?;
     ensure!(*data(&answer) == json!(vec![2.0; 60]), "{answer}");
     ensure!(scene.numbers("double")?.contains(&vec![20]) && scene.numbers("build")? == built);
-    // A larger request has one built for it.
+    // A larger request has one built for it, while others are served.
+    let before = scene.done()?.len();
     let (_, answer) = scene.ask("doubled", &rows(&[1.0; 300])).await?;
     ensure!(*data(&answer) == json!(vec![2.0; 300]), "{answer}");
     ensure!(
@@ -286,6 +300,7 @@ async fn tensorrt_builds_engines_once_and_leaves_the_rest_to_cuda() -> Result<()
         "{:?}",
         scene.done()?
     );
+    scene.check_threads(before)?;
 
     let engines = files(scene.deployment.folder(), "engine")?;
     ensure!(engines.len() == 1, "{engines:?}");
